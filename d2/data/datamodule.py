@@ -1,0 +1,167 @@
+"""Training data: world4d rendered once into memory-mapped files, and batches drawn from them.
+
+A set of views is N sequences of T pictures: frozen orbits for the multi-view prior, single-camera clips for the video
+prior. No file ever holds more than one axis of a scene's matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from d2.data import world4d
+
+Kind = Literal["orbits", "clips"]
+SHARD = 256  # scenes rendered, and recorded as done, at a time
+
+
+class ViewSet(NamedTuple):
+    """N sequences of T pictures on disk."""
+
+    pixels: np.ndarray  # n t 3 h w, uint8, memory-mapped
+    elevation_rad: np.ndarray  # n t
+    azimuth_rad: np.ndarray  # n t
+    folder: Path
+
+
+def render_shard(shard: int, *, folder: Path, kind: Kind, split: world4d.Split, num_scenes: int) -> int:
+    """Render one shard into the open files of `folder`."""
+    torch.set_num_threads(1)
+    files = open_files(folder, "r+")
+    indices = range(shard * SHARD, min((shard + 1) * SHARD, num_scenes))
+    render = world4d.static_orbits if kind == "orbits" else world4d.clips
+    views = render(split, list(indices))
+    span = slice(indices.start, indices.stop)
+    files.pixels[span] = (views.pixels * 255).round().to(torch.uint8).numpy()
+    files.elevation_rad[span] = views.elevation_rad.numpy()
+    files.azimuth_rad[span] = views.azimuth_rad.numpy()
+    return shard
+
+
+def open_files(folder: Path, mode: Literal["r", "r+"]) -> ViewSet:
+    """Map the arrays of a folder."""
+    names = ("pixels", "elevation_rad", "azimuth_rad")
+    return ViewSet(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names), folder=folder)
+
+
+def rendered(cache: Path, kind: Kind, split: world4d.Split, num_scenes: int, *, length: int = 8, size: int = 64) -> ViewSet:
+    """The first `num_scenes` scenes of a split, rendered on every core the first time; an interrupted rendering goes on."""
+    folder = cache / f"world4d-{world4d.WORLD_VERSION}" / f"{split}_{kind}_{num_scenes}"
+    if not (folder / "done.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        progress = folder / "progress.json"
+        if not progress.exists():
+            angles = (num_scenes, length)
+            shapes = {"pixels": (*angles, 3, size, size), "elevation_rad": angles, "azimuth_rad": angles}
+            for name, shape in shapes.items():
+                dtype = np.uint8 if name == "pixels" else np.float32
+                np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
+            progress.write_text("[]")
+        done = set(json.loads(progress.read_text()))
+        todo = [s for s in range(-(-num_scenes // SHARD)) if s not in done]
+        work = partial(render_shard, folder=folder, kind=kind, split=split, num_scenes=num_scenes)
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            for shard in pool.map(work, todo):
+                done.add(shard)
+                progress.write_text(json.dumps(sorted(done)))
+        progress.rename(folder / "done.json")
+    return open_files(folder, "r")
+
+
+@torch.no_grad()
+def encoded(views: ViewSet, first_stage: nn.Module, name: str, *, device: str = "cpu") -> np.ndarray:
+    """Latents of every picture, float16, n t c h w, computed once for the first stage called `name`."""
+    path = views.folder / f"latents_{name}.npy"
+    if not path.exists():
+        chunks = []
+        for start in range(0, len(views.pixels), 64):
+            images = to_images(torch.from_numpy(views.pixels[start : start + 64]).to(device))
+            latents = first_stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            chunks.append(latents.half().cpu().numpy())
+        partial_path = path.with_suffix(".partial.npy")
+        np.save(partial_path, np.concatenate(chunks))
+        partial_path.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 pixels to images in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+class Sequences(Dataset):
+    """Sequences of latents with their reference pictures and scalar conditions."""
+
+    def __init__(self, views: ViewSet, latents: np.ndarray, motion: Tensor, reference: int):
+        self.views, self.latents, self.motion, self.reference = views, latents, motion, reference
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {
+            "latents": torch.from_numpy(self.latents[index].astype(np.float32)),  # t c h w
+            "reference": torch.from_numpy(self.views.pixels[index, self.reference].copy()),  # 3 h w
+            "motion_bucket_id": self.motion[index],
+            "elevation_rad": torch.from_numpy(self.views.elevation_rad[index].copy()),  # t
+            "azimuth_rad": torch.from_numpy(self.views.azimuth_rad[index].copy()),  # t
+        }
+
+
+class Pictures(Dataset):
+    """Single pictures of a set of views: n·t of 3 h w, uint8."""
+
+    def __init__(self, *sets: ViewSet):
+        self.sets = sets
+        self.length = sets[0].pixels.shape[1]
+
+    def __len__(self) -> int:
+        return sum(len(s.pixels) for s in self.sets) * self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        sequence, element = divmod(index, self.length)
+        for views in self.sets:
+            if sequence < len(views.pixels):
+                return torch.from_numpy(views.pixels[sequence, element].copy())
+            sequence -= len(views.pixels)
+        raise IndexError(index)
+
+
+class RandomBatches(Sampler[list[int]]):
+    """Endless batches of indices; batch k depends on (seed, k) alone, so that a resumed run goes on where it stopped."""
+
+    def __init__(self, length: int, batch_size: int, *, seed: int, start: int):
+        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for k in count(self.start):
+            yield np.random.default_rng((self.seed, k)).integers(self.length, size=self.batch_size).tolist()
+
+
+class WorldData(L.LightningDataModule):
+    """Batches for training a tiny network: endless random training batches, the whole validation set in order."""
+
+    def __init__(self, train: Dataset, validation: Dataset, *, batch_size: int, seed: int):
+        super().__init__()
+        self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        start = self.trainer.global_step if self.trainer else 0
+        batches = RandomBatches(len(self.train), self.batch_size, seed=self.seed, start=start)  # type: ignore[arg-type]
+        return DataLoader(self.train, batch_sampler=batches)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.validation, self.batch_size)

@@ -1,0 +1,327 @@
+"""world4d: a procedural world of articulated creatures, rendered from the camera ring of d2/matrix.py.
+
+It gives what no 4D data set gives, the exact V × F matrix of a moving thing, and the two marginals the priors train
+on: frozen orbits and single-camera clips. Everything is a function of (WORLD_VERSION, split, index).
+
+Light is ambient + a uniform sky (Lambert) + a weak headlight: it has no azimuth, so a row of any view looks like a
+clip of the input view.
+
+Axes: b scenes, v views, f frames, t along a sequence, n images, p ellipsoids, k ellipsoids of one tile, s samples of
+one tile, c h w. Pixels are in [0, 1], on white.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at, pose, sample_creatures
+from d2.data.scene import Scene, Truth
+from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
+
+__all__ = ["WORLD_VERSION", "Split", "Views", "static_orbits", "clips", "full_matrix", "scene", "render"]
+
+AMBIENT, SKY, HEADLIGHT = 0.50, 0.26, 0.24  # they sum to 1: a surface facing both lights shows its own colour
+EDGE = 0.15  # half width of the border between two colours of a part, of its radius
+TILE = 8  # pixels a side; an ellipsoid is tested only in the tiles its bounding rectangle meets
+# four samples a pixel on a rotated grid: an edge near an axis still takes five levels
+SUBPIXEL = torch.tensor([(-1, -3), (3, -1), (1, 3), (-3, 1)], dtype=torch.float64) / 8
+PAIRS_PER_CHUNK = {"cpu": 512, "cuda": 1 << 18}  # (tile, ellipsoid) pairs; on a CPU they have to fit its L2 cache
+
+
+class Views(NamedTuple):
+    """Sequences, t = num_views or num_frames; or matrices, where t is v f in pixels, masks and depth, v in angles."""
+
+    pixels: Tensor  # b t 3 h w, on white, in [0, 1]
+    masks: Tensor  # b t 1 h w, coverage in [0, 1]
+    depth: Tensor  # b t 1 h w, distance along the optical axis; inf where nothing is
+    azimuth_rad: Tensor  # b t, float64, relative to the input view, which is 2π
+    elevation_rad: Tensor  # b t, float64
+
+
+def static_orbits(
+    split: Split, indices: Sequence[int], *, num_views: int = 8, size: int = 64, device: torch.device | str = "cpu"
+) -> Views:
+    """Scenes frozen at one random moment of their clips, seen from the whole ring; the input view comes last."""
+    creatures = sample_creatures(split, indices)
+    return _squeeze(_views(creatures, creatures.still_time[:, None], _ring(num_views), size, device), frame=0)
+
+
+def clips(
+    split: Split, indices: Sequence[int], *, num_frames: int = 8, size: int = 64, device: torch.device | str = "cpu"
+) -> Views:
+    """The input view over time."""
+    creatures = sample_creatures(split, indices)
+    return _squeeze(_views(creatures, _times(creatures, num_frames), _ring(1), size, device), frame=None)
+
+
+def full_matrix(
+    split: Split,
+    indices: Sequence[int],
+    *,
+    num_views: int = 8,
+    num_frames: int = 8,
+    size: int = 64,
+    device: torch.device | str = "cpu",
+) -> Views:
+    """The true matrices: pixels b v f 3 h w, masks and depth b v f 1 h w, angles b v. For evaluation only."""
+    if split == "train":
+        raise ValueError("split='train': a 4D truth is for evaluation only; choose validation or test")
+    creatures = sample_creatures(split, indices)
+    return _views(creatures, _times(creatures, num_frames), _ring(num_views), size, device)
+
+
+def scene(split: Split, index: int, *, num_views: int, num_frames: int, size: int, fps: float = 8.0) -> Scene:
+    """Scene `index` of an evaluation split, its truth beside it; the clip is the truth's input view."""
+    truth = full_matrix(split, [index], num_views=num_views, num_frames=num_frames, size=size)
+    cameras = Cameras(truth.azimuth_rad[0], truth.elevation_rad[0], num_views - 1)
+    return Scene(
+        name=f"{split}_{index:04d}",
+        seed=index,
+        pixels=truth.pixels[0, -1],
+        masks=truth.masks[0, -1],
+        cameras=cameras,
+        fps=fps,
+        truth=Truth(truth.pixels[0], truth.masks[0], truth.depth[0]),
+    )
+
+
+def render(
+    ellipsoids: Ellipsoids,  # n p
+    azimuth_rad: Tensor,  # n, float64
+    elevation_rad: Tensor,  # n, float64
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # n 3 h w, n 1 h w, n 1 h w
+    """Ray-cast ellipsoids from cameras on the sphere: pixels, masks, depth.
+
+    With d = (x, y, 1) a ray in the camera's frame and w = 1 / depth, the nearer hit of an ellipsoid is
+    w = l · d + sqrt(dᵀ N d), and it is missed where dᵀ N d < 0: both are polynomials of (x, y), so the discriminants of
+    all samples of all tiles come from one matrix product.
+    """
+    n, device = len(azimuth_rad), azimuth_rad.device
+    tiles = math.ceil(size / TILE)
+    step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / size  # of one pixel, on the plane z = 1
+    cast = _cast(ellipsoids, azimuth_rad, elevation_rad)
+    corner = (torch.arange(tiles, dtype=torch.float64, device=device) * TILE - size / 2) * step
+    meets_x = (cast.high[:, :, None, 0] >= corner) & (cast.low[:, :, None, 0] <= corner + TILE * step)  # n p tiles
+    meets_y = (cast.high[:, :, None, 1] >= corner) & (cast.low[:, :, None, 1] <= corner + TILE * step)
+    meets = rearrange(meets_y[:, :, :, None] & meets_x[:, :, None, :], "n p ty tx -> (n ty tx) p")
+    counts, order = meets.sum(-1).sort(descending=True, stable=True)
+    counts = counts[counts > 0].tolist()
+    slots = meets.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)  # the ellipsoids met come first
+
+    canvas = torch.zeros(n * tiles**2, 5, TILE**2, device=device)  # colour on white, coverage, depth
+    canvas[:, :3] = 1
+    canvas[:, 4] = math.inf
+    samples = _samples(step, device)
+    budget, first = PAIRS_PER_CHUNK["cpu" if device.type == "cpu" else "cuda"], 0
+    while first < len(counts):
+        k = counts[first]
+        tile = order[first : min(first + max(budget // k, 1), len(counts))]
+        image, place = tile // tiles**2, tile % tiles**2
+        shift = torch.stack([corner[place % tiles], corner[place // tiles]], dim=-1)
+        slot = slots[tile, :k]
+        canvas[tile] = _render_tiles(cast, image, slot, meets[tile].gather(1, slot), shift, samples)
+        first += len(tile)
+    canvas = rearrange(
+        canvas, "(n ty tx) c (y x) -> n c (ty y) (tx x)", n=n, ty=tiles, tx=tiles, y=TILE, x=TILE
+    )[..., :size, :size]  # fmt: skip
+    return canvas[:, :3], canvas[:, 3:4], canvas[:, 4:5]
+
+
+class Ellipsoids(NamedTuple):
+    """Coloured ellipsoids in the world; radii 0 marks one that is absent."""
+
+    centre: Tensor  # n p 3
+    rotation: Tensor  # n p 3 3, columns are the axes
+    radii: Tensor  # n p 3
+    colours: Tensor  # n p 2 3, upper and lower
+    split: Tensor  # n p 4: upper where n · q > level, q the point on the unit sphere
+
+
+# --- which scenes, times and cameras --------------------------------------------------------------------------------
+
+
+def _ring(num_views: int) -> Tensor:
+    return camera_ring(num_views).azimuth_rad
+
+
+def _times(creatures: Creatures, num_frames: int) -> Tensor:  # b f
+    if num_frames < 1:
+        raise ValueError(f"matrix.num_frames={num_frames}: there must be at least one frame")
+    return (torch.arange(num_frames, dtype=torch.float64) / num_frames).expand(len(creatures.yaw), -1)
+
+
+def _views(
+    creatures: Creatures,
+    time: Tensor,  # b f
+    azimuth: Tensor,  # v
+    size: int,
+    device: torch.device | str,
+) -> Views:
+    """Every camera at every time; the geometry is double precision on the CPU, so that it is the same everywhere."""
+    if size < 1:
+        raise ValueError(f"size={size}: a picture has at least one pixel")
+    views, frames = len(azimuth), time.shape[1]
+    elevation = elevation_at(creatures, azimuth)  # b v
+    posed: Pose = pose(creatures, time)
+    facts = (creatures.radii, creatures.colours, creatures.split)
+    ellipsoids = Ellipsoids(
+        *(repeat(x, "b f ... -> (b v f) ...", v=views).to(device) for x in posed),
+        *(repeat(x, "b ... -> (b vf) ...", vf=views * frames).to(device) for x in facts),
+    )
+    pixels, masks, depth = render(
+        ellipsoids,
+        repeat(azimuth, "v -> (b v f)", b=len(time), f=frames).to(device),
+        repeat(elevation, "b v -> (b v f)", f=frames).to(device),
+        size,
+    )
+    pixels, masks, depth = (
+        rearrange(x, "(b v f) c h w -> b v f c h w", v=views, f=frames) for x in (pixels, masks, depth)
+    )
+    return Views(pixels, masks, depth, azimuth.expand(len(time), -1).clone(), elevation)
+
+
+def _squeeze(views: Views, *, frame: int | None) -> Views:
+    """One frame's column, or, for None, the single view's row, with angles for each of its frames."""
+    if frame is not None:
+        pixels, masks, depth = (x[:, :, frame] for x in views[:3])
+        return views._replace(pixels=pixels, masks=masks, depth=depth)
+    frames = views.pixels.shape[2]
+    return Views(
+        views.pixels[:, 0],
+        views.masks[:, 0],
+        views.depth[:, 0],
+        views.azimuth_rad.expand(-1, frames).clone(),
+        views.elevation_rad.expand(-1, frames).clone(),
+    )
+
+
+# --- the ray caster -------------------------------------------------------------------------------------------------
+
+
+class _Cast(NamedTuple):
+    """Ellipsoids as one camera each sees them: frame x right, y down, z along the optical axis."""
+
+    hit: Tensor  # n p 9 float64: N as (xx, yy, xy, x, y, 1) with the twos inside, l as (x, y, 1)
+    surface: Tensor  # n p 4 4 float64: rows of affine maps of the hit point: normal (x, y, z), colour coordinate
+    colours: Tensor  # n p 6 float32
+    up: Tensor  # n 2 float64, the world's z in the frame's y and z
+    low: Tensor  # n p 2 float64, bounding rectangle on the plane z = 1; empty if absent
+    high: Tensor
+
+
+def _cast(ellipsoids: Ellipsoids, azimuth: Tensor, elevation: Tensor) -> _Cast:
+    ca, sa, ce, se = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
+    zero = torch.zeros_like(ca)
+    toward = torch.stack([ce * ca, ce * sa, se], dim=-1)  # from the origin to the camera
+    right = torch.stack([-sa, ca, zero], dim=-1)
+    down = torch.stack([se * ca, se * sa, -ce], dim=-1)
+    camera = torch.stack([right, down, -toward], dim=-2)  # rows: world -> camera
+    centre = _rows(camera[:, None], ellipsoids.centre - RADIUS * toward[:, None])  # n p 3
+    present = ellipsoids.radii[..., :1] > 0
+    radii = ellipsoids.radii.clamp(min=1e-3)
+    axes = torch.stack([_rows(camera[:, None], axis) for axis in ellipsoids.rotation.unbind(-1)], dim=-2)  # n p axis 3
+    unit = axes / radii[..., None]  # camera -> unit sphere: q = unit (x - centre)
+    b = -_rows(unit, centre)
+    shape = (unit[..., :, :, None] * unit[..., :, None, :]).sum(-3)  # Q
+    gap = b.square().sum(-1, keepdim=True) - 1
+    slope = -(unit * b[..., None]).sum(-2) / gap
+    conic = slope[..., :, None] * slope[..., None, :] - shape / gap[..., None]
+    xx, xy, x1, _, yy, y1, _, _, one = conic.flatten(-2).unbind(-1)
+    hit = torch.stack([xx, yy, 2 * xy, 2 * x1, 2 * y1, one], dim=-1)
+    # the dual of the outline: c cᵀ - A Aᵀ
+    spread = (axes * radii[..., None]).square().sum(-2)
+    cross = (axes * radii[..., None] * (axes[..., 2:] * radii[..., None])).sum(-2)
+    depth = centre[..., 2:]
+    zz = depth.square() - spread[..., 2:]
+    xz = (centre * depth - cross)[..., :2] / zz
+    width = (xz.square() - (centre.square() - spread)[..., :2] / zz).clamp(min=0).sqrt()
+    normal, split = ellipsoids.split[..., :3], ellipsoids.split[..., 3]
+    linear = torch.cat([shape, (unit * normal[..., None]).sum(-2, keepdim=True)], dim=-2)
+    constant = torch.cat([-_rows(shape, centre), (b * normal).sum(-1, keepdim=True) - split[..., None]], dim=-1)
+    surface = torch.cat([linear, constant[..., None]], dim=-1)
+    low, high = xz - width, xz + width
+    return _Cast(
+        torch.cat([hit, slope], dim=-1),
+        surface,
+        ellipsoids.colours.flatten(-2).float(),
+        torch.stack([-ce, -se], dim=-1),
+        torch.where(present, low, math.inf),
+        torch.where(present, high, -math.inf),
+    )
+
+
+def _samples(step: float, device: torch.device) -> Tensor:  # 6 s, float32
+    """Monomials (xx, yy, xy, x, y, 1) of the samples of a tile, from its corner; s = pixel (y x), then sample."""
+    pixel = torch.arange(TILE, dtype=torch.float64) + 0.5
+    x = (pixel[None, :, None] + SUBPIXEL[:, 0]).expand(TILE, TILE, -1) * step
+    y = (pixel[:, None, None] + SUBPIXEL[:, 1]).expand(TILE, TILE, -1) * step
+    x, y = x.flatten(), y.flatten()
+    return torch.stack([x * x, y * y, x * y, x, y, torch.ones_like(x)]).float().to(device)
+
+
+def _render_tiles(
+    cast: _Cast,
+    image: Tensor,  # tiles
+    slots: Tensor,  # tiles k
+    met: Tensor,  # tiles k, False where the slot only pads
+    shift: Tensor,  # tiles 2, the corner of each
+    samples: Tensor,  # 6 s
+) -> Tensor:  # tiles 5 pixels
+    hit = cast.hit[image[:, None], slots]
+    x, y = shift[:, None].unbind(-1)
+    xx, yy, xy, nx, ny, n1, lx, ly, l1 = hit.unbind(-1)
+    # the same polynomials from the tile's corner: better conditioned, and every tile has the same monomials
+    at_corner = xx * x * x + yy * y * y + xy * x * y + nx * x + ny * y + n1
+    conic = torch.stack([xx, yy, xy, nx + 2 * xx * x + xy * y, ny + 2 * yy * y + xy * x, at_corner], dim=-1)
+    conic = torch.where(met[..., None], conic, conic.new_tensor([0, 0, 0, 0, 0, -1])).float()
+    slope = torch.stack([lx, ly, l1 + lx * x + ly * y], dim=-1).float()
+    tiles, k = slots.shape
+    discriminant = (conic.view(-1, 6) @ samples).view(tiles, k, -1)
+    nearness = (slope.view(-1, 3) @ samples[3:]).view(tiles, k, -1)
+    nearness = torch.where(discriminant > 0, nearness.add_(discriminant.clamp_(min=0).sqrt_()), 0.0)
+    w, winner = nearness.max(dim=1)  # tiles s
+
+    tile, sample = (w > 0).nonzero(as_tuple=True)
+    part = slots[tile, winner[tile, sample]]
+    colour = _shade(cast, image[tile], part, w[tile, sample], shift[tile].float() + samples[3:5, sample].mT)
+    out = w.new_zeros(5, tiles, w.shape[1])
+    out[:3] = 1
+    out[:3, tile, sample] = colour.mT
+    covered = w > 0
+    out[3] = covered
+    out[4] = torch.where(covered, 1 / w, 0.0)
+    out = rearrange(out, "c tiles (pixel sample) -> tiles c pixel sample", sample=len(SUBPIXEL)).mean(-1)
+    out[:, 4] = torch.where(out[:, 3] > 0, out[:, 4] / out[:, 3], math.inf)
+    return out
+
+
+def _shade(
+    cast: _Cast,
+    image: Tensor,  # m
+    part: Tensor,  # m
+    w: Tensor,  # m
+    xy: Tensor,  # m 2
+) -> Tensor:  # m 3
+    """Colour of m hits: Lambert under the sky and the headlight, on the part's two colours."""
+    ray = torch.cat([xy, torch.ones_like(xy[:, :1]), w[:, None]], dim=-1)  # w times the hit point, homogeneous
+    surface = cast.surface.float()[image, part]
+    affine = (surface * ray[:, None]).sum(-1)
+    normal = affine[:, :3] / affine[:, :3].norm(dim=-1, keepdim=True)
+    up = (normal[:, 1:] * cast.up.float()[image]).sum(-1)
+    facing = -(normal * ray[:, :3]).sum(-1) / ray[:, :3].norm(dim=-1)
+    light = AMBIENT + SKY * (1 + up) / 2 + HEADLIGHT * facing.clamp(min=0)
+    mix = ((affine[:, 3] / w) / (2 * EDGE) + 0.5).clamp(0, 1)[:, None]
+    upper, lower = cast.colours[image, part].split(3, dim=-1)
+    return light[:, None] * (lower + mix * (upper - lower))
+
+
+def _rows(matrix: Tensor, x: Tensor) -> Tensor:
+    """Matrix times vector, written out so that a picture does not depend on the batch it is in."""
+    return (matrix * x[..., None, :]).sum(-1)

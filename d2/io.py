@@ -1,0 +1,301 @@
+"""The place of files: everything is written beside its name and moved there when complete.
+
+Axes: v views, f frames, t video frames, c h w. Pixels are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from d2.data.scene import Truth
+from d2.matrix import FOV_Y_DEG, Cameras, ImageMatrix, camera_positions
+
+WATCHABLE = 256  # pixels of the longer side below which a video is enlarged by a whole factor
+GRID_LIMIT = 4096  # pixels of the longer side above which a grid's cells are averaged down by a whole factor
+GUTTER, GUTTER_GREY = 2, 0.8  # between the cells of a grid; pictures are on white, so the lines are not
+QUALITY = 7  # of 10, imageio-ffmpeg's scale: x264 crf 15, visually lossless
+
+
+# --- a scene's outputs -----------------------------------------------------------------------------------------------
+
+
+def write_matrix(folder: Path, matrix: ImageMatrix, truth: Truth | None, metadata: Mapping[str, str]) -> None:
+    """One scene's result: tensors, row videos and pictures, grid, preview, cameras. Replaces `folder` if it is there.
+
+    `metadata` (seed, world version, …) goes into the headers of the safetensors files. A page or metrics of the scene
+    are written into `folder` afterwards.
+    """
+    num_views, num_frames, _, height, width = matrix.pixels.shape
+    assert height == width, f"the cameras are square, the pixels {height}×{width}"
+    cameras = matrix.cameras
+    facts = {"fps": repr(float(matrix.fps)), "input_view": str(cameras.input_view)}
+    tensors = {
+        "pixels": _to_uint8(matrix.pixels),
+        "azimuth_rad": cameras.azimuth_rad.double(),
+        "elevation_rad": cameras.elevation_rad.double(),
+    }
+    if matrix.latents is not None:
+        tensors["latents"] = matrix.latents.half()
+    digits = max(2, len(str(num_frames - 1)), len(str(num_views - 1)))
+    views = [f"rows/view_{view:0{digits}}" for view in range(num_views)]
+    paths = [[f"{view}/{frame:0{digits}}.png" for frame in range(num_frames)] for view in views]
+
+    with staged_folder(folder) as partial:
+        write_tensors(partial / "matrix.safetensors", tensors, {**metadata, **facts})
+        if truth is not None:
+            masks = _to_uint8(truth.masks)
+            layers = {"pixels": _to_uint8(truth.pixels), "masks": masks, "depth": truth.depth.float()}
+            write_tensors(partial / "truth.safetensors", layers, metadata)
+        for view, row in enumerate(matrix.pixels):
+            for frame, pixels in enumerate(row):
+                write_png(partial / paths[view][frame], pixels)
+            write_video(partial / f"{views[view]}.mp4", row, matrix.fps)
+        write_grid(partial / "grid.png", matrix.pixels, truth.pixels if truth else None)
+        write_video(partial / "preview.mp4", preview_frames(matrix.pixels, cameras.input_view), matrix.fps)
+        write_transforms(partial / "transforms.json", cameras, num_frames, matrix.fps, width, paths)
+
+
+def read_matrix(folder: Path) -> ImageMatrix:
+    """What `write_matrix` wrote: pixels to 1/255, latents to half precision, cameras exactly."""
+    tensors, metadata = _read_tensors(folder / "matrix.safetensors")
+    cameras = Cameras(tensors["azimuth_rad"], tensors["elevation_rad"], int(metadata["input_view"]))
+    latents = tensors["latents"].float() if "latents" in tensors else None
+    return ImageMatrix(tensors["pixels"].float() / 255, cameras, float(metadata["fps"]), latents)
+
+
+def read_truth(folder: Path) -> Truth | None:
+    """The truth beside a matrix, where it is known."""
+    path = folder / "truth.safetensors"
+    if not path.exists():
+        return None
+    tensors, _ = _read_tensors(path)
+    return Truth(tensors["pixels"].float() / 255, tensors["masks"].float() / 255, tensors["depth"])
+
+
+# --- nothing half-written --------------------------------------------------------------------------------------------
+
+
+def ensure_writable(folder: Path) -> None:
+    """Makes the output folder; ValueError if it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, moved onto it at the end; after an error `path` is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write to, which takes its place at the end; after an error it is as it was."""
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    _settle(folder, partial, old)  # what a killed run left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():  # a folder that is not empty cannot be replaced in one call
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        _settle(folder, partial, old)
+
+
+def _settle(folder: Path, partial: Path, old: Path) -> None:
+    """Puts `old` back if nothing took its place; then both are gone."""
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    with staged(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON; numbers that JSON does not know (nan, inf) become null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    with staged(path) as partial:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
+        )
+
+
+def write_png(
+    path: Path,
+    pixels: Tensor,  # 3 h w
+) -> None:
+    with staged(path) as partial:
+        Image.fromarray(rearrange(_to_uint8(pixels), "c h w -> h w c").numpy()).save(partial, format="PNG")
+
+
+def write_video(
+    path: Path,
+    frames: Tensor,  # t 3 h w
+    fps: float,
+) -> None:
+    """mp4 (h264, yuv420p: plays everywhere). Small frames are enlarged, nearest, to about 256; odd sides get a line."""
+    assert len(frames) > 0 and fps > 0
+    factor = max(1, math.ceil(WATCHABLE / max(frames.shape[-2:])))
+    frames = repeat(_to_uint8(frames), "t c h w -> t c (h i) (w j)", i=factor, j=factor)
+    height, width = frames.shape[-2:]
+    frames = frames[..., [*range(height), *[height - 1] * (height % 2)], :]  # yuv420p wants even sides
+    frames = frames[..., [*range(width), *[width - 1] * (width % 2)]]
+    size = (width + width % 2, height + height % 2)
+    output = ["-movflags", "+faststart", "-f", "mp4"]
+    with staged(path) as partial:
+        encoder = imageio_ffmpeg.write_frames(
+            str(partial),
+            size,
+            fps=fps,  # pyright: ignore[reportArgumentType]  (any number will do)
+            codec="libx264",
+            quality=QUALITY,
+            macro_block_size=1,
+            output_params=output,
+        )
+        with closing(encoder):
+            encoder.send(None)
+            for frame in frames:
+                encoder.send(np.ascontiguousarray(rearrange(frame, "c h w -> h w c").numpy()))
+        if not partial.exists() or not partial.stat().st_size:
+            raise OSError(f"{path}: ffmpeg wrote no video")
+
+
+def write_grid(
+    path: Path,
+    pixels: Tensor,  # v f 3 h w
+    truth: Tensor | None = None,  # v f 3 h w
+) -> None:
+    """Views down, frames across, thin grey lines between; the truth to the right of it behind a wider line."""
+    num_frames, (height, width) = pixels.shape[1], pixels.shape[-2:]
+    halves = [pixels] if truth is None else [pixels, truth]
+    factor = math.ceil(max(pixels.shape[0] * height, len(halves) * num_frames * width) / GRID_LIMIT)
+    drawn = []
+    for half in halves:
+        cells = F.avg_pool2d(rearrange(half.cpu().float(), "v f c h w -> (v f) c h w"), factor)
+        cells = F.pad(cells, (GUTTER, 0, GUTTER, 0), value=GUTTER_GREY)
+        sheet = rearrange(cells, "(v f) c h w -> c (v h) (f w)", f=num_frames)
+        drawn.append(F.pad(sheet, (0, GUTTER, 0, GUTTER), value=GUTTER_GREY))
+    wide_line = torch.full((3, drawn[0].shape[1], 4 * GUTTER), GUTTER_GREY)
+    write_png(path, drawn[0] if truth is None else torch.cat([drawn[0], wide_line, drawn[1]], dim=-1))
+
+
+def write_transforms(
+    path: Path,
+    cameras: Cameras,
+    num_frames: int,
+    fps: float,
+    size: int,
+    frame_paths: Sequence[Sequence[str]],  # v × f, relative to the file
+) -> None:
+    """transforms.json as nerfstudio and D-NeRF read it: pinhole numbers in pixels, one camera and time a picture.
+
+    `transform_matrix` is camera to world, OpenGL axes (x right, y up, looking along −z); `time` runs from 0 to 1.
+    """
+    fov = math.radians(FOV_Y_DEG)
+    focal = size / 2 / math.tan(fov / 2)
+    matrices = camera_to_world(cameras).tolist()
+    frames = [
+        {"file_path": frame_path, "transform_matrix": matrix, "time": frame / max(1, num_frames - 1)}
+        for matrix, row in zip(matrices, frame_paths, strict=True)
+        for frame, frame_path in zip(range(num_frames), row, strict=True)
+    ]
+    pinhole = {"camera_model": "OPENCV", "camera_angle_x": fov, "camera_angle_y": fov, "fl_x": focal, "fl_y": focal}
+    centre = {"cx": size / 2, "cy": size / 2, "w": size, "h": size}
+    write_json(path, {**pinhole, **centre, "fps": fps, "frames": frames})
+
+
+# --- the orbit, as matrices and as a film ----------------------------------------------------------------------------
+
+
+def camera_to_world(cameras: Cameras) -> Tensor:
+    """v 4 4: columns right, up, backward and centre, in world coordinates; well defined at the poles too."""
+    azimuth, centre = cameras.azimuth_rad.double(), camera_positions(cameras).double()
+    right = torch.stack([-azimuth.sin(), azimuth.cos(), torch.zeros_like(azimuth)], dim=-1)
+    backward = F.normalize(centre, dim=-1)
+    up = torch.linalg.cross(backward, right)
+    bottom = torch.tensor([0.0, 0, 0, 1], dtype=torch.float64).expand(len(azimuth), 1, 4)
+    return torch.cat([torch.stack([right, up, backward, centre], dim=-1), bottom], dim=1)
+
+
+def preview_cells(num_views: int, num_frames: int, input_view: int) -> list[tuple[int, int]]:
+    """The (view, frame) of every picture of the preview: a closed round by steps of at most one view and one frame.
+
+    Time stands still at frame 0 for one turn from the input view; then it runs to the end and back, as often as the
+    second turn lasts.
+    """
+    still = [(input_view + step, 0) for step in range(num_views)]
+    period = 2 * (num_frames - 1)  # there and back
+    length = period * math.ceil(num_views / period) if period else 0
+    times = [min(step % period, -step % period) for step in range(length)]
+    moving = [(input_view + num_views * step // length, time) for step, time in enumerate(times)]
+    return [(view % num_views, frame) for view, frame in still + moving]
+
+
+def preview_frames(
+    pixels: Tensor,  # v f 3 h w
+    input_view: int = -1,
+) -> Tensor:  # t 3 h w
+    """The preview: an orbit at frozen time, then one while time runs; every view and every frame comes."""
+    cells = preview_cells(pixels.shape[0], pixels.shape[1], input_view)
+    return torch.stack([pixels[view, frame] for view, frame in cells])
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _to_uint8(pixels: Tensor) -> Tensor:
+    return (pixels.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give the folder of a sampled scene") from error

@@ -1,0 +1,226 @@
+"""Training of the tiny tier: the autoencoder, then both priors under the EDM loss with SVD's v-preconditioning.
+
+Axes: b sequences, t along a sequence, c h w.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2.data.datamodule import to_images
+from d2.priors.first_stage import FirstStage
+from d2.priors.prior import Prior
+from d2.priors.tiny import FPS_ID, polar_rad
+
+BANDS = (0.0, 0.1, 1.0, 10.0, 188.0, float("inf"))  # of sigma; published VRS works above 188
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up, a plateau and a linear decay to zero over the last `decay_steps`."""
+
+    lr: float = 6e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    max_steps: int = 8000
+    decay_steps: int = 3000
+    ema_decay: float = 0.999
+
+
+def lr_factor(step: int, config: OptimizerConfig) -> float:
+    """Learning rate at `step` as a share of `lr`."""
+    return max(0.0, min(1.0, (step + 1) / config.warmup_steps, (config.max_steps - step) / config.decay_steps))
+
+
+class Trained(L.LightningModule):
+    """What the autoencoder's and the priors' training share: the optimiser and an exponential moving average."""
+
+    def __init__(self, network: nn.Module, optimizer: OptimizerConfig):
+        super().__init__()
+        self.network = network
+        self.ema = copy.deepcopy(network).requires_grad_(False)
+        self.optimizer = optimizer
+
+    def configure_optimizers(self) -> Any:
+        c = self.optimizer
+        adamw = torch.optim.AdamW(self.network.parameters(), c.lr, c.betas, weight_decay=c.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: lr_factor(step, c))
+        return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        decay = min(self.optimizer.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        ema, own = [list(m.state_dict().values()) for m in (self.ema, self.network)]
+        torch._foreach_lerp_(ema, own, 1 - decay)
+
+
+class AutoencoderTrainer(Trained):
+    """KL autoencoder on single pictures: absolute error, heavier on the creature, and a light KL term."""
+
+    def __init__(self, network: FirstStage, optimizer: OptimizerConfig, *, kl_weight: float = 1e-4):
+        super().__init__(network, optimizer)
+        self.kl_weight = kl_weight
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        images = to_images(batch)
+        mean, logvar = self.network.moments(images)
+        z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
+        error = self.network.decode(z) - images
+        weight = 1 + 3 * creature(batch).float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = (weight * (error.abs() + error.square())).mean()
+        self.log("train/loss", loss)
+        self.log("train/kl", kl)
+        return loss + self.kl_weight * kl
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        there = creature(batch)
+        error = (self.ema.decode(self.ema(to_images(batch))).clamp(-1, 1) - to_images(batch)).square() / 4
+        self.log("val/psnr_masked", -10 * torch.log10(error.masked_select(there).mean()))
+
+
+def creature(
+    pixels: Tensor,  # n 3 h w, uint8
+) -> Tensor:
+    """Pixels that are not background, grown by two: n 1 h w, bool."""
+    there = (pixels < 247).any(dim=1, keepdim=True).float()
+    return F.max_pool2d(there, 5, stride=1, padding=2) > 0
+
+
+@torch.no_grad()
+def whiten(stage: FirstStage, pixels: Tensor) -> None:
+    """Set scale and shift so that latents of `pixels` (n 3 h w, uint8) have mean 0 and variance 1 in every channel."""
+    z = torch.cat([stage.moments(to_images(chunk))[0] for chunk in pixels.split(256)])
+    std, mean = torch.std_mean(z, dim=(0, 2, 3))
+    stage.scale.copy_(1 / std)
+    stage.shift.copy_(mean)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The noise levels trained on and the corruption of conditions."""
+
+    log_sigma_mean: float = 0.3
+    log_sigma_std: float = 1.4
+    high_share: float = 0.1  # log-uniform on [high_min, high_max]
+    high_min: float = 20.0
+    high_max: float = 700.0
+    drop: float = 0.15  # of the conditions, for guidance
+    singles: int = 16  # single images a step, drawn from as many other sequences
+    cond_aug_log_mean: float = -3.0  # ln of the noise on the reference picture, as SVD
+    cond_aug_log_std: float = 1.0
+    cond_aug_zero: float = 0.3  # share of clean references
+
+
+class PriorTrainer(Trained):
+    """EDM training of a prior on sequences, and on single images with the temporal branch switched off.
+
+    A batch holds sequences; the last `loss.singles` of them give one element each.
+    """
+
+    def __init__(
+        self,
+        network: Prior,
+        first_stage: FirstStage,
+        kind: Literal["video", "multiview"],
+        optimizer: OptimizerConfig,
+        loss: LossConfig,
+    ):
+        super().__init__(network, optimizer)
+        object.__setattr__(self, "first_stage", first_stage)  # frozen and not part of the weights
+        self.kind, self.loss = kind, loss
+
+    def on_fit_start(self) -> None:
+        self.first_stage.to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        n = len(batch["latents"]) - self.loss.singles
+        cond_aug = self.draw_cond_aug(len(batch["latents"]))
+        condition = self.condition(self.network, batch, cond_aug, torch.randn(batch["reference"].shape, device=self.device))
+        keep = (torch.rand(len(cond_aug), device=self.device) > self.loss.drop).float()[:, None, None, None]
+        condition = condition._replace(
+            crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None]
+        )
+        sequences, singles = torch.arange(n), torch.arange(n, len(cond_aug))
+        element = torch.randint(batch["latents"].shape[1], (len(singles),))
+        x0 = batch["latents"]
+        single = type(condition)(*(part[singles, element][:, None] for part in condition))
+        losses = [self.v_loss(x0[sequences], condition.select(sequences), image_only=False)]
+        if len(singles):
+            losses.append(self.v_loss(x0[singles, element][:, None], single, image_only=True))
+        elements = [n * x0.shape[1], len(singles)]
+        total = sum(v.mean() * m for v, m in zip(losses, elements, strict=False)) / sum(elements)
+        self.log("train/loss", losses[0].mean())
+        return total
+
+    def v_loss(
+        self,
+        x0: Tensor,  # b t c h w
+        condition: Any,
+        *,
+        image_only: bool,
+        sigma: Tensor | None = None,  # b
+        network: Prior | None = None,
+        noise: Tensor | None = None,  # b t c h w
+    ) -> Tensor:
+        """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over elements: b. Equals the error of v (Karras et al. 2022, eq. 8)."""
+        sigma = self.draw_sigma(len(x0)) if sigma is None else sigma
+        noise = torch.randn_like(x0) if noise is None else noise
+        s = sigma[:, None, None, None, None]
+        levels = sigma[:, None].expand(x0.shape[:2])
+        flags = x0.new_full(x0.shape[:2], float(image_only))
+        denoised = (network or self.network)(x0 + s * noise, levels, condition, flags)
+        return ((s**2 + 1) / s**2 * (denoised - x0).square()).mean(dim=(1, 2, 3, 4))
+
+    def condition(self, network: Prior, batch: dict[str, Tensor], cond_aug: Tensor, noise: Tensor) -> Any:
+        """The condition of every sequence of a batch."""
+        t = batch["latents"].shape[1]
+        scalars = sequence_scalars(self.kind, batch, cond_aug, t)
+        return network.condition(to_images(batch["reference"]), noise, scalars, t, self.first_stage)[0]
+
+    def draw_sigma(self, b: int) -> Tensor:
+        """Noise levels: b."""
+        c = self.loss
+        low = (c.log_sigma_mean + c.log_sigma_std * torch.randn(b)).exp()
+        span = torch.tensor(c.high_max / c.high_min).log()
+        high = c.high_min * (span * torch.rand(b)).exp()
+        return torch.where(torch.rand(b) < c.high_share, high, low.clamp(min=0.002)).to(self.device)
+
+    def draw_cond_aug(self, b: int) -> Tensor:
+        """Standard deviations of the noise on the reference pictures: b."""
+        c = self.loss
+        aug = (c.cond_aug_log_mean + c.cond_aug_log_std * torch.randn(b)).exp().clamp(max=1.0)
+        return torch.where(torch.rand(b) < c.cond_aug_zero, 0.0, aug).to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The EMA network's loss in every band of sigma, on fixed noise."""
+        g = torch.Generator().manual_seed(batch_idx)
+        b = len(batch["latents"])
+        condition = self.condition(self.ema, batch, torch.zeros(b), torch.zeros(batch["reference"].shape))
+        edges = (0.01, *BANDS[1:-1], 700.0)
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            sigma = (torch.rand(b, generator=g) * (torch.tensor(high / low)).log()).exp() * low
+            noise = torch.randn(batch["latents"].shape, generator=g)
+            value = self.v_loss(
+                batch["latents"], condition, image_only=False, sigma=sigma, network=self.ema, noise=noise
+            )
+            self.log(f"val/loss_{low:g}_{high:g}", value.mean(), batch_size=b)
+
+
+def sequence_scalars(kind: str, batch: dict[str, Tensor], cond_aug: Tensor, t: int) -> dict[str, Tensor]:
+    """The scalar conditions of training sequences: name -> b t."""
+    scalars = {"cond_aug": cond_aug[:, None].expand(-1, t)}
+    if kind == "video":
+        scalars["fps_id"] = torch.full_like(scalars["cond_aug"], FPS_ID)
+        scalars["motion_bucket_id"] = batch["motion_bucket_id"][:, None].expand(-1, t)
+    else:
+        scalars["polars_rad"] = polar_rad(batch["elevation_rad"])
+        scalars["azimuths_rad"] = batch["azimuth_rad"]
+    return scalars

@@ -1,0 +1,126 @@
+"""The image matrix and how terms see it.
+
+Axes: v views, f frames, b sequences, t along a sequence, c h w. `matrix` means v f c h w.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RADIUS = 2.0  # distance of every camera from the origin; objects lie within 0.5 of it
+FOV_Y_DEG = 33.8  # vertical field of view, that of SV3D's training renders (Voleti et al. 2024)
+
+
+class Cameras(NamedTuple):
+    """V cameras on a sphere of `RADIUS`, looking at the origin, z up.
+
+    Azimuth grows as the camera moves counter-clockwise seen from above; it is relative to the input view, whose own
+    azimuth is written 2π, as SV3D embeds it.
+    """
+
+    azimuth_rad: Tensor  # v, float64
+    elevation_rad: Tensor  # v, float64
+    input_view: int
+
+    @property
+    def num_views(self) -> int:
+        return len(self.azimuth_rad)
+
+
+def camera_ring(num_views: int, elevation_rad: float | Tensor = 0.0) -> Cameras:
+    """An even ring of `num_views` cameras in the published order: the input view comes last, at azimuth 2π."""
+    if num_views < 1:
+        raise ValueError(f"matrix.num_views={num_views}: there must be at least one view")
+    azimuth = 2 * math.pi * torch.arange(1, num_views + 1, dtype=torch.float64) / num_views
+    elevation = torch.as_tensor(elevation_rad, dtype=torch.float64).expand(num_views).clone()
+    return Cameras(azimuth, elevation, num_views - 1)
+
+
+def camera_positions(cameras: Cameras) -> Tensor:
+    """Camera centres in world coordinates: v 3."""
+    a, e = cameras.azimuth_rad, cameras.elevation_rad
+    return RADIUS * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], dim=-1)
+
+
+class ImageMatrix(NamedTuple):
+    """One scene's V × F result."""
+
+    pixels: Tensor  # v f 3 h w, in [0, 1], on white
+    cameras: Cameras
+    fps: float
+    latents: Tensor | None = None  # v f c h w
+
+
+class Cut(NamedTuple):
+    """How a term sees the matrix: its sequences as lists of cells. Rows, columns, cells and windows are values of it."""
+
+    cells: Tensor  # b t 2: the (view, frame) of every element
+    blend: Tensor  # b t: its share where sequences overlap; shares of a covered cell sum to 1
+
+
+def rows(num_views: int, num_frames: int) -> Cut:
+    """One sequence a view, along the frames."""
+    return _full_cut(_grid(num_views, num_frames))
+
+
+def columns(num_views: int, num_frames: int) -> Cut:
+    """One sequence a frame, along the views."""
+    return _full_cut(_grid(num_views, num_frames).transpose(0, 1).contiguous())
+
+
+def single_cells(num_views: int, num_frames: int) -> Cut:
+    """One sequence of length one a cell, in raster order."""
+    return _full_cut(_grid(num_views, num_frames).reshape(-1, 1, 2))
+
+
+def diagonals(num_views: int, num_frames: int) -> Cut:
+    """One sequence a starting view, which moves on by one view a frame and wraps around."""
+    frame = torch.arange(num_frames).expand(num_views, -1)
+    view = (torch.arange(num_views)[:, None] + frame) % num_views
+    return _full_cut(torch.stack([view, frame], dim=-1))
+
+
+def raster(num_views: int, num_frames: int) -> Cut:
+    """All cells as one sequence, view by view, every other row backwards, so that neighbours differ by one step."""
+    grid = _grid(num_views, num_frames)
+    grid[1::2] = grid[1::2].flip(1)
+    return _full_cut(grid.reshape(1, -1, 2))
+
+
+def take(
+    matrix: Tensor,  # v f ...
+    cut: Cut,
+) -> Tensor:
+    """The sequences of a cut: b t ..."""
+    return matrix[cut.cells[..., 0], cut.cells[..., 1]]
+
+
+def put(
+    sequences: Tensor,  # b t ...
+    cut: Cut,
+    num_views: int,
+    num_frames: int,
+) -> Tensor:
+    """The matrix v f ... that a cut's sequences blend to, added in the order of b; zero where nothing covers."""
+    out = sequences.new_zeros(num_views, num_frames, *sequences.shape[2:])
+    for cells, share, sequence in zip(cut.cells, cut.blend.to(sequences), sequences, strict=True):
+        out[cells[:, 0], cells[:, 1]] += share.reshape(-1, *[1] * (sequence.dim() - 1)) * sequence
+    return out
+
+
+def coverage(cut: Cut, num_views: int, num_frames: int) -> Tensor:
+    """Which cells a cut covers: v f, bool."""
+    return put(torch.ones_like(cut.blend), cut, num_views, num_frames) > 0
+
+
+def _grid(num_views: int, num_frames: int) -> Tensor:
+    v, f = torch.meshgrid(torch.arange(num_views), torch.arange(num_frames), indexing="ij")
+    return torch.stack([v, f], dim=-1)
+
+
+def _full_cut(cells: Tensor) -> Cut:
+    return Cut(cells, torch.ones(cells.shape[:2]))

@@ -1,0 +1,68 @@
+"""The tables that people read. PSNR is never shown without sharpness and retrieval, so the columns are fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from d2.metrics.intervals import Interval, bootstrap_mean, paired_difference
+
+TABLE_COLUMNS = (
+    "psnr_masked",
+    "psnr_masked_unseen",
+    "ssim_masked",
+    "sharpness",
+    "own_view_unseen",
+    "own_frame_unseen",
+    "own_view",
+    "own_frame",
+    "temporal_flicker_ratio",
+    "cross_view_change_ratio",
+)
+
+
+def summary_table(
+    results: Mapping[str, Sequence[Mapping[str, float]]],  # variant -> the same scenes, each with its figures
+    *,
+    baseline: str | None = None,  # show paired differences from this variant
+    seed: int = 0,  # of the bootstrap
+) -> str:
+    """A markdown table of `TABLE_COLUMNS`, one row a variant: mean and 95 % bootstrap interval over scenes."""
+    rows = []
+    for name, scenes in results.items():
+        if name == baseline:
+            continue
+        row: dict[str, str] = {"variant": name, "scenes": str(len(scenes))}
+        for column in TABLE_COLUMNS:
+            values = [scene[column] for scene in scenes]
+            if baseline is None:
+                interval = bootstrap_mean(values, seed=seed)
+            else:
+                others = results[baseline]
+                assert [s["scene"] for s in scenes] == [s["scene"] for s in others], f"{name}: other scenes"
+                interval = paired_difference(values, [scene[column] for scene in others], seed=seed)
+            row[column] = interval_text(interval, signed=baseline is not None)
+        rows.append(row)
+    return markdown_table(rows, ("variant", "scenes", *TABLE_COLUMNS))
+
+
+def markdown_table(
+    rows: Sequence[Mapping[str, str]],
+    columns: Sequence[str],
+) -> str:
+    """Rows as a GitHub table, its columns aligned in plain text too."""
+    widths = [max([len(column), *(len(row[column]) for row in rows)]) for column in columns]
+    lines = [columns, ["-" * width for width in widths], *([row[column] for column in columns] for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def interval_text(interval: Interval, *, signed: bool = False) -> str:
+    """As `18.31 [17.90, 18.70]`; a dash where there is nothing to tell, the mean alone where it is all there is."""
+    style = "+.2f" if signed else ".2f"
+    if math.isnan(interval.mean):
+        return "–"
+    if math.isnan(interval.low):
+        return format(interval.mean, style)
+    return f"{interval.mean:{style}} [{interval.low:{style}}, {interval.high:{style}}]"

@@ -1,0 +1,48 @@
+"""Stable Video Diffusion, the published video prior: sizes of its networks (Blattmann et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from d2.nn.autoencoder import AutoencoderConfig
+from d2.nn.clip import ImageTowerConfig
+from d2.nn.video_unet import VideoUNetConfig
+from d2.priors.prior import PriorConfig
+
+SCALE_FACTOR = 0.18215  # latents = SCALE_FACTOR * z (Rombach et al. 2022)
+
+UNET = VideoUNetConfig(
+    in_channels=8,
+    out_channels=4,
+    model_channels=320,
+    channel_mult=(1, 2, 4, 4),
+    num_res_blocks=2,
+    attention_resolutions=(4, 2, 1),
+    num_head_channels=64,
+    context_dim=1024,
+    adm_in_channels=768,
+)
+
+VIT_H_14 = ImageTowerConfig(
+    layers=32, width=1280, head_width=80, patch_size=14, image_size=224, mlp_ratio=4.0, embed_dim=1024
+)
+
+CONDITIONING_ENCODER = AutoencoderConfig(
+    in_channels=3,
+    out_channels=3,
+    ch=128,
+    ch_mult=(1, 2, 4, 4),
+    num_res_blocks=2,
+    z_channels=4,
+    temporal_decoder=False,
+    quant_conv=True,
+)
+
+FIRST_STAGE = replace(CONDITIONING_ENCODER, temporal_decoder=True, quant_conv=False)
+
+SVD_XT = PriorConfig(
+    unet=UNET,
+    tower=VIT_H_14,
+    encoder=CONDITIONING_ENCODER,
+    scalars=(("fps_id", 256), ("motion_bucket_id", 256), ("cond_aug", 256)),
+)

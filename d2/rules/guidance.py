@@ -1,0 +1,63 @@
+"""Classifier-free guidance scales: (step, cameras, num_frames) -> {term: v f}, float64.
+
+A term's result is u + scale · (c − u) (Ho & Salimans 2022); scale 1 is the conditional alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from d2.matrix import Cameras
+from d2.sampling import Fields, Step
+
+Curve = Callable[[int], Tensor]
+
+
+def per_term(
+    step: Step,
+    cameras: Cameras,
+    num_frames: int,
+    *,
+    video: Curve,
+    multiview: Curve,
+    video_warmup: bool = False,
+) -> Fields:
+    """A curve along each term's sequences; with `video_warmup` the video scale grows from 1 over the steps."""
+    along_frames, along_views = video(num_frames), multiview(cameras.num_views)
+    if video_warmup:
+        along_frames = 1 + (along_frames - 1) * step.progress
+    shape = (cameras.num_views, num_frames)
+    return {"video": along_frames[None, :].expand(shape), "multiview": along_views[:, None].expand(shape)}
+
+
+def constant(length: int, *, scale: float) -> Tensor:
+    """The same scale everywhere."""
+    return torch.full((length,), scale, dtype=torch.float64)
+
+
+def linear(length: int, *, first: float = 1.5, last: float = 3.0) -> Tensor:
+    """From `first` to `last` along the sequence; SVD's own is 1.5 to 3 over the frames."""
+    return torch.linspace(first, last, length, dtype=torch.float64)
+
+
+def triangle(
+    length: int,
+    *,
+    low: float,
+    high: float,
+    periods: tuple[float, ...] = (1.0,),
+    fuse: str = "mean",
+) -> Tensor:
+    """Triangle waves from `low` up to `high` and back over each period (in units of the sequence), fused into one.
+
+    SV3D_u's own rises from 1 at the input view to 2.5 behind the object.
+    """
+    position = torch.linspace(0, 1, length, dtype=torch.float64)
+    waves = torch.stack([1 - (2 * ((position / p) % 1) - 1).abs() for p in periods])
+    if fuse not in ("mean", "multiply", "max"):
+        raise ValueError(f"guidance fuse={fuse}: choose mean, multiply or max")
+    fused = {"mean": waves.mean(0), "multiply": waves.prod(0), "max": waves.amax(0)}[fuse]
+    return low + (high - low) * fused

@@ -1,0 +1,83 @@
+"""Weights of the terms in every cell: (step, cameras, num_frames) -> {term: v f}, float64, summing to 1 in a cell.
+
+`s` is the weight of the multi-view prior at the cells that a view's profile leaves free (Diffusion², eq. 12-13).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from d2.matrix import Cameras
+from d2.sampling import Fields, Step
+
+Curve = Callable[[Step], float]
+Profile = Callable[[Cameras], Tensor]
+
+
+def scheduled(
+    step: Step,
+    cameras: Cameras,
+    num_frames: int,
+    *,
+    curve: Curve,
+    profile: Profile,
+    video_only_from: float = math.inf,
+) -> Fields:
+    """The published weights: with e of the view profile, multi-view gets 1 − e + e·s and video e·(1 − s).
+
+    Where the progress is above `video_only_from`, video gets everything.
+    """
+    e = profile(cameras).to(torch.float64)[:, None].expand(-1, num_frames)
+    multiview = 1 - e + e * curve(step)
+    if step.progress > video_only_from:
+        multiview = torch.zeros_like(multiview)
+    return {"video": 1 - multiview, "multiview": multiview}
+
+
+def alone(step: Step, cameras: Cameras, num_frames: int, *, term: str) -> Fields:
+    """One prior alone: "video" (rows) or "multiview" (columns)."""
+    if term not in ("video", "multiview"):
+        raise ValueError(f"weights.term={term}: choose video or multiview")
+    ones = torch.ones(cameras.num_views, num_frames, dtype=torch.float64)
+    return {name: ones if name == term else torch.zeros_like(ones) for name in ("video", "multiview")}
+
+
+def constant(step: Step, *, scale: float = 0.6) -> float:
+    """The same share at every step."""
+    return scale
+
+
+def linear(step: Step, *, low: float = 0.0, high: float = 1.0) -> float:
+    """From `high` at the first step to `low` at the last."""
+    return high + (low - high) * step.progress
+
+
+def cosine(step: Step, *, low: float = 0.0, high: float = 1.0) -> float:
+    """Half a cosine from `high` to `low`."""
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * step.progress))
+
+
+def logistic(step: Step, *, low: float = 0.0, high: float = 1.0, middle: float = 0.6, steepness: float = 15.0) -> float:
+    """A logistic curve falling through its middle at progress `middle`."""
+    return low + (high - low) / (1 + math.exp(steepness * (step.progress - middle)))
+
+
+def side_views(cameras: Cameras, *, depth: float = 0.75) -> Tensor:
+    """1 − depth · sin²(azimuth): front and back are free, side views lean on the multi-view prior: v."""
+    return 1 - depth * cameras.azimuth_rad.sin().square()
+
+
+def flat(cameras: Cameras) -> Tensor:
+    """1 in every view: v."""
+    return torch.ones(cameras.num_views, dtype=torch.float64)
+
+
+def listed(cameras: Cameras, *, values: Sequence[float]) -> Tensor:
+    """An explicit list, one number a view: v."""
+    if len(values) != cameras.num_views:
+        raise ValueError(f"weights.profile.values has {len(values)} numbers, matrix.num_views={cameras.num_views}: give one a view")
+    return torch.tensor(list(values), dtype=torch.float64)

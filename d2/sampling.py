@@ -1,0 +1,156 @@
+"""Sampling of a whole image matrix from composed priors (Diffusion², Yang et al. 2025, algorithm 1).
+
+Axes: v views, f frames, b sequences, t along a sequence, c h w. `matrix` means v f c h w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from d2.matrix import Cameras, Cut, take
+
+
+class Prediction(NamedTuple):
+    """What a prior says of x at one sigma; a half that nobody needs is None (or unset where not asked for)."""
+
+    uncond: Tensor | None  # E[x0 | x, sigma] with the condition dropped
+    cond: Tensor | None  # the same, with it
+
+
+class Denoise(Protocol):
+    """A prior bound to its conditions. Halves that are not asked for come back as None."""
+
+    def __call__(
+        self,
+        x: Tensor,  # b t c h w
+        sigma: float,
+        sequences: Tensor,  # b, which sequences of the cut these are
+        halves: tuple[bool, bool],  # whether uncond, cond are wanted
+    ) -> Prediction: ...
+
+
+class Term(NamedTuple):
+    """One prior's view of the matrix."""
+
+    name: str  # "video" (rows), "multiview" (columns), "unary" (cells)
+    cut: Cut
+    denoise: Denoise
+
+
+class Step(NamedTuple):
+    """One evaluation; all that a schedule may depend on."""
+
+    index: int
+    num_steps: int
+    repeat: int
+    num_repeats: int
+    sigma: float  # level told to the networks
+    sigma_next: float  # level the solver steps to
+    noise_before: float = 0.0  # standard deviation added before the evaluation
+    noise_after: float = 0.0  # and after the solver's step
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, 1 at the last."""
+        return self.index / max(1, self.num_steps - 1)
+
+
+class State(NamedTuple):
+    """What `on_step` sees after a step."""
+
+    x: Tensor  # matrix
+    step: Step
+    predictions: dict[str, Prediction]  # of the step's last evaluation, as matrices
+    denoised: Tensor  # matrix
+    memory: dict[str, Any]
+
+
+Fields = dict[str, Tensor]  # term name -> v f
+Schedule = Callable[[Step, Cameras, int], Fields]
+Needs = dict[str, tuple[Tensor, Tensor]]  # term name -> which cells want (uncond, cond): v f, bool
+Shard = Callable[[Term, Tensor, float, tuple[Tensor, Tensor]], Prediction]
+Compose = Callable[..., tuple[Tensor, dict[str, Any]]]
+Solver = Callable[..., tuple[Tensor, dict[str, Any]]]
+
+
+def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+    """Noise levels from sigma_max down to sigma_min, then 0 (Karras et al. 2022, eq. 5): num_steps + 1 numbers."""
+    if num_steps < 1 or not 0 < sigma_min <= sigma_max:
+        raise ValueError(
+            f"sampler.num_steps={num_steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: "
+            "at least one step and 0 < sigma_min <= sigma_max are wanted"
+        )
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return [*((high + ramp * (low - high)) ** rho).tolist(), 0.0]
+
+
+def initial_x(
+    noise: Tensor,  # matrix, unit
+    plan: Sequence[Step],
+) -> Tensor:
+    """Where sampling starts: noise of the variance that unit data has at the first sigma, sqrt(1 + σ²)."""
+    return noise * (1 + plan[0].sigma ** 2) ** 0.5
+
+
+@torch.no_grad()
+def sample_matrix(
+    x: Tensor,  # matrix, at the level of the plan's first step
+    plan: Sequence[Step],
+    *,
+    terms: Sequence[Term],
+    cameras: Cameras,
+    weights: Schedule,
+    guidance: Schedule,
+    compose: Compose,
+    solver: Solver,
+    shard: Shard,
+    noise: Callable[[Step, Literal["before", "after"]], Tensor],
+    on_step: Callable[[State], None] | None = None,
+    memory: dict[str, Any] | None = None,
+) -> Tensor:
+    """Denoise a matrix along a plan; every rule is an argument.
+
+    Each evaluation asks every term for the halves that the rule needs, composes them to one denoised matrix, and lets
+    the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw.
+    """
+    memory = memory or {}
+    num_frames = x.shape[1]
+
+    def evaluate(x: Tensor, step: Step) -> Tensor:
+        nonlocal memory, predictions, denoised
+        w, scales = weights(step, cameras, num_frames), guidance(step, cameras, num_frames)
+        needs = needed(compose, terms, w, scales)
+        predictions = {term.name: shard(term, x, step.sigma, needs[term.name]) for term in terms}
+        denoised, memory = compose(predictions, w, scales, x, step, memory)
+        return denoised
+
+    predictions: dict[str, Prediction] = {}
+    denoised = x
+    for step in plan:
+        if step.noise_before:
+            x = x + step.noise_before * noise(step, "before")
+        x, memory = solver(evaluate, x, step, memory)
+        if step.noise_after:
+            x = x + step.noise_after * noise(step, "after")
+        if on_step:
+            on_step(State(x, step, predictions, denoised, memory))
+    return x
+
+
+def needed(compose: Compose, terms: Sequence[Term], weights: Fields, scales: Fields) -> Needs:
+    """Which halves of which cells a rule wants. A linear rule says so through `needs`; any other wants everything."""
+    needs = getattr(compose, "needs", None)
+    if needs is not None:
+        return needs(weights, scales)
+    everything = {t.name: torch.ones_like(weights[t.name], dtype=torch.bool) for t in terms}
+    return {name: (every, every) for name, every in everything.items()}
+
+
+def sequences_needed(cut: Cut, need: tuple[Tensor, Tensor]) -> Tensor:
+    """Which halves of which sequences are wanted, from cells: b 2, bool."""
+    return torch.stack([take(half, cut).any(dim=1) for half in need], dim=1)

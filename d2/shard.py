@@ -1,0 +1,73 @@
+"""Who denoises which sequences, and how everyone gets the result. The only user of torch.distributed."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from d2.matrix import put, take
+from d2.sampling import Prediction, Shard, Term, sequences_needed
+
+
+def make_shard(*, sequences_per_call: int | None = None) -> Shard:
+    """Evaluate terms on every process of the default group, or on this one where there is none.
+
+    Sequence s belongs to rank s modulo the world size, so the shares differ by one at most whatever their number. Each
+    network call takes up to `sequences_per_call` sequences (None: all of a rank's). Every rank returns the same matrix.
+    """
+
+    def shard(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        v, f = x.shape[:2]
+        wanted = sequences_needed(term.cut, need)
+        halves: list[Tensor | None] = []
+        sequences = take(x, term.cut)
+        results = denoise_share(term, sequences, sigma, wanted, rank, world, sequences_per_call)
+        for half, result in enumerate(results):
+            if not wanted[:, half].any():
+                halves.append(None)
+                continue
+            full = gather(result, len(sequences), rank, world)
+            halves.append(put(full, term.cut, v, f))
+        return Prediction(*halves)
+
+    return shard
+
+
+def denoise_share(
+    term: Term,
+    sequences: Tensor,  # b t c h w
+    sigma: float,
+    wanted: Tensor,  # b 2, bool
+    rank: int,
+    world: int,
+    per_call: int | None,
+) -> tuple[Tensor, Tensor]:
+    """This rank's sequences denoised, both halves: ceil(b / world) t c h w each, zero where not wanted."""
+    share = -(-len(sequences) // world)
+    results = tuple(sequences.new_zeros(share, *sequences.shape[1:]) for _ in range(2))
+    mine = torch.arange(rank, len(sequences), world)
+    for halves in ((True, True), (True, False), (False, True)):  # sequences that want the same go into one call
+        slots = (wanted[mine] == torch.tensor(halves)).all(dim=1).nonzero()[:, 0]
+        for slot in slots.split(per_call or max(1, len(slots))):
+            if len(slot):
+                prediction = term.denoise(sequences[mine[slot]], sigma, mine[slot], halves)
+                for result, half in zip(results, prediction, strict=True):
+                    if half is not None:
+                        result[slot] = half
+    return results
+
+
+def gather(
+    share: Tensor,  # ceil(b / world) t c h w
+    count: int,
+    rank: int,
+    world: int,
+) -> Tensor:
+    """All sequences in their order, on every rank: b t c h w."""
+    if world == 1:
+        return share[:count]
+    parts = [torch.empty_like(share) for _ in range(world)]
+    dist.all_gather(parts, share.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)[:count]
