@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 RADIUS = 2.0  # distance of every camera from the origin; objects lie within 0.5 of it
@@ -56,9 +57,9 @@ class ImageMatrix(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How a term sees the matrix: its sequences as lists of cells. Rows, columns, cells and windows are values of it."""
+    """How a term sees the matrix: its sequences as lists of cells. Rows, columns and windows are values of it."""
 
-    cells: Tensor  # b t 2: the (view, frame) of every element
+    cells: Tensor  # b t 2: the (view, frame) of every element; no cell twice in one sequence
     blend: Tensor  # b t: its share where sequences overlap; shares of a covered cell sum to 1
 
 
@@ -69,7 +70,7 @@ def rows(num_views: int, num_frames: int) -> Cut:
 
 def columns(num_views: int, num_frames: int) -> Cut:
     """One sequence a frame, along the views."""
-    return _full_cut(_grid(num_views, num_frames).transpose(0, 1).contiguous())
+    return _full_cut(rearrange(_grid(num_views, num_frames), "v f i -> f v i"))
 
 
 def single_cells(num_views: int, num_frames: int) -> Cut:

@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 Stream = Literal["init", "churn", "renoise", "orbit", "clip", "augmentation"]
 
 
-def draw(seed: int, stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
+def draw(seed: int, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
     """Unit Gaussian float32 on the CPU, named by (scene seed, stream, step index, repeat)."""
     name = f"{seed}/{stream}/{step}/{repeat}".encode()
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True))
-    return torch.randn(shape, generator=generator)
+    key = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
+    generator = torch.Generator("cpu").manual_seed(key)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def step_noise(seed: int, like: Tensor) -> Callable[[Step, Literal["before", "after"]], Tensor]:
     """The noise of a sampling loop: a whole matrix for (step, before or after its evaluation), on `like`'s device."""
 
     def noise(step: Step, when: Literal["before", "after"]) -> Tensor:
-        stream = "churn" if when == "before" else "renoise"
+        stream: Stream = "churn" if when == "before" else "renoise"
         return draw(seed, stream, tuple(like.shape), step=step.index, repeat=step.repeat).to(like)
 
     return noise

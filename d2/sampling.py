@@ -15,7 +15,7 @@ from d2.matrix import Cameras, Cut, take
 
 
 class Prediction(NamedTuple):
-    """What a prior says of x at one sigma; a half that nobody needs is None (or unset where not asked for)."""
+    """What a prior says of x at one sigma; a half that nobody needs is None, and zero in sequences that need it not."""
 
     uncond: Tensor | None  # E[x0 | x, sigma] with the condition dropped
     cond: Tensor | None  # the same, with it
@@ -66,9 +66,10 @@ class State(NamedTuple):
     step: Step
     predictions: dict[str, Prediction]  # of the step's last evaluation, as matrices
     denoised: Tensor  # matrix
-    memory: dict[str, Any]
+    memory: Memory
 
 
+Memory = tuple[dict[str, Any], dict[str, Any]]  # what the composition keeps between evaluations, and the solver
 Fields = dict[str, Tensor]  # term name -> v f
 Schedule = Callable[[Step, Cameras, int], Fields]
 Needs = dict[str, tuple[Tensor, Tensor]]  # term name -> which cells want (uncond, cond): v f, bool
@@ -91,10 +92,10 @@ def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: fl
 
 def initial_x(
     noise: Tensor,  # matrix, unit
-    plan: Sequence[Step],
+    sigma: float,
 ) -> Tensor:
-    """Where sampling starts: noise of the variance that unit data has at the first sigma, sqrt(1 + σ²)."""
-    return noise * (1 + plan[0].sigma ** 2) ** 0.5
+    """Where sampling starts: noise scaled by sqrt(1 + σ²), as unit data at the first level σ."""
+    return noise * (1 + sigma**2) ** 0.5
 
 
 @torch.no_grad()
@@ -111,22 +112,22 @@ def sample_matrix(
     shard: Shard,
     noise: Callable[[Step, Literal["before", "after"]], Tensor],
     on_step: Callable[[State], None] | None = None,
-    memory: dict[str, Any] | None = None,
+    memory: Memory | None = None,
 ) -> Tensor:
     """Denoise a matrix along a plan; every rule is an argument.
 
     Each evaluation asks every term for the halves that the rule needs, composes them to one denoised matrix, and lets
     the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw.
     """
-    memory = memory or {}
+    of_rule, of_solver = memory or ({}, {})
     num_frames = x.shape[1]
 
     def evaluate(x: Tensor, step: Step) -> Tensor:
-        nonlocal memory, predictions, denoised
+        nonlocal of_rule, predictions, denoised
         w, scales = weights(step, cameras, num_frames), guidance(step, cameras, num_frames)
         needs = needed(compose, terms, w, scales)
         predictions = {term.name: shard(term, x, step.sigma, needs[term.name]) for term in terms}
-        denoised, memory = compose(predictions, w, scales, x, step, memory)
+        denoised, of_rule = compose(predictions, w, scales, x, step, of_rule)
         return denoised
 
     predictions: dict[str, Prediction] = {}
@@ -134,11 +135,11 @@ def sample_matrix(
     for step in plan:
         if step.noise_before:
             x = x + step.noise_before * noise(step, "before")
-        x, memory = solver(evaluate, x, step, memory)
+        x, of_solver = solver(evaluate, x, step, of_solver)
         if step.noise_after:
             x = x + step.noise_after * noise(step, "after")
         if on_step:
-            on_step(State(x, step, predictions, denoised, memory))
+            on_step(State(x, step, predictions, denoised, (of_rule, of_solver)))
     return x
 
 

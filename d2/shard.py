@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,7 +21,7 @@ def make_shard(*, sequences_per_call: int | None = None) -> Shard:
     """
 
     def shard(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = place()
         v, f = x.shape[:2]
         wanted = sequences_needed(term.cut, need)
         halves: list[Tensor | None] = []
@@ -35,6 +38,32 @@ def make_shard(*, sequences_per_call: int | None = None) -> Shard:
     return shard
 
 
+def spread(work: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """`work` on one index at a time, every rank its share; all results in order, on every rank: count ..."""
+    rank, world = place()
+    mine = torch.arange(count)[rank::world]
+    results = [work(index) for index in mine.split(1)]
+    share = torch.cat(results) if results else work(torch.zeros(1, dtype=torch.long))[:0]
+    padded = share.new_zeros(-(-count // world), *share.shape[1:])
+    padded[: len(share)] = share
+    return gather(padded, count, rank, world)
+
+
+def gather_objects(own: Any) -> list[Any]:
+    """Every rank's object, in the order of ranks, on every rank."""
+    _, world = place()
+    if world == 1:
+        return [own]
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, own)
+    return parts
+
+
+def place() -> tuple[int, int]:
+    """This process's rank and the world size."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def denoise_share(
     term: Term,
     sequences: Tensor,  # b t c h w
@@ -46,8 +75,8 @@ def denoise_share(
 ) -> tuple[Tensor, Tensor]:
     """This rank's sequences denoised, both halves: ceil(b / world) t c h w each, zero where not wanted."""
     share = -(-len(sequences) // world)
-    results = tuple(sequences.new_zeros(share, *sequences.shape[1:]) for _ in range(2))
-    mine = torch.arange(rank, len(sequences), world)
+    results = sequences.new_zeros(share, *sequences.shape[1:]), sequences.new_zeros(share, *sequences.shape[1:])
+    mine = torch.arange(len(sequences))[rank::world]
     for halves in ((True, True), (True, False), (False, True)):  # sequences that want the same go into one call
         slots = (wanted[mine] == torch.tensor(halves)).all(dim=1).nonzero()[:, 0]
         for slot in slots.split(per_call or max(1, len(slots))):

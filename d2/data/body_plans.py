@@ -295,6 +295,7 @@ def _choose(draw: Draw, options: tuple):
 
 def _mirrored(part: Part) -> Part:
     """Reflected in the plane y = 0: axial quantities keep y, polar ones flip it."""
+
     def polar(v: Vector) -> Vector:
         return (v[0], -v[1], v[2])
 

@@ -175,4 +175,3 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _matvec(a: Tensor, x: Tensor) -> Tensor:
     return a[..., 0] * x[..., 0, None] + a[..., 1] * x[..., 1, None] + a[..., 2] * x[..., 2, None]
-

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from d2.data import world4d
+from d2.io import write_text
 
 Kind = Literal["orbits", "clips"]
 SHARD = 256  # scenes rendered, and recorded as done, at a time
@@ -39,7 +40,6 @@ class ViewSet(NamedTuple):
 
 def render_shard(shard: int, *, folder: Path, kind: Kind, split: world4d.Split, num_scenes: int) -> int:
     """Render one shard into the open files of `folder`."""
-    torch.set_num_threads(1)
     files = open_files(folder, "r+")
     indices = range(shard * SHARD, min((shard + 1) * SHARD, num_scenes))
     render = world4d.static_orbits if kind == "orbits" else world4d.clips
@@ -57,8 +57,10 @@ def open_files(folder: Path, mode: Literal["r", "r+"]) -> ViewSet:
     return ViewSet(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names), folder=folder)
 
 
-def rendered(cache: Path, kind: Kind, split: world4d.Split, num_scenes: int, *, length: int = 8, size: int = 64) -> ViewSet:
-    """The first `num_scenes` scenes of a split, rendered on every core the first time; an interrupted rendering goes on."""
+def rendered(
+    cache: Path, kind: Kind, split: world4d.Split, num_scenes: int, *, length: int = 8, size: int = 64
+) -> ViewSet:
+    """The first `num_scenes` scenes of a split, rendered on every core once; an interrupted rendering goes on."""
     folder = cache / f"world4d-{world4d.WORLD_VERSION}" / f"{split}_{kind}_{num_scenes}"
     if not (folder / "done.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,14 +71,15 @@ def rendered(cache: Path, kind: Kind, split: world4d.Split, num_scenes: int, *, 
             for name, shape in shapes.items():
                 dtype = np.uint8 if name == "pixels" else np.float32
                 np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
-            progress.write_text("[]")
+            write_text(progress, "[]")
         done = set(json.loads(progress.read_text()))
         todo = [s for s in range(-(-num_scenes // SHARD)) if s not in done]
         work = partial(render_shard, folder=folder, kind=kind, split=split, num_scenes=num_scenes)
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            for shard in pool.map(work, todo):
+        spawn = get_context("spawn")  # one thread a process; a single shard is not worth another process
+        with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
+            for shard in pool.map(work, todo) if len(todo) > 1 else map(work, todo):
                 done.add(shard)
-                progress.write_text(json.dumps(sorted(done)))
+                write_text(progress, json.dumps(sorted(done)))
         progress.rename(folder / "done.json")
     return open_files(folder, "r")
 
@@ -88,7 +91,7 @@ def encoded(views: ViewSet, first_stage: nn.Module, name: str, *, device: str = 
     if not path.exists():
         chunks = []
         for start in range(0, len(views.pixels), 64):
-            images = to_images(torch.from_numpy(views.pixels[start : start + 64]).to(device))
+            images = to_images(torch.from_numpy(views.pixels[start : start + 64].copy()).to(device))
             latents = first_stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
             chunks.append(latents.half().cpu().numpy())
         partial_path = path.with_suffix(".partial.npy")
@@ -141,7 +144,7 @@ class Pictures(Dataset):
 
 
 class RandomBatches(Sampler[list[int]]):
-    """Endless batches of indices; batch k depends on (seed, k) alone, so that a resumed run goes on where it stopped."""
+    """Endless batches of indices; batch k depends on (seed, k) alone, so that a resumed run goes on as it would."""
 
     def __init__(self, length: int, batch_size: int, *, seed: int, start: int):
         self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start

@@ -43,9 +43,9 @@ def lr_factor(step: int, config: OptimizerConfig) -> float:
 class Trained(L.LightningModule):
     """What the autoencoder's and the priors' training share: the optimiser and an exponential moving average."""
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerConfig):
+    def __init__(self, network: nn.Module, kind: str, optimizer: OptimizerConfig):
         super().__init__()
-        self.network = network
+        self.network, self.kind = network, kind
         self.ema = copy.deepcopy(network).requires_grad_(False)
         self.optimizer = optimizer
 
@@ -55,27 +55,56 @@ class Trained(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: lr_factor(step, c))
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The noise of a step depends on (seed, step) alone, as its batch does, so that a resumed run goes on alike."""
+        torch.manual_seed(hash((self.trainer.datamodule.seed, self.global_step)))  # type: ignore[attr-defined]
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         decay = min(self.optimizer.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        ema, own = [list(m.state_dict().values()) for m in (self.ema, self.network)]
-        torch._foreach_lerp_(ema, own, 1 - decay)
+        own = self.network.state_dict()
+        for name, average in self.ema.state_dict().items():
+            average.lerp_(own[name], 1 - decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["kind"] = self.kind
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        held = checkpoint.get("kind", self.kind)
+        if held != self.kind:  # the two priors' tensors have the same shapes
+            raise ValueError(
+                f"output_dir: holds a run of kind {held}, wanted {self.kind}; give each its own output_dir"
+            )
 
 
 class AutoencoderTrainer(Trained):
-    """KL autoencoder on single pictures: absolute error, heavier on the creature, and a light KL term."""
+    """KL autoencoder on single pictures: squared error, heavier on the creature, and a light KL term."""
 
-    def __init__(self, network: FirstStage, optimizer: OptimizerConfig, *, kl_weight: float = 1e-4):
-        super().__init__(network, optimizer)
-        self.kl_weight = kl_weight
+    network: FirstStage
+    ema: FirstStage
+
+    def __init__(
+        self,
+        network: FirstStage,
+        optimizer: OptimizerConfig,
+        *,
+        decoder_only: bool = False,  # keep the latents as they are, so that priors trained on them stay valid
+        edge_weight: float = 0.0,
+        kl_weight: float = 1e-4,
+    ):
+        super().__init__(network, "autoencoder", optimizer)
+        self.decoder_only, self.edge_weight, self.kl_weight = decoder_only, edge_weight, kl_weight
+        network.autoencoder.encoder.requires_grad_(not decoder_only)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = to_images(batch)
         mean, logvar = self.network.moments(images)
         z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
-        error = self.network.decode(z) - images
+        error = self.network.decode(self.network.scaled(z)) - images
         weight = 1 + 3 * creature(batch).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = (weight * (error.abs() + error.square())).mean()
+        loss = (weight * (4 * error.square() + 0.2 * error.abs())).mean()
+        if self.edge_weight:
+            loss = loss + self.edge_weight * F.mse_loss(edges(error + images), edges(images))
         self.log("train/loss", loss)
         self.log("train/kl", kl)
         return loss + self.kl_weight * kl
@@ -84,6 +113,14 @@ class AutoencoderTrainer(Trained):
         there = creature(batch)
         error = (self.ema.decode(self.ema(to_images(batch))).clamp(-1, 1) - to_images(batch)).square() / 4
         self.log("val/psnr_masked", -10 * torch.log10(error.masked_select(there).mean()))
+
+
+def edges(
+    images: Tensor,  # n 3 h w
+) -> Tensor:
+    """Root of the gradient energy in windows of 8 × 8 pixels, which squared error alone leaves too low: n 3 h' w'."""
+    dx, dy = images[..., 1:, 1:] - images[..., 1:, :-1], images[..., 1:, 1:] - images[..., :-1, 1:]
+    return (F.avg_pool2d(dx.square() + dy.square(), 8, stride=4) + 1e-4).sqrt()
 
 
 def creature(
@@ -125,6 +162,10 @@ class PriorTrainer(Trained):
     A batch holds sequences; the last `loss.singles` of them give one element each.
     """
 
+    network: Prior
+    ema: Prior
+    first_stage: FirstStage
+
     def __init__(
         self,
         network: Prior,
@@ -133,9 +174,9 @@ class PriorTrainer(Trained):
         optimizer: OptimizerConfig,
         loss: LossConfig,
     ):
-        super().__init__(network, optimizer)
+        super().__init__(network, kind, optimizer)
         object.__setattr__(self, "first_stage", first_stage)  # frozen and not part of the weights
-        self.kind, self.loss = kind, loss
+        self.loss = loss
 
     def on_fit_start(self) -> None:
         self.first_stage.to(self.device)
@@ -143,11 +184,11 @@ class PriorTrainer(Trained):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         n = len(batch["latents"]) - self.loss.singles
         cond_aug = self.draw_cond_aug(len(batch["latents"]))
-        condition = self.condition(self.network, batch, cond_aug, torch.randn(batch["reference"].shape, device=self.device))
-        keep = (torch.rand(len(cond_aug), device=self.device) > self.loss.drop).float()[:, None, None, None]
-        condition = condition._replace(
-            crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None]
+        condition = self.condition(
+            self.network, batch, cond_aug, torch.randn(batch["reference"].shape, device=self.device)
         )
+        keep = (torch.rand(len(cond_aug), device=self.device) > self.loss.drop).float()[:, None, None, None]
+        condition = condition._replace(crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None])
         sequences, singles = torch.arange(n), torch.arange(n, len(cond_aug))
         element = torch.randint(batch["latents"].shape[1], (len(singles),))
         x0 = batch["latents"]
@@ -156,7 +197,7 @@ class PriorTrainer(Trained):
         if len(singles):
             losses.append(self.v_loss(x0[singles, element][:, None], single, image_only=True))
         elements = [n * x0.shape[1], len(singles)]
-        total = sum(v.mean() * m for v, m in zip(losses, elements, strict=False)) / sum(elements)
+        total = sum((v.mean() * m for v, m in zip(losses, elements, strict=False)), x0.new_zeros(())) / sum(elements)
         self.log("train/loss", losses[0].mean())
         return total
 
@@ -203,11 +244,13 @@ class PriorTrainer(Trained):
         """The EMA network's loss in every band of sigma, on fixed noise."""
         g = torch.Generator().manual_seed(batch_idx)
         b = len(batch["latents"])
-        condition = self.condition(self.ema, batch, torch.zeros(b), torch.zeros(batch["reference"].shape))
+        clean = torch.zeros(b, device=self.device), torch.zeros(batch["reference"].shape, device=self.device)
+        condition = self.condition(self.ema, batch, *clean)
         edges = (0.01, *BANDS[1:-1], 700.0)
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             sigma = (torch.rand(b, generator=g) * (torch.tensor(high / low)).log()).exp() * low
             noise = torch.randn(batch["latents"].shape, generator=g)
+            sigma, noise = sigma.to(self.device), noise.to(self.device)
             value = self.v_loss(
                 batch["latents"], condition, image_only=False, sigma=sigma, network=self.ema, noise=noise
             )

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from torch import nn
 
+from d2.config import TrainConfig, asset
 from d2.data import world4d
 from d2.data.datamodule import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
+from d2.io import ensure_writable
 from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained, whiten
+from d2.lit.trainer import make_loggers, make_trainer
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
@@ -37,6 +43,8 @@ class TrainJob:
     batch_size: int = 24
     seed: int = 0
     init_from: Path | None = None  # shipped weights to start from
+    decoder_only: bool = False  # of the autoencoder
+    edge_weight: float = 0.0
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0
     accelerator: str = "auto"
@@ -65,12 +73,13 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     build = build_autoencoder if job.kind == "autoencoder" else build_prior
     module, data = build(job)
     weights = job.output_dir / f"tiny_{job.kind}.safetensors"
-    meta = {"world": world4d.WORLD_VERSION, "config": dataclasses.asdict(job) | {"config_of": job.kind}}
-    meta = {k: _plain(v) for k, v in meta.items()}
+    meta = {"world": world4d.WORLD_VERSION, "config": _plain(dataclasses.asdict(job))}
+    if job.init_from is not None:
+        meta["started_from"] = tiny.read_weights(job.init_from, job.kind).meta
     checkpoints = ModelCheckpoint(
         job.output_dir / "checkpoints",
         filename="last",
-        train_time_interval=None if job.save_every_minutes <= 0 else _minutes(job.save_every_minutes),
+        train_time_interval=timedelta(minutes=job.save_every_minutes),
         save_top_k=1,
         enable_version_counter=False,
     )
@@ -91,21 +100,62 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     last = job.output_dir / "checkpoints" / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
     trainer.save_checkpoint(last)
-    if isinstance(module, AutoencoderTrainer):
+    if isinstance(module, AutoencoderTrainer) and not module.decoder_only:
         finish_autoencoder(module, data)
     trainer.validate(module, data, verbose=False)
     return weights
+
+
+def train_command(config: TrainConfig) -> int:
+    """`d2 train` from its checked configuration."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    output_dir = Path(config.output_dir)
+    p = config.prior
+    job = TrainJob(
+        kind=p.kind,  # type: ignore[arg-type]
+        output_dir=output_dir,
+        cache_dir=Path(config.cache_dir),
+        autoencoder=Path(config.autoencoder or asset("checkpoints") / "tiny_autoencoder.safetensors"),
+        optimizer=OptimizerConfig(
+            lr=p.lr, max_steps=p.max_steps, warmup_steps=p.warmup_steps, decay_steps=p.decay_steps
+        ),
+        loss=LossConfig(singles=p.singles),
+        num_scenes=config.num_scenes,
+        num_validation_scenes=config.num_validation_scenes,
+        batch_size=p.batch_size,
+        decoder_only=p.decoder_only,
+        edge_weight=p.edge_weight,
+        seed=config.seed,
+        init_from=Path(config.init_from) if config.init_from else None,
+        validate_every=config.validate_every,
+        save_every_minutes=config.save_every_minutes,
+        accelerator=config.trainer.accelerator,
+    )
+    if p.kind != "autoencoder" and p.batch_size <= p.singles:
+        raise ValueError(
+            f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
+        )
+    if p.decoder_only and not config.init_from:
+        raise ValueError("init_from=null: prior.decoder_only=true freezes the encoder; give init_from=FILE")
+    if config.trainer.devices != 1:
+        raise ValueError(f"trainer.devices={config.trainer.devices}: d2 train uses one device; take trainer=auto")
+    make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
+    weights = train(job, make_loggers(config.logger, output_dir), [])
+    print(f"wrote {weights}")
+    return 0
 
 
 def build_autoencoder(job: TrainJob) -> tuple[AutoencoderTrainer, WorldData]:
     """The autoencoder's module and its pictures: half of them from orbits, half from clips."""
     stage = FirstStage(tiny.AUTOENCODER)
     _warm_start(stage, job)
+    ensure_writable(job.output_dir)
     sets = [rendered(job.cache_dir, kind, "train", job.num_scenes) for kind in ("orbits", "clips")]
     held = rendered(job.cache_dir, "clips", "validation", job.num_validation_scenes)
-    return AutoencoderTrainer(stage, job.optimizer), WorldData(
-        Pictures(*sets), Pictures(held), batch_size=job.batch_size, seed=job.seed
-    )
+    return AutoencoderTrainer(
+        stage, job.optimizer, decoder_only=job.decoder_only, edge_weight=job.edge_weight
+    ), WorldData(Pictures(*sets), Pictures(held), batch_size=job.batch_size, seed=job.seed)
 
 
 def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:
@@ -120,36 +170,35 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     stage = tiny.load_first_stage(job.autoencoder)
     prior = Prior(tiny.VIDEO if job.kind == "video" else tiny.MULTIVIEW)
     _warm_start(prior, job)
-    name = f"{hash_of(job.autoencoder)}"
+    ensure_writable(job.output_dir)
+    name = hash_of(job.autoencoder)
     parts: list[Sequences] = []
-    for split, count in (("train", job.num_scenes), ("validation", job.num_validation_scenes)):
+    sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
+    for split, count in sizes.items():
         views = rendered(job.cache_dir, "clips" if job.kind == "video" else "orbits", split, count)
         latents = encoded(views, stage, name)
-        parts.append(Sequences(views, latents, motion_of(views), 0 if job.kind == "video" else -1))
+        motion = motion_of(views) if job.kind == "video" else torch.zeros(count)
+        parts.append(Sequences(views, latents, motion, 0 if job.kind == "video" else -1))
     module = PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss)
     return module, WorldData(*parts, batch_size=job.batch_size, seed=job.seed)
 
 
 def motion_of(views: ViewSet) -> torch.Tensor:
     """Motion of every sequence of a set, computed once: n."""
-    path = views.folder / "motion.pt.npy"
+    path = views.folder / "motion.npy"
     if not path.exists():
-        import numpy as np
-
         values = [
-            tiny.motion_bucket(torch.from_numpy(views.pixels[i : i + 64]).float() / 255).numpy()
+            tiny.motion_bucket(torch.from_numpy(views.pixels[i : i + 64].copy()).float() / 255).numpy()
             for i in range(0, len(views.pixels), 64)
         ]
-        np.save(path, np.concatenate(values))
-    import numpy as np
-
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.concatenate(values))
+        partial.replace(path)
     return torch.from_numpy(np.load(path))
 
 
 def hash_of(path: Path) -> str:
     """The first twelve digits of a file's SHA-256."""
-    import hashlib
-
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
@@ -158,13 +207,7 @@ def _warm_start(network: nn.Module, job: TrainJob) -> None:
         tiny.load_into(network, tiny.read_weights(job.init_from, job.kind), job.init_from)
 
 
-def _minutes(minutes: float) -> Any:
-    from datetime import timedelta
-
-    return timedelta(minutes=minutes)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return value.name if isinstance(value, Path) else value  # where it lay is nobody's business

@@ -58,7 +58,13 @@ class FirstStage(nn.Module):
     ) -> Tensor:
         """Latents n c h w, of about unit variance."""
         mean, logvar = self.moments(images)
-        z = mean if noise is None else mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise
+        return self.scaled(mean if noise is None else mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise)
+
+    def scaled(
+        self,
+        z: Tensor,  # n c h w, as the autoencoder has it
+    ) -> Tensor:
+        """Latents of z: n c h w."""
         return (z - self.shift[:, None, None]) * self.scale[:, None, None]
 
     def decode(

@@ -68,7 +68,7 @@ class Prior(nn.Module):
 
         The tower sees the clean picture, the encoder the noised one (SVD, Blattmann et al. 2023, app. D).
         """
-        encoder = encoder or self.encoder
+        encoder = self.encoder if encoder is None else encoder
         assert encoder is not None
         aug = scalars["cond_aug"][:, 0].to(images)
         concat = encoder(images + aug[:, None, None, None] * noise)

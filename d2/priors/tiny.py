@@ -29,16 +29,16 @@ FORMAT = "d2-tiny-1"
 
 AUTOENCODER = FirstStageConfig(
     AutoencoderConfig(
-        in_channels=48,
-        out_channels=48,
-        ch=32,
-        ch_mult=(1, 3),
+        in_channels=192,
+        out_channels=192,
+        ch=128,
+        ch_mult=(1,),
         num_res_blocks=1,
         z_channels=CHANNELS,
         temporal_decoder=False,
         quant_conv=False,
     ),
-    unshuffle=4,
+    unshuffle=8,
 )
 
 
@@ -93,24 +93,23 @@ def read_weights(path: Path, kind: str) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as f:
             header = f.metadata() or {}
+            if header.get("format") != FORMAT or header.get("kind") != kind:  # before any tensor is read
+                held = f"{header.get('kind')!r} of format {header.get('format')!r}"
+                raise ValueError(f"{path}: holds {held}, wanted {kind!r} of format {FORMAT!r}; name another file")
             state = {name: f.get_tensor(name).float() for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); pickles are never loaded") from error
-    if header.get("format") != FORMAT or header.get("kind") != kind:
-        raise ValueError(
-            f"{path}: holds {header.get('kind', 'something else')!r}, wanted {kind!r} of format {FORMAT}; name another file"
-        )
     return WeightsFile(state, json.loads(header["meta"]))
 
 
 def load_into(module: nn.Module, file: WeightsFile, path: Path) -> None:
     """Load strictly; the ValueError names the first tensor that does not fit."""
     own = module.state_dict()
-    for name in own.keys() | file.state.keys():
+    for name in sorted(own.keys() | file.state.keys()):
         if name not in own or name not in file.state or own[name].shape != file.state[name].shape:
             have = tuple(file.state[name].shape) if name in file.state else "absent"
             want = tuple(own[name].shape) if name in own else "absent"
-            raise ValueError(f"{path}: tensor {name} is {have}, this network wants {want}; use weights of the same sizes")
+            raise ValueError(f"{path}: {name} is {have}, this network wants {want}; use weights of the same sizes")
     module.load_state_dict(file.state)
 
 

@@ -2,7 +2,7 @@
 
     compose(predictions, weights, scales, x, step, memory) -> (denoised, memory)
 
-A linear rule is given by the coefficient of each half, (weights, scales) -> {term: (uncond v f, cond v f)}, and `linear`
+A linear rule is given by the coefficient of each half, (weights, scales) -> {term: (uncond v f, cond v f)}; `linear`
 makes the composition of it, which then evaluates a half only where its coefficient is not zero.
 """
 
@@ -48,15 +48,13 @@ def linear(*, coefficients: CoefficientRule) -> Compose:
 def convex(weights: Fields, scales: Fields, *, uncond: str = "default") -> Coefficients:
     """The published rule: the weighted sum of the guided predictions (Diffusion², eq. 9).
 
-    With `uncond` video, multiview or mean, that unconditional result stands in for both priors' own.
+    With `uncond` video, multiview or mean, that unconditional result stands in for every prior's own.
     """
-    own = {name: weights[name] * (1 - scales[name]) for name in weights}
-    shared = sum(own.values(), torch.zeros(()))
-    shares = {"video": (1.0, 0.0), "multiview": (0.0, 1.0), "mean": (0.5, 0.5)}
-    if uncond == "default":
-        of_uncond = own
-    elif uncond in shares:
-        of_uncond = {n: share * shared for n, share in zip(("video", "multiview"), shares[uncond], strict=True)}
-    else:
+    shares = {"video": {"video": 1.0}, "multiview": {"multiview": 1.0}, "mean": {"video": 0.5, "multiview": 0.5}}
+    if uncond != "default" and uncond not in shares:
         raise ValueError(f"composition.uncond={uncond}: choose default, video, multiview or mean")
+    of_uncond = {name: weights[name] * (1 - scales[name]) for name in weights}
+    if uncond in shares:
+        shared = sum(of_uncond.values(), torch.zeros(()))
+        of_uncond = {name: shares[uncond].get(name, 0.0) * shared for name in weights}
     return {name: (of_uncond[name], weights[name] * scales[name]) for name in weights}

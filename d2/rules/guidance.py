@@ -49,15 +49,15 @@ def triangle(
     low: float,
     high: float,
     periods: tuple[float, ...] = (1.0,),
-    fuse: str = "mean",
+    fuse: str = "max",
 ) -> Tensor:
     """Triangle waves from `low` up to `high` and back over each period (in units of the sequence), fused into one.
 
     SV3D_u's own rises from 1 at the input view to 2.5 behind the object.
     """
+    fusings = {"mean": torch.mean, "multiply": torch.prod, "max": torch.amax}
+    if fuse not in fusings:
+        raise ValueError(f"guidance fuse={fuse}: choose mean, multiply or max")
     position = torch.linspace(0, 1, length, dtype=torch.float64)
     waves = torch.stack([1 - (2 * ((position / p) % 1) - 1).abs() for p in periods])
-    if fuse not in ("mean", "multiply", "max"):
-        raise ValueError(f"guidance fuse={fuse}: choose mean, multiply or max")
-    fused = {"mean": waves.mean(0), "multiply": waves.prod(0), "max": waves.amax(0)}[fuse]
-    return low + (high - low) * fused
+    return low + (high - low) * fusings[fuse](waves, dim=0)

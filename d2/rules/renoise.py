@@ -40,7 +40,9 @@ def churned(
     """
     n = len(sigmas) - 1
     if steps < 0 or repeats < 1 or s_churn < 0:
-        raise ValueError(f"renoise.steps={steps}, repeats={repeats}, s_churn={s_churn}: steps and churn ≥ 0, repeats ≥ 1")
+        raise ValueError(
+            f"renoise.steps={steps}, repeats={repeats}, s_churn={s_churn}: give steps ≥ 0, repeats ≥ 1 and s_churn ≥ 0"
+        )
     grow = 1 + min(s_churn / n, math.sqrt(2) - 1)
     plan = []
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):

@@ -32,10 +32,8 @@ def scheduled(
     Where the progress is above `video_only_from`, video gets everything.
     """
     e = profile(cameras).to(torch.float64)[:, None].expand(-1, num_frames)
-    multiview = 1 - e + e * curve(step)
-    if step.progress > video_only_from:
-        multiview = torch.zeros_like(multiview)
-    return {"video": 1 - multiview, "multiview": multiview}
+    video = torch.ones_like(e) if step.progress > video_only_from else e * (1 - curve(step))
+    return {"video": video, "multiview": 1 - video}
 
 
 def alone(step: Step, cameras: Cameras, num_frames: int, *, term: str) -> Fields:
@@ -63,7 +61,7 @@ def cosine(step: Step, *, low: float = 0.0, high: float = 1.0) -> float:
 
 def logistic(step: Step, *, low: float = 0.0, high: float = 1.0, middle: float = 0.6, steepness: float = 15.0) -> float:
     """A logistic curve falling through its middle at progress `middle`."""
-    return low + (high - low) / (1 + math.exp(steepness * (step.progress - middle)))
+    return low + (high - low) * 0.5 * (1 - math.tanh(0.5 * steepness * (step.progress - middle)))
 
 
 def side_views(cameras: Cameras, *, depth: float = 0.75) -> Tensor:
@@ -79,5 +77,8 @@ def flat(cameras: Cameras) -> Tensor:
 def listed(cameras: Cameras, *, values: Sequence[float]) -> Tensor:
     """An explicit list, one number a view: v."""
     if len(values) != cameras.num_views:
-        raise ValueError(f"weights.profile.values has {len(values)} numbers, matrix.num_views={cameras.num_views}: give one a view")
+        raise ValueError(
+            f"weights.profile.values={list(values)}: {len(values)} numbers for matrix.num_views={cameras.num_views}; "
+            "give one a view"
+        )
     return torch.tensor(list(values), dtype=torch.float64)

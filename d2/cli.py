@@ -1,0 +1,236 @@
+"""`d2 sample | train [group=choice] [key=value] [-m]`. With config.py the only user of hydra and omegaconf.
+
+Exit codes: 0 done; 2 the user can mend it (one line on stderr, nothing half-written); 3 part of the work failed, the
+rest is there; 1 a bug. Hydra reports its own errors on several lines with exit code 1, so a configuration is composed
+under a handler first; only sweeps (-m) then enter Hydra's own main.
+"""
+
+from __future__ import annotations
+
+import dis
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from d2.config import SampleConfig, asset, check, register
+
+COMMANDS = ("sample", "train")
+USAGE = f"usage: d2 {'|'.join(COMMANDS)} [group=choice] [key=value] [-m]"
+
+
+class Composed:
+    """A configuration, typed, and its text."""
+
+    def __init__(self, node: DictConfig):
+        self.config: Any = OmegaConf.to_object(node)
+        self.text = OmegaConf.to_yaml(node)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line and return its exit code."""
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        return complain(f"{' '.join(argv[:1]) or 'no command'}: {USAGE}")
+    command, arguments = argv[0], argv[1:]
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    overrides = [a for a in arguments if a not in ("-m", "--multirun")]
+    unknown = [a for a in overrides if a.startswith("-")]
+    if unknown:
+        return complain(f"{unknown[0]}: no such option; {USAGE}")
+    register()
+    try:
+        overrides = expand(overrides)
+        if multirun:
+            return sweep(command, overrides)
+        composed = composed_from(command, overrides)
+        check(composed.config)
+        return execute(command, composed, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        return complain(one_line(error))
+    except ValueError as error:
+        if not is_users(error):
+            raise
+        return complain(str(error))
+
+
+def execute(command: str, composed: Composed, overrides: list[str]) -> int:
+    """Run a command under its typed configuration, which `overrides` gave."""
+    if command == "train":
+        from d2.lit.training_job import train_command
+
+        quiet()
+        return train_command(composed.config)
+    from d2.lit.sample_job import sample
+    from d2.lit.study import study
+
+    quiet()
+
+    def variant(more: list[str]) -> tuple[SampleConfig, str]:
+        node = node_from(command, [*overrides, *more])
+        node.variants, node.compare_to = {}, None  # a variant does not depend on the others
+        one = Composed(node)
+        check(one.config)
+        return one.config, one.text
+
+    if composed.config.variants:
+        return study(composed.config, variant)
+    return sample(composed.config, composed.text)
+
+
+def composed_from(command: str, overrides: list[str]) -> Composed:
+    """conf/COMMAND.yaml with overrides."""
+    return Composed(node_from(command, overrides))
+
+
+def node_from(command: str, overrides: list[str]) -> DictConfig:
+    """Hydra's composition of conf/COMMAND.yaml with overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
+        try:
+            return compose(command, [*overrides, search_path()])
+        except ValueError as error:  # Hydra's own, of overrides that it cannot take apart
+            raise HydraException(str(error)) from error
+
+
+def search_path() -> str:
+    """Where Hydra finds experiments/NAME/sweep.yaml."""
+    return f"hydra.searchpath=['file://{asset('experiments').parent}']"
+
+
+def sweep(command: str, overrides: list[str]) -> int:
+    """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some points failed."""
+    for override in overrides:
+        if override.startswith("output_dir="):
+            raise ValueError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
+    for one in values_in_turn(overrides):
+        config = composed_from(command, one).config
+        check(config)
+        if config.trainer.devices != 1:
+            raise ValueError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
+    codes: list[int] = []
+
+    def point(node: DictConfig) -> int:
+        node = node.copy()
+        node.output_dir = HydraConfig.get().runtime.output_dir
+        task = [*HydraConfig.get().overrides.task, f"output_dir='{node.output_dir}'"]
+        composed = Composed(node)
+        try:
+            check(composed.config)
+            codes.append(execute(command, composed, task))
+        except ValueError as error:
+            if not is_users(error):
+                raise
+            codes.append(complain(str(error)))
+        return codes[-1]
+
+    GlobalHydra.instance().clear()
+    own = sys.argv
+    sys.argv = [own[0], "-m", *overrides, search_path()]
+    try:
+        hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=command)(point)()
+    finally:
+        sys.argv = own
+    return codes[0] if len(set(codes)) == 1 else 3
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """`experiment=NAME` stands for experiments/NAME/sweep.yaml."""
+    short, folder = "experiment=", asset("experiments")
+    for name in (a.removeprefix(short) for a in arguments if a.startswith(short)):
+        if not (folder / name / "sweep.yaml").is_file():
+            known = sorted(path.parent.name for path in folder.glob("*/sweep.yaml"))
+            raise ValueError(f"experiment={name}: no such experiment; choose {' or '.join(known)}")
+    return [f"+experiments/{a.removeprefix(short)}=sweep" if a.startswith(short) else a for a in arguments]
+
+
+def values_in_turn(overrides: list[str]) -> list[list[str]]:
+    """Command lines in which every value of a sweep comes at least once, the others at their first."""
+    own = [o for o in overrides if not o.startswith("hydra")]  # how a sweep is run is Hydra's business
+    choices: list[list[str]] = []
+    for text, override in zip(own, OverridesParser.create().parse_overrides(own), strict=True):
+        if isinstance(override.value(), Glob):
+            continue  # names options that are there
+        if override.is_discrete_sweep():
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        elif override.is_interval_sweep():
+            interval = cast(IntervalSweep, override.value())
+            choices.append([f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)])
+        else:
+            choices.append([text])
+    first = [values[0] for values in choices]
+    others = [
+        [*first[:place], value, *first[place + 1 :]] for place, values in enumerate(choices) for value in values[1:]
+    ]
+    return [first, *others]
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages: what is wrong, why, and what there is to choose from."""
+    said, cause = str(error), error.__cause__
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be parsed, {error.message}"
+    text = f"{said}\n".split("\n")[0].rstrip(".")
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        reason = "" if cause.msg is None else cause.msg.split("\n")[0]
+        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        if "not in" in reason:
+            return f"{cause.full_key}: no such key; there are {', '.join(known)}"
+        return f"{text}: {reason}"
+    options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
+    if "Available options" in said and options:
+        return f"{text}; choose {' or '.join(options)}"
+    return f"{text}: {str(cause).splitlines()[0]}" if cause and str(cause) else text
+
+
+def is_users(error: ValueError) -> bool:
+    """Whether a ValueError is a message of ours to the user: one line, raised by a raise statement of d2 itself."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    assert trace is not None
+    code = trace.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
+    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS" and "\n" not in str(error)
+
+
+def complain(message: str) -> int:
+    """One line on stderr; the exit code of a mistake that the user can mend."""
+    print(f"d2: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def quiet() -> None:
+    """Lightning's banners and hints tell our users nothing, and what Hydra logs we say ourselves.
+
+    To be called once Lightning has been imported, which sets its own levels.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+
+
+if __name__ == "__main__":
+    main()

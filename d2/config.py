@@ -1,0 +1,293 @@
+"""Typed configuration: every plain number with its unit, range and default, and the binding of rules to functions.
+
+Files in conf/ name the swappable parts; numbers live here. With cli.py the only user of hydra and omegaconf.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object
+from omegaconf import MISSING
+
+
+@dataclass
+class SamplerConfig:
+    num_steps: int = 20  # noise levels, ≥ 1
+    sigma_min: float = 0.002  # in units of the latents' standard deviation
+    sigma_max: float = 80.0  # in the same units
+    rho: float = 7.0  # Karras et al. 2022, eq. 5
+    start: str = "noise"  # noise | multiview: the joint sampling starts from noise alone, or from the noised orbit
+    sequences_per_call: int | None = None  # of one network call; null: all of a process's
+
+
+@dataclass
+class MatrixConfig:
+    num_views: int | None = None  # null: the multi-view prior's own
+    num_frames: int | None = None  # null: the video prior's own
+
+
+@dataclass
+class CamerasConfig:
+    elevation_deg: Any = None  # one number or one a view; null: the scene's own, or 10 for a folder's scenes
+    azimuth_deg: list[float] | None = None  # relative to the input view, which comes last with 360; null: an even ring
+
+
+@dataclass
+class FramesConfig:
+    start: int = 0  # first frame taken
+    stride: int = 1  # every n-th after it
+
+
+@dataclass
+class ScenesConfig:
+    source: str = MISSING  # world4d | folder
+    split: str = "test"  # of world4d: test | validation
+    count: int | None = 1  # scenes, ≥ 1; null: all of a folder's
+    first: int = 0  # index of the first scene
+    path: str | None = None  # of a folder's scenes
+    anchor_frame: int = 0  # the frame whose orbit tells the rows what each view looks like
+    image_frame_ratio: float | None = 0.8  # larger side of the object's box over the frame's; null keeps the scale
+    fps: float = 8.0  # of the clips, for the videos written
+
+
+@dataclass
+class PriorConfig:
+    network: str = MISSING  # the tier: tiny
+    checkpoint: str | None = None  # weights file; null: the shipped one
+    cond_aug: float = 0.02  # standard deviation of the noise on the reference pictures, told to the network
+    fps_id: float = 7.0  # told to a video prior
+    motion_bucket_id: float | None = None  # told to a video prior, 0 to 255; null: measured on the clip
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"  # as Lightning names it: auto, cpu, gpu, …
+    devices: Any = 1  # number of processes, or what else Lightning takes
+    strategy: str = "auto"  # as Lightning names it: auto, ddp, ddp_fork, …
+    threads: int | None = None  # of each process on a CPU; null: PyTorch's choice
+
+
+@dataclass
+class LoggerConfig:
+    kind: str = "csv"  # csv | wandb
+    project: str = "d2"  # of W&B
+    offline: bool = True  # W&B writes files to be synchronised later, and needs no account
+
+
+@dataclass
+class SampleConfig:
+    """`d2 sample`."""
+
+    seed: int = 0  # shifts every noise stream; a scene's own seed is added to it
+    output_dir: str = "outputs/sample"  # a scene's folder of the same name is replaced
+    metrics: list[str] = field(default_factory=lambda: ["reference"])  # where truth is known; [] for none
+    baselines: bool = True  # sample columns alone and rows alone too, for the table
+    pages: bool = True  # write the HTML pages
+    variants: dict[str, list[str]] = field(default_factory=dict)  # name -> overrides: a study in one process
+    compare_to: str | None = None  # the variant or baseline that paired differences are taken from
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    matrix: MatrixConfig = field(default_factory=MatrixConfig)
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    video: PriorConfig = field(default_factory=PriorConfig)
+    multiview: PriorConfig = field(default_factory=PriorConfig)
+    autoencoder: str | None = None  # weights file of the tiny tier's first stage; null: the shipped one
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    renoise: Any = MISSING  # rules: {_target_: function, its keywords}
+    weights: Any = MISSING
+    guidance: Any = MISSING
+    composition: Any = MISSING
+    solver: Any = MISSING
+
+
+@dataclass
+class TrainPriorConfig:
+    kind: str = MISSING  # autoencoder | video | multiview
+    lr: float = 6e-4  # of AdamW, at its plateau
+    max_steps: int = 8000  # optimiser steps
+    warmup_steps: int = 200  # of linear growth from zero
+    decay_steps: int = 3000  # of linear decay to zero at the end
+    batch_size: int = 24  # a prior's include its single images
+    singles: int = 16  # single images a step
+    decoder_only: bool = False  # of an autoencoder: its latents, and so the priors trained on them, stay as they are
+    edge_weight: float = 0.0  # of an autoencoder: weight of the loss on local gradient energy
+
+
+@dataclass
+class TrainConfig:
+    """`d2 train`."""
+
+    seed: int = 0  # of initial weights, batches and noise
+    output_dir: str = "outputs/train"  # weights, checkpoints and log: a folder of its own for each prior
+    cache_dir: str = "outputs/cache"  # the rendered world and its latents, shared between runs
+    autoencoder: str | None = None  # weights file of the first stage; null: the shipped one
+    init_from: str | None = None  # weights to start from
+    num_scenes: int = 20_000  # rendered for training
+    num_validation_scenes: int = 64  # and for the validation figures
+    validate_every: int = 500  # steps
+    save_every_minutes: float = 5.0  # checkpoints to go on from
+    prior: TrainPriorConfig = field(default_factory=TrainPriorConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+def register() -> None:
+    """Make the schemas known to Hydra under the names that conf/*.yaml extend."""
+    store = ConfigStore.instance()
+    store.store("sample_schema", SampleConfig)
+    store.store("train_schema", TrainConfig)
+
+
+RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value allowed
+    "seed": (0, 2**31 - 1),
+    "sampler.num_steps": (1, 1000),
+    "sampler.sigma_min": (1e-6, 1e3),
+    "sampler.sigma_max": (1e-3, 1e5),
+    "sampler.rho": (1, 100),
+    "sampler.sequences_per_call": (1, 1_000_000),
+    "matrix.num_views": (1, 1024),
+    "matrix.num_frames": (1, 1024),
+    "frames.start": (0, 1_000_000),
+    "frames.stride": (1, 100_000),
+    "scenes.count": (1, 1_000_000),
+    "scenes.first": (0, 1_000_000_000),
+    "scenes.anchor_frame": (0, 1023),
+    "scenes.image_frame_ratio": (0.1, 1.0),
+    "scenes.fps": (0.1, 1000),
+    "video.cond_aug": (0, 10),
+    "multiview.cond_aug": (0, 10),
+    "video.fps_id": (0, 1000),
+    "video.motion_bucket_id": (0, 255),
+    "trainer.threads": (1, 1024),
+    "prior.lr": (0, 1),
+    "prior.max_steps": (1, 10_000_000),
+    "prior.warmup_steps": (1, 10_000_000),
+    "prior.decay_steps": (1, 10_000_000),
+    "prior.batch_size": (1, 100_000),
+    "prior.singles": (0, 100_000),
+    "num_scenes": (1, 10_000_000),
+    "num_validation_scenes": (1, 1_000_000),
+    "validate_every": (1, 10_000_000),
+    "save_every_minutes": (0.01, 100_000),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "sampler.start": ("noise", "multiview"),
+    "scenes.source": ("world4d", "folder"),
+    "scenes.split": ("test", "validation"),
+    "video.network": ("tiny",),
+    "multiview.network": ("tiny",),
+    "logger.kind": ("csv", "wandb"),
+    "prior.kind": ("autoencoder", "video", "multiview"),
+}
+
+
+def check(config: SampleConfig | TrainConfig) -> None:
+    """Raise a one-line ValueError that names the key, its value and what is allowed."""
+    _refuse_added(config, "")
+    for key, (low, high) in RANGES.items():
+        value = _lookup(config, key)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{key}={value}: out of range, give {low:.10g} to {high:.10g}")
+    for key, choices in CHOICES.items():
+        value = _lookup(config, key)
+        if value is not None and value not in choices:
+            raise ValueError(f"{key}={value}: choose {' or '.join(choices)}")
+    if isinstance(config, SampleConfig):
+        _check_sample(config)
+
+
+def _refuse_added(config: Any, place: str) -> None:
+    """Hydra's +key=value adds keys even to a schema; nobody would ever read them."""
+    known = [field.name for field in fields(config)]
+    for key, value in vars(config).items():
+        if key not in known:
+            raise ValueError(f"{place}{key}: no such key; there are {', '.join(known)}")
+        if is_dataclass(value):
+            _refuse_added(value, f"{place}{key}.")
+
+
+def _check_sample(config: SampleConfig) -> None:
+    if config.sampler.sigma_min > config.sampler.sigma_max:
+        raise ValueError(
+            f"sampler.sigma_min={config.sampler.sigma_min}: give at most sampler.sigma_max={config.sampler.sigma_max}"
+        )
+    if config.scenes.source == "world4d" and config.scenes.count is None:
+        raise ValueError("scenes.count=null: scenes=world4d has no end; give scenes.count=N")
+    if config.scenes.source == "folder" and not config.scenes.path:
+        raise ValueError(
+            "scenes.path=null: scenes=folder needs scenes.path=PATH, a folder of frames, a video or a picture"
+        )
+    unknown = set(config.metrics) - {"reference"}
+    if unknown:
+        raise ValueError(f"metrics={sorted(unknown)}: choose from [reference], or [] for none")
+
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+PLAIN = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}  # annotation -> classes
+
+
+def bind(node: Any, key: str) -> Any:
+    """A rule from its node: `_target_` names a function, the other keys its keyword arguments, themselves bound.
+
+    With `_partial_: true` the arguments are bound and the rest is left to the sampler; without it the function is
+    called now. Unlike Hydra's instantiate, a misspelt, missing or mistyped argument is refused here, at start-up.
+    """
+    if isinstance(node, dict) and "_target_" in node:
+        target = node["_target_"]
+        try:
+            function = get_object(target)
+        except Exception as error:
+            raise ValueError(f"{key}._target_={target}: no such function; name it by its full path") from error
+        if not callable(function):
+            raise ValueError(f"{key}._target_={target}: not a function; name one by its full path")
+        given = {k: bind(v, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
+        _check_arguments(function, target, given, key)
+        return partial(function, **given) if node.get("_partial_") else function(**given)
+    if isinstance(node, dict):
+        return {k: bind(v, f"{key}.{k}") for k, v in node.items()}
+    return [bind(v, key) for v in node] if isinstance(node, list) else node
+
+
+def _check_arguments(function: Callable[..., Any], target: str, given: dict[str, Any], key: str) -> None:
+    """A rule's hyper-parameters are its keyword-only arguments: all that have no default, and no others."""
+    parameters = inspect.signature(function).parameters
+    taken = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name, value in given.items():
+        if name not in taken:
+            raise ValueError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(taken) or 'none'}")
+        if not _suits(value, str(taken[name].annotation)):
+            raise ValueError(f"{key}.{name}={value}: {target} takes {taken[name].annotation} there")
+    for name, parameter in taken.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise ValueError(f"{key}.{name}: {target} needs this argument; give {key}.{name}=VALUE")
+
+
+def _suits(value: Any, annotation: str) -> bool:
+    """Whether a YAML value may be an argument annotated so: plain types are checked, others are no plain values."""
+    kinds = annotation.split(" | ")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, type(None))):
+        return "bool" in kinds if isinstance(value, bool) else not set(kinds) <= PLAIN.keys()
+    return any(isinstance(value, PLAIN[kind]) for kind in kinds if kind in PLAIN and kind != "bool")
+
+
+def asset(name: str) -> Path:
+    """A folder that ships with d2 (conf, experiments, checkpoints): beside the package in a clone, else inside it."""
+    package = Path(__file__).parent
+    for root in (package.parent, package / "_assets"):
+        if (root / name / ".d2").exists():
+            return root / name
+    raise ValueError(f"{name}: not found beside or inside {package}; install d2 again")

@@ -1,0 +1,102 @@
+"""The LightningModule that holds both frozen priors and the rules, and samples one scene a predict step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from d2.data.scene import Scene
+from d2.metrics.baselines import repeat_orbit, show_input
+from d2.pipeline import Priors, Rules, Sampled, Settings, make_clip, make_orbit, sample_scene, to_images
+from d2.rules.weights import alone
+from d2.sampling import State
+
+BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
+
+
+class SceneResult(NamedTuple):
+    """A predict step's result. Every rank has the same."""
+
+    sampled: Sampled
+    baselines: dict[str, Tensor]  # name -> v f 3 h w
+
+
+class MatrixSampler(L.LightningModule):
+    """Samples image matrices in `Trainer.predict`. `rules` and `settings` may be swapped between predict loops.
+
+    Orbits and clips of reference are made under the rules given at construction, once a scene, so that variants of the
+    joint sampling are compared under the same conditions.
+    """
+
+    def __init__(self, priors: Priors, rules: Rules, settings: Settings, *, num_frames: int, baselines: bool):
+        super().__init__()
+        self.video, self.multiview, self.first_stage = priors
+        self.rules, self.settings = rules, settings
+        self.reference_rules, self.reference_settings = rules, settings
+        self.num_frames, self.baselines = num_frames, baselines
+        self.references: dict[str, tuple[Scene, Tensor]] = {}  # scene name -> the scene as a clip, its orbit
+        self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
+
+    @property
+    def priors(self) -> Priors:
+        return Priors(self.video, self.multiview, self.first_stage)
+
+    @torch.no_grad()
+    def predict_step(self, batch: Scene, batch_idx: int) -> SceneResult:
+        scene, orbit = self.reference(batch.observed())
+        sampled = self.sample(scene, orbit, self.rules, "joint")
+        if not self.baselines:
+            return SceneResult(sampled, {})
+        columns, rows = (
+            self.sample(scene, orbit, self.rules._replace(weights=partial(alone, term=term)), f"{term} alone")
+            for term in ("multiview", "video")
+        )
+        matrices = (
+            columns.matrix.pixels,
+            rows.matrix.pixels,
+            repeat_orbit(orbit, self.num_frames),
+            show_input(scene.pixels, scene.cameras.num_views),
+        )
+        return SceneResult(sampled, dict(zip(BASELINES, matrices, strict=True)))
+
+    def sample(self, scene: Scene, orbit: Tensor, rules: Rules, name: str) -> Sampled:
+        """One pass of joint sampling."""
+        return sample_scene(scene, self.priors, rules, self.settings, orbit=orbit, on_step=partial(self.tell, name))
+
+    def reference(self, scene: Scene) -> tuple[Scene, Tensor]:
+        """The scene as a whole clip, and the orbit of its anchor frame."""
+        if scene.name not in self.references:
+            settings, rules = self.reference_settings, self.reference_rules
+            if len(scene.pixels) == 1 and self.num_frames > 1:
+                scene = scene._replace(
+                    pixels=make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
+                )
+            anchor = settings.anchor_frame
+            if anchor >= len(scene.pixels):
+                raise ValueError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(scene.pixels) - 1}")
+            orbit = make_orbit(scene.pixels[anchor], scene.cameras, scene.seed, self.priors, rules, settings)
+            self.references[scene.name] = scene, orbit
+        return self.references[scene.name]
+
+    def tell(self, name: str, state: State) -> None:
+        for listener in self.listeners:
+            listener(name, state)
+
+    @torch.no_grad()
+    def ceiling(
+        self,
+        pixels: Tensor,  # v f 3 h w
+    ) -> Tensor:
+        """The truth through the autoencoder and back: the most that any sampler reaches in this latent space."""
+        latents = self.first_stage.encode(to_images(pixels.to(self.device)).flatten(0, 1))
+        images = self.first_stage.decode(latents, num_frames=pixels.shape[1])
+        return ((images + 1) / 2).clamp(0, 1).unflatten(0, pixels.shape[:2])
+
+    def transfer_batch_to_device(self, batch: Scene, device: torch.device, dataloader_idx: int) -> Scene:
+        """The input goes to the device, the truth stays where it is."""
+        return batch._replace(pixels=batch.pixels.to(device), masks=batch.masks.to(device))

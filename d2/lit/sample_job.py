@@ -1,0 +1,194 @@
+"""`d2 sample`: from a checked configuration to scenes, priors, rules, and the predict loop over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from d2.config import SampleConfig, asset, bind
+from d2.data import world4d
+from d2.data.folder import list_clips, read_clip
+from d2.data.preprocess import preprocess_clip
+from d2.data.scene import Scene
+from d2.io import ensure_writable
+from d2.lit.callbacks import SamplerProgress, SceneOutputs
+from d2.lit.matrix_sampler import MatrixSampler
+from d2.lit.trainer import make_loggers, make_trainer, start_loggers
+from d2.matrix import Cameras, camera_ring
+from d2.pipeline import Priors, Rules, Settings
+from d2.priors import tiny
+from d2.sampling import needed
+
+SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
+FOLDER_ELEVATION_DEG = 10.0  # of a user's own camera when not given, as in the published program
+
+
+class Scenes(NamedTuple):
+    """The scenes of a run, and one line for each that could not be read."""
+
+    scenes: list[Scene]
+    failures: list[str]
+
+
+def sample(config: SampleConfig, text: str) -> int:
+    """Run the job; `text` is the configuration as YAML. Returns the exit code: 0, or 3 if scenes were left out."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    num_views, num_frames = config.matrix.num_views or tiny.FRAMES, config.matrix.num_frames or tiny.FRAMES
+    rules, settings = make_rules(config), make_settings(config)
+    priors = load_priors(config)
+    found = load_scenes(config, num_views, num_frames)
+    module = MatrixSampler(priors, rules, settings, num_frames=num_frames, baselines=config.baselines)
+    predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)))
+    if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
+        return 0
+    for line in found.failures:
+        print(f"d2: left out: {line}", file=sys.stderr)
+    return 3
+
+
+def predict(config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene], folder: Path, text: str) -> None:
+    """One predict loop over the scenes, with everything written into `folder`."""
+    evaluations = len(module.rules.renoise(module.settings.sigmas)) * (3 if module.baselines else 1)
+    outputs = SceneOutputs(
+        folder,
+        config=text,
+        facts=facts_of(config),
+        pages=config.pages,
+        metrics="reference" in config.metrics,
+    )
+    callbacks = [SamplerProgress(len(scenes), evaluations), outputs]
+    trainer = make_trainer(config.trainer, folder, make_loggers(config.logger, folder), callbacks)
+    ensure_writable(folder)
+    start_loggers(trainer.loggers, dataclasses.asdict(config))
+    loader = DataLoader(list(scenes), batch_size=None)  # type: ignore[arg-type]
+    trainer.predict(module, loader, return_predictions=False)
+
+
+def make_rules(config: SampleConfig) -> Rules:
+    """Rule nodes to functions; a misspelt argument or an unknown function is a ValueError here."""
+    bound = {
+        key: bind(getattr(config, key), key) for key in ("renoise", "weights", "guidance", "composition", "solver")
+    }
+    rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
+    plan = rules.renoise(make_settings(config).sigmas)
+    cameras, num_frames = camera_ring(config.matrix.num_views or tiny.FRAMES), config.matrix.num_frames or tiny.FRAMES
+    for step in (plan[0], plan[-1]):  # what a rule finds wrong with its numbers it says now
+        weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
+        needed(rules.compose, [], weights, scales)
+    return rules
+
+
+def make_settings(config: SampleConfig) -> Settings:
+    s = config.sampler
+    return Settings(
+        num_steps=s.num_steps,
+        sigma_min=s.sigma_min,
+        sigma_max=s.sigma_max,
+        rho=s.rho,
+        start=s.start,  # type: ignore[arg-type]
+        sequences_per_call=s.sequences_per_call,
+        anchor_frame=config.scenes.anchor_frame,
+        video_cond_aug=config.video.cond_aug,
+        multiview_cond_aug=config.multiview.cond_aug,
+        fps_id=config.video.fps_id,
+        motion_bucket_id=config.video.motion_bucket_id,
+    )
+
+
+def weights_files(config: SampleConfig) -> dict[str, Path]:
+    """Kind -> the file given, or the shipped one."""
+    given = {
+        "video": config.video.checkpoint,
+        "multiview": config.multiview.checkpoint,
+        "autoencoder": config.autoencoder,
+    }
+    return {kind: Path(path or asset("checkpoints") / f"tiny_{kind}.safetensors") for kind, path in given.items()}
+
+
+def load_priors(config: SampleConfig) -> Priors:
+    """Both priors and the first stage, frozen."""
+    files = weights_files(config)
+    return Priors(
+        tiny.load_prior(files["video"], "video"),
+        tiny.load_prior(files["multiview"], "multiview"),
+        tiny.load_first_stage(files["autoencoder"]),
+    )
+
+
+def facts_of(config: SampleConfig) -> dict[str, str]:
+    """What results depend on besides the configuration: the world's version and the weights, by their SHA-256."""
+    facts = {kind: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for kind, path in weights_files(config).items()}
+    return facts | ({"world": world4d.WORLD_VERSION} if config.scenes.source == "world4d" else {})
+
+
+def with_facts(text: str, facts: dict[str, str]) -> str:
+    """The configuration as it is kept beside results."""
+    return text + "".join(f"# {name}: {value}\n" for name, value in facts.items())
+
+
+def load_scenes(config: SampleConfig, num_views: int, num_frames: int) -> Scenes:
+    """All scenes of a run. A folder's scene that cannot be read is left out if there are others, else refused."""
+    c = config.scenes
+    if c.anchor_frame >= num_frames:
+        raise ValueError(f"scenes.anchor_frame={c.anchor_frame}: the clip has frames 0 to {num_frames - 1}")
+    if c.source == "world4d":
+        assert c.count is not None
+        return Scenes([world_scene(config, c.first + i, num_views, num_frames) for i in range(c.count)], [])
+    assert c.path is not None
+    scenes, failures = [], []
+    paths = list_clips(Path(c.path))
+    cameras = make_cameras(config, num_views)
+    for index, path in list(enumerate(paths))[c.first :][: c.count]:
+        try:
+            scenes.append(folder_scene(config, path, index, cameras, num_frames))
+        except ValueError as error:
+            failures.append(str(error))
+    if not scenes:
+        raise ValueError(failures[0] if failures else f"scenes.first={c.first}: {c.path} has {len(paths)} scenes")
+    return Scenes(scenes, failures)
+
+
+def world_scene(config: SampleConfig, index: int, num_views: int, num_frames: int) -> Scene:
+    """A test or validation scene of world4d, with its truth."""
+    if config.cameras.elevation_deg is not None or config.cameras.azimuth_deg is not None:
+        raise ValueError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and azimuth_deg null")
+    size, split = tiny.SIZE, config.scenes.split
+    scene = world4d.scene(split, index, num_views=num_views, num_frames=num_frames, size=size, fps=config.scenes.fps)  # type: ignore[arg-type]
+    return scene._replace(seed=scene.seed + SEED_STRIDE * config.seed)
+
+
+def folder_scene(config: SampleConfig, path: Path, index: int, cameras: Cameras, num_frames: int) -> Scene:
+    """A user's clip or picture."""
+    clip = read_clip(path, num_frames=num_frames, start=config.frames.start, stride=config.frames.stride)
+    pixels, masks = preprocess_clip(clip, size=tiny.SIZE, image_frame_ratio=config.scenes.image_frame_ratio)
+    return Scene(clip.name, index + SEED_STRIDE * config.seed, pixels, masks, cameras, config.scenes.fps)
+
+
+def make_cameras(config: SampleConfig, num_views: int) -> Cameras:
+    """The cameras of a user's scene."""
+    elevation = config.cameras.elevation_deg
+    elevation = FOLDER_ELEVATION_DEG if elevation is None else elevation
+    listed = elevation if isinstance(elevation, list) else [elevation] * num_views
+    if len(listed) != num_views or not all(isinstance(e, (int, float)) and -90 < e < 90 for e in listed):
+        raise ValueError(
+            f"cameras.elevation_deg={elevation}: give one number, or one a view ({num_views}), between -90 and 90"
+        )
+    ring = camera_ring(num_views, torch.deg2rad(torch.tensor(listed, dtype=torch.float64)))
+    azimuth = config.cameras.azimuth_deg
+    if azimuth is None:
+        return ring
+    if len(azimuth) != num_views or not math.isclose(azimuth[-1], 360):
+        raise ValueError(
+            f"cameras.azimuth_deg={azimuth}: give one number a view ({num_views}), the last, the input view's, 360"
+        )
+    return ring._replace(azimuth_rad=torch.deg2rad(torch.tensor(azimuth, dtype=torch.float64)))
