@@ -1,0 +1,39 @@
+# make install | demo | test | docs | clean
+#
+# Needs python3 (3.11 or newer) with venv, nothing else. The environment is .venv; it is made by whichever target comes
+# first, and brought up to date when pyproject.toml has changed.
+
+PYTHON ?= python3
+# processes that run tests, each on one thread
+JOBS ?= 2
+RUN := OMP_NUM_THREADS=1 .venv/bin/python
+
+.PHONY: install demo test docs clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON): Python 3.11 or newer is needed; name one, as in: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: install
+	.venv/bin/d2 sample
+	@echo "The page: $(CURDIR)/outputs/sample/index.html"
+
+test: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+	$(RUN) -m pytest -n $(JOBS)
+
+docs: install
+	$(RUN) docs/tables.py
+
+clean:
+	rm -rf .venv build dist outputs multirun .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
