@@ -86,7 +86,7 @@ def check_joint_case(case: Case, name: str, options: dict[str, Any]) -> None:
     sigmas = karras_sigmas(n, sigma_min=0.002, sigma_max=700.0)
     expect(torch.tensor(sigmas, dtype=torch.float64), case.tensors["output.sigmas"], 1e-6)
     plan = renoise.churned(sigmas, steps=VRS_STEPS, s_churn=options["s_churn"], s_noise=options["s_noise"])
-    x0 = initial_x(case.tensors["input.noise"].float(), renoise.none(sigmas))
+    x0 = initial_x(case.tensors["input.noise"].float(), sigmas[0])
     expect(x0, case.tensors["output.x0"], 2e-5)
     curve = curve_of(options["schedule"], options["scale"], options["smin"], options["smax"], options["k"])
     scales = [curve(Step(i, n, 0, 1, 1.0, 0.5)) for i in range(n)]

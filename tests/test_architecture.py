@@ -1,0 +1,191 @@
+"""Imports point one way (docs/architecture.md): this file is the import linter, and the law of a light `import d2`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Package or module -> what of d2 it may import besides itself; the longest name that fits a module counts.
+LAYERS = {
+    "d2._torchvision": (),
+    "d2.matrix": (),
+    "d2.noise": (),
+    "d2.nn": (),
+    "d2.report": (),
+    "d2.config": (),
+    "d2.sampling": ("d2.matrix",),
+    "d2.shard": ("d2.matrix", "d2.sampling"),
+    "d2.rules": ("d2.matrix", "d2.sampling"),
+    "d2.priors": ("d2.nn", "d2.sampling"),
+    "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
+    "d2.data": ("d2.matrix",),
+    "d2.data.datamodule": ("d2.data", "d2.io"),
+    "d2.metrics": ("d2.data.scene",),
+    "d2.io": ("d2.matrix", "d2.data.scene"),
+    "d2.pipeline": ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.priors", "d2.data.scene"),
+    "d2": ("d2._torchvision", "d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.data.scene"),
+    "d2.lit": (
+        "d2.matrix",
+        "d2.sampling",
+        "d2.shard",
+        "d2.rules",
+        "d2.priors",
+        "d2.data",
+        "d2.metrics",
+        "d2.report",
+        "d2.io",
+        "d2.pipeline",
+        "d2.config",
+    ),
+    "d2.cli": ("d2.config", "d2.io", "d2.lit"),
+    "d2.__main__": ("d2.cli",),
+}
+# Library -> where it may be imported.
+FENCES = {
+    "hydra": ("d2.cli", "d2.config"),
+    "omegaconf": ("d2.cli", "d2.config"),
+    "lightning": ("d2.lit", "d2.data.datamodule", "d2.cli"),
+    "wandb": ("d2.lit.callbacks", "d2.lit.trainer", "d2.report"),
+    "lightning.pytorch.loggers": ("d2.lit.callbacks", "d2.lit.trainer"),
+    "torch.distributed": ("d2.shard",),
+    "open_clip": ("d2.nn.clip",),
+    "torchmetrics": ("d2.metrics",),
+}
+# Sampling knows nothing of files, Hydra, Lightning and W&B.
+PURE = ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.pipeline", "d2.nn")
+IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
+ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}
+
+
+class Module(NamedTuple):
+    name: str
+    imports: frozenset[str]  # dotted names of modules, and of what is taken from them
+
+
+def within(name: str, *places: str) -> bool:
+    """Whether a dotted name is one of the places or lies in one."""
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every dotted name that a module imports, or reaches through a package it imported; type checking apart."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed"):
+            yield "torch.distributed"
+        todo += ast.iter_child_nodes(node)
+
+
+def read_modules(folder: Path) -> dict[str, Module]:
+    """All modules of the package d2 in `folder`."""
+    modules = {}
+    for path in sorted((folder / "d2").rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        modules[name] = Module(name, frozenset(imported(ast.parse(path.read_text(encoding="utf-8")))))
+    return modules
+
+
+def own_imports(module: Module, modules: dict[str, Module]) -> set[str]:
+    """The modules of d2 that a module imports."""
+    found = set()
+    for name in module.imports:
+        if within(name, "d2"):
+            found.add(name if name in modules else name.rpartition(".")[0])
+    return found - {module.name}
+
+
+def violations(modules: dict[str, Module]) -> list[str]:
+    """One line for every import that points the wrong way."""
+    lines = []
+    for module in modules.values():
+        layers = [layer for layer in LAYERS if module.name == layer or (layer != "d2" and within(module.name, layer))]
+        if not layers:
+            if module.imports:
+                lines.append(f"{module.name} has no layer: say in LAYERS what it may import")
+            continue
+        layer = max(layers, key=len)
+        for name in own_imports(module, modules):
+            if not within(name, *LAYERS[layer]) and not (layer != "d2" and within(name, layer)):
+                lines.append(f"{module.name} imports {name}")
+        for library, places in FENCES.items():
+            if any(within(name, library) for name in module.imports) and not within(module.name, *places):
+                lines.append(f"{module.name} imports {library}")
+        if within(module.name, *PURE):
+            allowed = ALLOWED_IN_PURE.get(module.name, ())
+            lines += [
+                f"{module.name} imports {name}: sampling knows no files and frameworks"
+                for name in module.imports
+                if within(name, *IMPURE) and not within(name, *allowed)
+            ]
+    return sorted(lines)
+
+
+def test_imports_point_one_way() -> None:
+    assert violations(read_modules(ROOT)) == []
+
+
+def test_there_are_no_cycles() -> None:
+    modules = read_modules(ROOT)
+    graph = {name: own_imports(module, modules) - {"d2"} for name, module in modules.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(modules)  # raises CycleError
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "said"),
+    [
+        ("nn/unet.py", "from d2.matrix import take", "d2.nn.unet imports d2.matrix"),
+        ("priors/svd.py", "from d2 import matrix", "d2.priors.svd imports d2.matrix"),
+        ("priors/analytic.py", "from d2.matrix import take", ""),
+        ("sampling.py", "def f():\n    from d2.shard import place", "d2.sampling imports d2.shard"),
+        ("rules/weights.py", "import hydra.utils", "d2.rules.weights imports hydra"),
+        ("metrics/table.py", "import lightning as L", "d2.metrics.table imports lightning"),
+        ("lit/study.py", "import torch\ntorch.distributed.barrier()", "d2.lit.study imports torch.distributed"),
+        ("lit/study.py", "from torch import distributed", "d2.lit.study imports torch.distributed"),
+        ("pipeline.py", "from pathlib import Path", "d2.pipeline imports pathlib"),
+        ("noise.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import d2.sampling", ""),
+        ("extra.py", "import torch", "d2.extra has no layer"),
+    ],
+)
+def test_the_linter_sees_a_wrong_import(tmp_path: Path, path: str, code: str, said: str) -> None:
+    for name in ("matrix.py", "shard.py", path):
+        (tmp_path / "d2" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d2" / name).write_text("")
+    (tmp_path / "d2" / path).write_text(code)
+    found = violations(read_modules(tmp_path))
+    assert any(line.startswith(said) for line in found) if said else found == []
+
+
+def test_importing_d2_is_light_and_asks_no_network() -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('import d2 opened a socket')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import d2\n"
+        "names = {n for n in d2.__all__ if n in vars(d2)}\n"
+        "heavy = {'lightning', 'hydra', 'omegaconf', 'open_clip', 'torchvision', 'torchmetrics', 'wandb', 'PIL'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert {'sample_matrix', 'karras_sigmas', 'camera_ring', 'Scene'} <= names\n"
+        "for name in d2.__all__: getattr(d2, name)\n"
+        "assert 'open_clip' in sys.modules and not {'lightning', 'hydra', 'omegaconf'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,88 @@
+"""The project outside its clone: a built wheel brings all it needs, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import d2
+from d2.config import asset
+
+ROOT = Path(__file__).parents[1]
+ASSETS = ("conf", "experiments", "checkpoints")
+TINY = ("sampler.num_steps=1", "renoise=none", "matrix.num_views=2", "matrix.num_frames=2", "baselines=false")
+
+
+@pytest.fixture(scope="session")
+def installed(tiny_weights: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with d2 installed from a wheel, built from a copy of the clone in which a user has put weights."""
+    base = tmp_path_factory.mktemp("wheel")
+    source, wheels, target = base / "source", base / "wheels", base / "target"
+    source.mkdir()
+    for name in ("d2", "conf", "experiments"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, source)
+    (source / "checkpoints").mkdir()
+    shutil.copy(ROOT / "checkpoints" / ".d2", source / "checkpoints")
+    for weights in (Path(override.partition("=")[2]) for override in tiny_weights):
+        shutil.copy(weights, source / "checkpoints" / f"tiny_{weights.name}")
+    for name in ("svd_xt.safetensors", "last.ckpt"):
+        (source / "checkpoints" / name).write_bytes(b"gigabytes")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    succeed([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(source)], base)
+    (wheel,) = wheels.iterdir()
+    succeed([*pip, str(wheel)], base)
+    (base / "names").write_text("\n".join(zipfile.ZipFile(wheel).namelist()))
+    return target
+
+
+def succeed(command: list[str], folder: Path, path: Path | None = None) -> str:
+    """Run a command in a folder, with `path` first among Python's; its standard output."""
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) -> None:
+    names = (installed.parent / "names").read_text().splitlines()
+    held = {Path(name).name for name in names if name.startswith("d2/_assets/checkpoints/")}
+    assert held == {".d2", *(f"tiny_{kind}.safetensors" for kind in ("autoencoder", "video", "multiview"))}
+    pages = {f"d2/report/{path.name}" for path in (ROOT / "d2" / "report").glob("*.html")}
+    files = {path.relative_to(ROOT).as_posix() for name in ASSETS[:2] for path in (ROOT / name).rglob("*.yaml")}
+    assert pages and files and pages | {f"d2/_assets/{name}" for name in files} <= set(names)
+    outside = [name for name in names if not name.startswith(("d2/", f"d2-{d2.__version__}.dist-info/"))]
+    assert outside == []
+
+
+@pytest.mark.slow
+def test_an_installed_d2_samples_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    code = "from d2.config import asset\nimport sys\nprint(*map(asset, sys.argv[1:]), sep='\\n')"
+    found = succeed([sys.executable, "-c", code, *ASSETS], tmp_path, installed).splitlines()
+    assert [Path(line) for line in found] == [installed / "d2" / "_assets" / name for name in ASSETS]
+    main = "from d2.cli import main\nmain()"
+    succeed([sys.executable, "-c", main, "sample", *TINY], tmp_path, installed)
+    assert (tmp_path / "outputs" / "sample" / "test_0000" / "grid.png").exists()
+
+
+def test_a_clone_finds_its_own_assets() -> None:
+    assert [asset(name) for name in ASSETS] == [ROOT / name for name in ASSETS]
+    with pytest.raises(ValueError, match="nonsense: not found"):
+        asset("nonsense")
+
+
+def test_the_version_is_said_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" in project["project"]["dynamic"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited and cited[1] == d2.__version__

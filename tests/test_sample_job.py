@@ -1,0 +1,449 @@
+"""`d2 sample` from end to end, with random weights: what is written, and what the result depends on and what not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from wandb.errors import UsageError
+
+from d2 import cli
+from d2.data import world4d
+from d2.data.scene import Scene
+from d2.io import read_matrix, read_truth
+from d2.lit import study
+from d2.lit.matrix_sampler import MatrixSampler, SceneResult
+from d2.lit.sample_job import load_priors, load_scenes, make_rules, make_settings
+from d2.metrics.metric import METRIC_NAMES
+
+Run = Callable[..., int]
+SCRIPT = str(Path(sys.executable).with_name("d2"))
+NAME = "test_0000"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as f:
+        return list(csv.DictReader(f))
+
+
+def bits(folder: Path, name: str = NAME) -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "matrix.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def sampler(small_networks: None, small_weights: list[str]) -> Callable[..., tuple[MatrixSampler, Scene]]:
+    """The module and the scene of a command line."""
+
+    def make(*overrides: str) -> tuple[MatrixSampler, Scene]:
+        cli.register()
+        short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3"]
+        config = cli.composed_from("sample", [*small_weights, *short, *overrides]).config
+        scene = load_scenes(config, 3, 3).scenes[0]
+        rules, settings = make_rules(config), make_settings(config)
+        return MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=config.baselines), scene
+
+    return make
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_everything(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("baselines=true", "pages=true", "scenes.count=2", "scenes.first=20000001") == 0
+    out = tmp_path / "out"
+    names = ["test_20000001", "test_20000002"]
+    assert {p.name for p in out.iterdir()} == {"metrics.csv", "config.yaml", "index.html", "log", *names}
+    files = {"matrix.safetensors", "truth.safetensors", "rows", "grid.png", "preview.mp4"}
+    for name in names:
+        assert {p.name for p in (out / name).iterdir()} == files | {"transforms.json", "index.html", "metrics.json"}
+        assert len(list((out / name / "rows").glob("*.mp4"))) == 3
+        assert len(list((out / name / "rows").glob("*/*.png"))) == 9
+        assert name in (out / "index.html").read_text() and "<html" in (out / name / "index.html").read_text()
+        assert len(json.loads((out / name / "transforms.json").read_text())["frames"]) == 9
+
+    matrix, truth = read_matrix(out / names[1]), read_truth(out / names[1])
+    scene = world4d.scene("test", 20_000_002, num_views=3, num_frames=3, size=64)
+    assert truth is not None and scene.truth is not None
+    assert (truth.pixels - scene.truth.pixels).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(matrix.cameras.elevation_rad, scene.cameras.elevation_rad)
+    assert matrix.pixels.shape == (3, 3, 3, 64, 64) and matrix.latents is not None
+    assert matrix.latents.isfinite().all() and matrix.pixels.std() > 0.01
+
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["sampler"]["num_steps"] == 2 and config["scenes"]["first"] == 20000001
+    assert f"# world: {world4d.WORLD_VERSION}" in (out / "config.yaml").read_text()
+
+
+def test_every_method_and_scene_comes_once_in_the_table(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("baselines=true", "scenes.count=2") == 0
+    rows = rows_of(tmp_path / "out" / "metrics.csv")
+    methods = ["joint", "columns_alone", "rows_alone", "repeat_orbit", "show_input"]
+    methods += ["true_orbit_repeated", "autoencoder_ceiling"]
+    assert [(r["method"], r["scene"]) for r in rows] == [(m, f"test_000{i}") for m in methods for i in range(2)]
+    assert list(rows[0]) == ["scene", "method", *METRIC_NAMES]
+    for row in rows:
+        kept = json.loads((tmp_path / "out" / row["scene"] / "metrics.json").read_text())[row["method"]]
+        for name in METRIC_NAMES:
+            assert float(row[name]) == kept[name] or (math.isnan(float(row[name])) and kept[name] is None)
+
+
+def test_no_metrics_no_table(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("metrics=[]") == 0
+    assert not (tmp_path / "out" / "metrics.csv").exists() and (tmp_path / "out" / NAME / "truth.safetensors").exists()
+
+
+def test_a_second_run_replaces_the_first(d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert d2_sample("pages=true") == 0
+    first = bits(tmp_path / "out")
+    capfd.readouterr()
+    assert d2_sample("seed=1") == 0
+    assert not same(first, bits(tmp_path / "out"))
+    assert not (tmp_path / "out" / NAME / "index.html").exists()  # nothing of the first is left in a scene's folder
+    said = capfd.readouterr()
+    assert said.out == "" and said.err == "sampling test_0000 (1 of 1)\n"
+
+
+# --- what a result depends on ----------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_the_bits(d2_sample: Run, tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("a", "b", "c", "d")]
+    lines = ([], ["pages=true", "scenes.count=2"], ["seed=1"], ["sampler.start=multiview"])
+    for place, line in zip(places, lines, strict=True):
+        assert d2_sample(f"output_dir={place}", *line) == 0
+    a, b, c, d = (bits(place) for place in places)
+    assert same(a, b)  # whatever else is sampled or written
+    assert not torch.equal(a["latents"], c["latents"]) and not torch.equal(a["latents"], d["latents"])
+    assert torch.equal(a["azimuth_rad"], c["azimuth_rad"])
+
+
+class Untouchable:
+    """A truth that may be carried, but not looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the sampler looked at the truth's {name}")
+
+
+def test_the_sampler_never_sees_the_truth(sampler: Callable[..., tuple[MatrixSampler, Scene]]) -> None:
+    def latents(truth: Any) -> dict[str, torch.Tensor]:
+        module, scene = sampler()
+        result = module.predict_step(scene._replace(truth=truth), 0)
+        assert result.sampled.matrix.latents is not None
+        return {"joint": result.sampled.matrix.latents, "orbit": result.sampled.orbit, **result.baselines}
+
+    module, scene = sampler()
+    assert scene.truth is not None
+    nan = scene.truth._make(torch.full_like(layer, math.nan) for layer in scene.truth)
+    own = latents(scene.truth)
+    assert same(own, latents(nan)) and same(own, latents(None)) and same(own, latents(Untouchable()))
+    assert all(value.isfinite().all() for value in own.values())
+
+
+def test_the_size_of_a_call_changes_nothing(sampler: Callable[..., tuple[MatrixSampler, Scene]]) -> None:
+    results: list[SceneResult] = []
+    for size in ("1", "2", "null"):
+        module, scene = sampler("baselines=false", f"sampler.sequences_per_call={size}")
+        results.append(module.predict_step(scene, 0))
+    one, two, together = (r.sampled.matrix.latents for r in results)
+    assert one is not None and two is not None and together is not None
+    assert (one - together).abs().max() < 1e-4 and (two - together).abs().max() < 1e-4  # x begins at 80
+
+
+def test_the_orbit_is_made_from_the_anchor_frame(sampler: Callable[..., tuple[MatrixSampler, Scene]]) -> None:
+    sampled = {}
+    for anchor in (0, 1):
+        module, scene = sampler("baselines=false", f"scenes.anchor_frame={anchor}")
+        result = module.predict_step(scene, 0)
+        sampled[anchor] = result.sampled.matrix.latents
+        assert torch.equal(result.sampled.orbit[scene.cameras.input_view], scene.pixels[anchor])
+    assert not torch.equal(sampled[0], sampled[1])
+
+
+def test_every_condition_matters(sampler: Callable[..., tuple[MatrixSampler, Scene]]) -> None:
+    module, scene = sampler("baselines=false")
+    usual = module.predict_step(scene, 0).sampled.matrix.latents
+    for line in ("video.motion_bucket_id=200", "video.fps_id=30", "video.cond_aug=0.5", "multiview.cond_aug=0.5"):
+        module, scene = sampler("baselines=false", line)
+        assert not torch.equal(usual, module.predict_step(scene, 0).sampled.matrix.latents), line
+    module, scene = sampler("baselines=false")
+    tilted = scene._replace(cameras=scene.cameras._replace(elevation_rad=scene.cameras.elevation_rad + 0.5))
+    assert not torch.equal(usual, module.predict_step(tilted, 0).sampled.matrix.latents)
+
+
+def test_alone_a_prior_is_all_that_counts(sampler: Callable[..., tuple[MatrixSampler, Scene]]) -> None:
+    """Columns alone are those of a run whose weights are all multi-view, and never ask the video prior."""
+    module, scene = sampler()
+    result = module.predict_step(scene, 0)
+    alone, scene = sampler("baselines=false", "weights=multiview")
+    alone.video.forward = None  # type: ignore[assignment]
+    assert torch.equal(alone.predict_step(scene, 0).sampled.matrix.pixels, result.baselines["columns_alone"])
+    assert not torch.equal(result.baselines["columns_alone"], result.baselines["rows_alone"])
+
+
+# --- what a user brings ----------------------------------------------------------------------------------------------
+
+
+def discs(count: int) -> list[Image.Image]:
+    """A disc that moves to the right, on white."""
+    frames = []
+    for frame in range(count):
+        image = Image.new("RGB", (48, 48), (255, 255, 255))
+        ImageDraw.Draw(image).ellipse((8 + 4 * frame, 12, 24 + 4 * frame, 32), fill=(200, 30, 30))
+        frames.append(image)
+    return frames
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder with a GIF, a picture, a video and a folder of frames."""
+    folder = tmp_path / "inputs"
+    (folder / "numbered").mkdir(parents=True)
+    for index, image in enumerate(discs(3)):
+        image.save(folder / "numbered" / f"frame_{index:02}.png")
+    discs(1)[0].save(folder / "picture.png")
+    first, *others = discs(4)
+    first.save(folder / "animated.gif", save_all=True, append_images=others)
+    film = imageio_ffmpeg.write_frames(str(folder / "film.mp4"), (48, 48), macro_block_size=1)
+    film.send(None)
+    for image in discs(4):
+        film.send(np.asarray(image).copy())
+    film.close()
+    return folder
+
+
+def test_every_kind_of_input_is_sampled(d2_sample: Run, inputs: Path, tmp_path: Path) -> None:
+    assert d2_sample("scenes=folder", f"scenes.path={inputs}", "cameras.elevation_deg=20") == 0
+    out = tmp_path / "out"
+    assert {p.parent.name for p in out.glob("*/grid.png")} == {"animated", "film", "numbered", "picture"}
+    for folder in out.glob("*/grid.png"):
+        matrix = read_matrix(folder.parent)
+        assert matrix.pixels.shape == (3, 3, 3, 64, 64)
+        assert torch.rad2deg(matrix.cameras.elevation_rad) == pytest.approx([20.0] * 3)
+        assert read_truth(folder.parent) is None
+        assert json.loads((folder.parent / "metrics.json").read_text()) == {}
+    assert not (out / "metrics.csv").exists()  # no truth, no figures
+
+
+def test_a_scene_is_the_same_wherever_a_run_begins(d2_sample: Run, inputs: Path, tmp_path: Path) -> None:
+    assert d2_sample("scenes=folder", f"scenes.path={inputs}", f"output_dir={tmp_path / 'all'}") == 0
+    line = ["scenes.first=2", "scenes.count=1", f"output_dir={tmp_path / 'one'}"]
+    assert d2_sample("scenes=folder", f"scenes.path={inputs}", *line) == 0
+    assert same(bits(tmp_path / "all", "numbered"), bits(tmp_path / "one", "numbered"))
+    assert not (tmp_path / "one" / "film").exists()
+
+
+def test_a_single_picture_becomes_a_clip_that_starts_with_it(
+    sampler: Callable[..., tuple[MatrixSampler, Scene]], inputs: Path
+) -> None:
+    module, scene = sampler("baselines=false", "scenes=folder", f"scenes.path={inputs / 'picture.png'}")
+    assert len(scene.pixels) == 1
+    clip = module.predict_step(scene, 0).sampled.clip
+    assert torch.equal(clip[0], scene.pixels[0]) and not torch.equal(clip[0], clip[1])
+
+
+# --- studies and sweeps ----------------------------------------------------------------------------------------------
+
+
+VARIANTS = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders of the variants that a study sampled."""
+    own, folders = study.predict, []
+
+    def predict(config: Any, module: Any, scenes: Any, folder: Path, text: str) -> None:
+        folders.append(folder.name)
+        own(config, module, scenes, folder, text)
+
+    monkeypatch.setattr(study, "predict", predict)
+    return folders
+
+
+def test_a_study_writes_its_tables_and_goes_on_where_it_stopped(
+    d2_sample: Run, tmp_path: Path, predicted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["scenes.count=2", "baselines=true", "compare_to=whole"]
+    assert d2_sample(VARIANTS, *line) == 0
+    out = tmp_path / "out"
+    assert predicted == ["whole", "columns"]
+
+    results = rows_of(out / "results.csv")
+    assert list(results[0]) == ["variant", "scene", "metric", "value", "seed", "config", "commit"]
+    baselines = ["columns_alone", "rows_alone", "repeat_orbit", "show_input"]
+    methods = ["whole", "columns", *baselines, "true_orbit_repeated", "autoencoder_ceiling"]
+    assert sorted({r["variant"] for r in results}) == sorted(methods)
+    assert len(results) == len(methods) * 2 * len(METRIC_NAMES)
+    for variant in ("whole", "columns"):
+        for row in (r for r in rows_of(out / variant / "metrics.csv") if r["method"] == "joint"):
+            for name in METRIC_NAMES:
+                (value,) = [
+                    r["value"]
+                    for r in results
+                    if (r["variant"], r["metric"]) == (variant, name) and row["scene"] == f"test_{int(r['scene']):04d}"
+                ]
+                assert value == row[name]
+    table = (out / "table.md").read_text()
+    assert "Paired differences from whole." in table and all(f"| {name} " in table for name in methods)
+    with Image.open(out / "plot.png") as plot:
+        assert plot.size[0] > 500
+
+    monkeypatch.setattr(study, "plot", lambda *_: None)  # seconds
+    assert d2_sample(VARIANTS, *line) == 0
+    assert predicted == ["whole", "columns"]  # both were there
+    assert d2_sample(VARIANTS.replace("=multiview", "=video"), *line) == 0
+    assert predicted == ["whole", "columns", "columns"]  # one has changed
+    (out / "whole" / "metrics.csv").unlink()
+    assert d2_sample(VARIANTS.replace("=multiview", "=video"), *line) == 0
+    assert predicted == ["whole", "columns", "columns", "whole"]  # one was lost
+
+
+def test_a_study_is_made_anew_for_other_weights(
+    d2_sample: Run, small_weights: list[str], tmp_path: Path, predicted: list[str]
+) -> None:
+    copy = tmp_path / "video.safetensors"
+    copy.write_bytes(Path(small_weights[0].partition("=")[2]).read_bytes())
+    line = ["+variants={a:[]}", f"video.checkpoint={copy}"]
+    assert d2_sample(*line) == 0
+    raw = bytearray(copy.read_bytes())
+    raw[-1] ^= 1
+    copy.write_bytes(bytes(raw))
+    assert d2_sample(*line) == 0
+    assert predicted == ["a", "a"]
+
+
+def test_variants_are_compared_under_the_same_conditions(d2_sample: Run, tmp_path: Path) -> None:
+    """A variant of a study is a run of its own, but for the orbit, which comes from the study's rules."""
+    assert d2_sample("+variants={a:[],b:[]}") == 0
+    assert same(bits(tmp_path / "out" / "a"), bits(tmp_path / "out" / "b"))
+    assert d2_sample(f"output_dir={tmp_path / 'alone'}") == 0
+    assert same(bits(tmp_path / "out" / "a"), bits(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["+variants={a:['scenes.count=3']}"], "variants.a: changes scenes, which all variants share"),
+        (["+variants={a:['seed=3']}"], "variants.a: changes seed"),
+        (["+variants={a:['weights=nosuch']}"], "weights/nosuch"),
+        (["+variants={a:[]}", "compare_to=b"], "compare_to=b: choose one of the variants, a"),
+        (["+variants={a:[]}", "metrics=[]"], "metrics=[]: a study compares figures"),
+        (["variants=[a,b]"], "variants"),
+    ],
+)
+def test_a_bad_study_is_refused(
+    line: list[str], says: str, d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert d2_sample(*line) == 2
+    err = capfd.readouterr().err
+    assert says in err and err.startswith("d2: ") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_writes_a_run_a_point(d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = list(sys.argv)
+    assert d2_sample("-m", "weights=constant,linear") == 0
+    assert sys.argv == own
+    places = [tmp_path / "out" / str(point) for point in range(2)]
+    for place, curve in zip(places, ("constant", "linear"), strict=True):
+        config = yaml.safe_load((place / "config.yaml").read_text())
+        assert config["weights"]["curve"]["_target_"].endswith(curve) and config["output_dir"] == str(place)
+    assert not same(bits(places[0]), bits(places[1]))
+    assert d2_sample(f"output_dir={tmp_path / 'alone'}", "weights=linear") == 0
+    assert same(bits(places[1]), bits(tmp_path / "alone"))
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "alone"}  # nothing where the command was given
+
+
+def test_a_sweep_of_which_a_point_fails_keeps_the_others(
+    d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert d2_sample("-m", "scenes.anchor_frame=0,3") == 3
+    assert "d2: scenes.anchor_frame=3: the clip has frames 0 to 2\n" in capfd.readouterr().err
+    assert bits(tmp_path / "out" / "0")
+
+
+# --- loggers and other processes -------------------------------------------------------------------------------------
+
+
+def test_figures_go_to_the_csv_logger(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("scenes.count=2", "logger=csv") == 0
+    rows = rows_of(tmp_path / "out" / "log" / "metrics.csv")
+    own = [r for r in rows_of(tmp_path / "out" / "metrics.csv") if r["method"] == "joint"]
+    logged = [float(r["scene/psnr_masked"]) for r in rows if r["scene/psnr_masked"]]
+    assert logged == [float(r["psnr_masked"]) for r in own]
+    means = [float(r["mean/psnr_masked"]) for r in rows if r["mean/psnr_masked"]]
+    assert means == [pytest.approx(sum(logged) / 2)]
+    hparams = yaml.safe_load((tmp_path / "out" / "log" / "hparams.yaml").read_text())
+    assert hparams["sampler"]["num_steps"] == 2
+
+
+@pytest.mark.slow
+def test_wandb_offline_needs_no_account_and_gets_the_media(
+    d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_home"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    for out in ("first", "second"):  # two runs of one process are two runs
+        assert d2_sample("logger=wandb", f"output_dir={tmp_path / out}") == 0
+        (run,) = (tmp_path / out / "wandb").glob("offline-run-*")
+        assert list(run.glob("*.wandb"))
+        assert len(list((run / "files" / "media").rglob("*.png"))) == 1
+        assert len(list((run / "files" / "media").rglob("*.mp4"))) == 1
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_wandb_without_an_account_is_refused(
+    d2_sample: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: Any) -> None:
+        raise UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr("wandb.init", init)
+    assert d2_sample("logger=wandb", "logger.offline=false") == 2
+    err = capfd.readouterr().err
+    assert err == "d2: logger=wandb: No API key configured. Use `wandb login` to log in.; or take logger.offline=true\n"
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_bits_of_one(tiny_weights: list[str], tmp_path: Path) -> None:
+    """Each denoises its share of the sequences of both scenes, and writes one of the scenes."""
+    short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3", "sampler.sequences_per_call=1"]
+    line = [*tiny_weights, *short, "scenes.count=2", "baselines=false"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    places = {"one": ["trainer=cpu"], "two": ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]}
+    for place, trainer in places.items():
+        command = [SCRIPT, "sample", *line, *trainer, f"output_dir={tmp_path / place}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "" and "Warning" not in done.stderr
+        assert done.stderr == "sampling test_0000 (1 of 2)\nsampling test_0001 (2 of 2)\n"
+    for name in ("test_0000", "test_0001"):
+        assert same(bits(tmp_path / "one", name), bits(tmp_path / "two", name))
+        assert sorted(p.name for p in (tmp_path / "one" / name).iterdir()) == sorted(
+            p.name for p in (tmp_path / "two" / name).iterdir()
+        )
+    assert rows_of(tmp_path / "one" / "metrics.csv") == rows_of(tmp_path / "two" / "metrics.csv")
+    assert rows_of(tmp_path / "one" / "log" / "metrics.csv") == rows_of(tmp_path / "two" / "log" / "metrics.csv")
+    assert {p.name for p in tmp_path.iterdir()} == {"one", "two"}

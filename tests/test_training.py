@@ -1,0 +1,410 @@
+"""Training of the tiny tier: its loss, its noise and conditions, what it may see, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from safetensors import safe_open
+from torch import Tensor
+
+from d2 import cli
+from d2.data import datamodule, world4d
+from d2.data.datamodule import RandomBatches, rendered
+from d2.lit.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, lr_factor, whiten
+from d2.lit.training_job import Kind, TrainJob, build_autoencoder, build_prior, train
+from d2.priors import tiny
+from d2.priors.first_stage import FirstStage
+from d2.priors.prior import Condition
+
+pytestmark = pytest.mark.usefixtures("small_networks")
+MakeJob = Callable[..., TrainJob]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def job(cache: Path, tmp_path: Path, small_weights: list[str]) -> MakeJob:
+    """A training run of a few steps over four scenes."""
+
+    def make(kind: Kind = "video", **changes: Any) -> TrainJob:
+        usual = TrainJob(
+            kind,
+            output_dir=tmp_path / "out",
+            cache_dir=cache,
+            autoencoder=Path(small_weights[-1].partition("=")[2]),
+            optimizer=OptimizerConfig(lr=1e-3, max_steps=4, warmup_steps=1, decay_steps=2),
+            loss=LossConfig(singles=2),
+            num_scenes=4,
+            num_validation_scenes=2,
+            batch_size=4,
+            validate_every=2,
+            accelerator="cpu",
+        )
+        return replace(usual, **changes)
+
+    return make
+
+
+@pytest.fixture
+def prior(job: MakeJob) -> Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]:
+    """A prior's trainer with no run around it, and a batch of all four scenes."""
+
+    def make(kind: Kind = "video", **changes: Any) -> tuple[PriorTrainer, dict[str, Tensor]]:
+        own = job(kind, **changes)
+        module, data = build_prior(own)
+        module.network.load_state_dict(randomly(module.network.state_dict()))
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        return module, torch.utils.data.default_collate([data.train[i] for i in range(own.num_scenes)])  # type: ignore[index]
+
+    return make
+
+
+def randomly(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Random weights, none of them zero."""
+    g = torch.Generator().manual_seed(0)
+    return {
+        k: torch.randn(v.shape, generator=g) * (v[0].numel() ** -0.5 if v.ndim > 1 else 0.2) for k, v in state.items()
+    }
+
+
+def quietly(job: TrainJob, *callbacks: L.Callback) -> dict[str, Tensor]:
+    """Train, and read the weights written."""
+    return tiny.read_weights(train(job, [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind).state
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_error_of_v(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+    """With x = x0 + σ n the network's own target is v = (n − σ x0) / sqrt(1 + σ²)."""
+    module, batch = prior()
+    g = torch.Generator().manual_seed(1)
+    x0 = torch.randn(batch["latents"].shape, generator=g)
+    noise, sigma = torch.randn(x0.shape, generator=g), torch.tensor([0.01, 0.7, 9.0, 500.0])
+    condition = module.condition(module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape))
+    outputs: list[Tensor] = []
+    module.network.unet.register_forward_hook(lambda _, __, out: outputs.append(out))
+    with torch.no_grad():
+        loss = module.v_loss(x0, condition, image_only=False, sigma=sigma, noise=noise)
+    s = sigma[:, None, None, None, None]
+    error = outputs[0].reshape(x0.shape) - (noise - s * x0) / (1 + s**2).sqrt()
+    assert loss.tolist() == pytest.approx(error.square().mean(dim=(1, 2, 3, 4)).tolist(), rel=1e-3)
+
+
+def test_the_noise_levels_are_those_of_the_recipe(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+    module, _ = prior()
+    torch.manual_seed(0)
+    sigma = module.draw_sigma(40_000)
+    assert sigma.min() >= 0.002
+    high = 0.1 * math.log(700 / 188) / math.log(700 / 20)  # the normal share has nearly nothing there
+    assert (sigma > 188).float().mean() == pytest.approx(high, rel=0.1)
+    assert sigma.log().median() == pytest.approx(0.3 + 1.4 * 0.1397, abs=0.05)  # a tenth lies above: quantile 5/9
+
+    aug = module.draw_cond_aug(40_000)
+    assert (aug == 0).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert aug[aug > 0].log().median() == pytest.approx(-3.0, abs=0.05) and aug.max() <= 1
+
+
+def told(module: PriorTrainer, batch: dict[str, Tensor], seed: int = 0) -> list[tuple[Condition, Tensor, Tensor]]:
+    """Condition, flags and x of every call of the network in one training step."""
+    calls: list[tuple[Condition, Tensor, Tensor]] = []
+    own = module.network.forward
+
+    def forward(x: Tensor, sigma: Tensor, condition: Condition, image_only: Tensor) -> Tensor:
+        calls.append((condition, image_only, x))
+        return own(x, sigma, condition, image_only)
+
+    module.network.forward = forward  # type: ignore[method-assign]
+    torch.manual_seed(seed)
+    module.training_step(batch, 0)
+    return calls
+
+
+def test_conditions_are_dropped_whole(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+    for drop, gone in ((0.0, [False]), (1.0, [True]), (0.5, [False, True])):
+        seen = set()
+        for seed in range(5):
+            module, batch = prior(loss=LossConfig(singles=2, drop=drop))
+            for condition, _, _ in told(module, batch, seed):
+                picture = (condition.crossattn == 0).flatten(1).all(1)
+                assert torch.equal(picture, (condition.concat == 0).flatten(1).all(1))  # both or none
+                assert torch.equal(picture, (condition.crossattn == 0).flatten(1).any(1))
+                assert (condition.vector != 0).flatten(1).any(1).all()  # the numbers stay
+                seen |= set(picture.tolist())
+            if drop in (0.0, 1.0):
+                break
+        assert sorted(seen) == gone
+
+
+def test_single_images_leave_the_temporal_branch_alone(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
+    module, batch = prior()
+    (_, flags, x), (_, flags_single, x_single) = told(module, batch)
+    assert x.shape[:2] == (2, 8) and not flags.any()
+    assert x_single.shape[:2] == (2, 1) and flags_single.all()
+
+    condition = module.condition(module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape))
+    first = Condition(*(part[:, :1].detach() for part in condition))
+    temporal = [p for name, p in module.network.unet.named_parameters() if ".time_" in name]
+    spatial = [p for name, p in module.network.unet.named_parameters() if "transformer_blocks.0.attn1" in name]
+    for image_only in (True, False):
+        module.network.zero_grad()
+        module.v_loss(batch["latents"][:, :1], first, image_only=image_only).sum().backward()
+        moved = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in temporal]
+        assert any(moved) is not image_only
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in spatial if p.ndim > 1)
+
+
+def test_the_reference_is_noised_as_told(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+    """The encoder sees the noised picture, the tower the clean one, and the vector says how much noise there is."""
+    module, batch = prior()
+    noise = torch.randn(batch["reference"].shape, generator=torch.Generator().manual_seed(0))
+    clean, noised = (module.condition(module.network, batch, torch.full((4,), a), noise) for a in (0.0, 0.5))
+    images = batch["reference"].float() / 127.5 - 1
+    assert torch.equal(clean.crossattn, noised.crossattn)
+    assert torch.allclose(noised.concat[:, 0], module.first_stage(images + 0.5 * noise), atol=1e-5)
+    assert not torch.equal(clean.vector, noised.vector)
+
+
+def test_the_multiview_prior_is_told_the_cameras(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+    module, batch = prior("multiview")
+    assert batch["azimuth_rad"][:, -1] == pytest.approx([2 * math.pi] * 4)
+    torch.testing.assert_close(batch["reference"], torch.from_numpy(np.stack([orbit(i)[-1] for i in range(4)])))
+    vector = module.condition(module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)).vector
+    turned = batch | {"azimuth_rad": batch["azimuth_rad"].roll(1, dims=1)}
+    again = module.condition(module.network, turned, torch.zeros(4), torch.zeros(batch["reference"].shape)).vector
+    assert not torch.equal(vector, again)
+
+
+def orbit(index: int) -> np.ndarray:
+    return (world4d.static_orbits("train", [index]).pixels[0] * 255).round().to(torch.uint8).numpy()
+
+
+def test_steps_on_one_batch_make_its_loss_smaller(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
+    module, batch = prior(optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1))
+    optimizer = module.configure_optimizers()["optimizer"]
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)  # the same levels and noise
+        return module.training_step(batch, 0)
+
+    before = loss().item()
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.7 * before
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    c = OptimizerConfig(warmup_steps=10, max_steps=100, decay_steps=40)
+    factors = [lr_factor(step, c) for step in range(101)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[9:61] == [1.0] * 52
+    assert factors[60:] == pytest.approx([1 - i / 40 for i in range(41)])
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+class StopAt(L.Callback):
+    def __init__(self, step: int):
+        self.step, self.seen = step, []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.seen.append(trainer.global_step)
+        trainer.should_stop = trainer.global_step == self.step
+
+
+@pytest.mark.parametrize("kind", ["video", "autoencoder"])
+def test_a_run_that_was_stopped_goes_on_alike(kind: Kind, job: MakeJob, tmp_path: Path) -> None:
+    whole = quietly(job(kind, output_dir=tmp_path / "whole"))
+    stopped, resumed = StopAt(2), StopAt(100)
+    half = quietly(job(kind), stopped)
+    assert any(not torch.equal(whole[k], half[k]) for k in whole)
+    went_on = quietly(job(kind), resumed)
+    assert stopped.seen == [1, 2] and resumed.seen == [3, 4]
+    for name, value in whole.items():
+        assert torch.equal(value, went_on[name]), name
+    assert all(torch.equal(whole[k], v) for k, v in quietly(job(kind, output_dir=tmp_path / "again")).items())
+    other = quietly(job(kind, output_dir=tmp_path / "other", seed=1))
+    assert any(not torch.equal(whole[k], other[k]) for k in whole)
+
+
+def test_batch_k_depends_on_seed_and_k_alone() -> None:
+    def batches(seed: int, start: int) -> list[list[int]]:
+        return [b for b, _ in zip(RandomBatches(1000, 8, seed=seed, start=start), range(6 - start), strict=False)]
+
+    assert batches(0, 0)[4:] == batches(0, 4) and batches(0, 0) != batches(1, 0)
+    assert len({tuple(b) for b in batches(0, 0)}) == 6
+
+
+def test_a_run_of_another_kind_is_not_gone_on_with(
+    job: MakeJob, small_weights: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = job("video", optimizer=OptimizerConfig(max_steps=1))
+    quietly(own)
+    size = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "prior.max_steps=2"]
+    places = [f"output_dir={own.output_dir}", f"cache_dir={own.cache_dir}", small_weights[-1], "trainer=cpu"]
+    capfd.readouterr()
+    assert cli.run(["train", "prior=tiny_multiview", *size, *places]) == 2
+    assert "d2: output_dir: holds a run of kind video, wanted multiview" in capfd.readouterr().err
+
+
+def test_every_band_of_noise_is_validated(job: MakeJob) -> None:
+    own = job()
+    quietly(own)
+    with safe_open(own.output_dir / "tiny_video.safetensors", framework="pt") as f:
+        meta = json.loads(f.metadata()["meta"])
+    bands = [f"val/loss_{band}" for band in ("0.01_0.1", "0.1_1", "1_10", "10_188", "188_700")]
+    assert sorted(meta["validation"]) == sorted(bands) and all(math.isfinite(v) for v in meta["validation"].values())
+    assert meta["world"] == world4d.WORLD_VERSION and meta["steps"] == 4
+    assert meta["config"]["optimizer"]["lr"] == 1e-3 and meta["config"]["num_scenes"] == 4
+
+
+def test_validation_depends_on_the_weights_alone(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
+    module, batch = prior()
+    figures: list[dict[str, float]] = []
+    for seed in (0, 1):
+        logged: dict[str, float] = {}
+        module.log = lambda name, value, logged=logged, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            module.validation_step(batch, 0)
+        figures.append(logged)
+    assert figures[0] == figures[1] and len(figures[0]) == 5
+
+
+def test_training_starts_from_the_weights_it_is_given(job: MakeJob, small_weights: list[str]) -> None:
+    files = [Path(w.partition("=")[2]) for w in small_weights]
+    for kind, path in zip(("video", "multiview"), files, strict=False):
+        module, _ = build_prior(job(kind, init_from=path))
+        given = tiny.read_weights(path, kind).state
+        for network in (module.network, module.ema):
+            assert all(torch.equal(value, given[name]) for name, value in network.state_dict().items())
+    with pytest.raises(ValueError, match="wanted 'video'"):
+        build_prior(job("video", init_from=files[1]))
+
+
+def test_a_whitened_autoencoder_is_trained_on_where_it_was(job: MakeJob, tmp_path: Path) -> None:
+    """Its loss does not change by the whitening that was done to it when it was written."""
+    stage = FirstStage(tiny.AUTOENCODER)
+    paths = [tmp_path / "plain.safetensors", tmp_path / "whitened.safetensors"]
+    tiny.save_weights(paths[0], "autoencoder", stage, {})
+    whiten(stage, torch.from_numpy(orbit(0)))
+    assert stage.scale.std() > 0
+    tiny.save_weights(paths[1], "autoencoder", stage, {})
+    losses = []
+    for path in paths:
+        module, _ = build_autoencoder(job("autoencoder", init_from=path))
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        torch.manual_seed(0)
+        losses.append(module.training_step(torch.from_numpy(orbit(0)), 0).item())
+    assert losses[0] == losses[1]
+
+
+def test_whitened_latents_have_mean_0_and_variance_1_in_every_channel() -> None:
+    torch.manual_seed(0)
+    stage, pictures = FirstStage(tiny.AUTOENCODER), torch.from_numpy(np.concatenate([orbit(0), orbit(1)]))
+    before = stage.decode(stage(pictures.float() / 127.5 - 1))
+    whiten(stage, pictures)
+    z = stage(pictures.float() / 127.5 - 1)
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert (z.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    assert torch.allclose(stage.decode(z), before, atol=1e-4)  # the pictures are the same
+
+
+def test_a_decoder_alone_leaves_the_latents_as_they_are(job: MakeJob, small_weights: list[str]) -> None:
+    path = Path(small_weights[-1].partition("=")[2])
+    trained = quietly(job("autoencoder", decoder_only=True, edge_weight=2.0, init_from=path))
+    changed = {
+        name
+        for name, given in tiny.read_weights(path, "autoencoder").state.items()
+        if not torch.equal(given, trained[name])
+    }
+    assert changed and all(".decoder." in name for name in changed)
+
+
+def test_the_weights_written_are_whitened(job: MakeJob) -> None:
+    own = job("autoencoder")
+    quietly(own)
+    stage = tiny.load_first_stage(own.output_dir / "tiny_autoencoder.safetensors")
+    pictures = np.concatenate([rendered(own.cache_dir, kind, "train", 4).pixels for kind in ("orbits", "clips")])
+    z = stage(torch.from_numpy(pictures).flatten(0, 1).float() / 127.5 - 1)
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 0.02 and (z.std(dim=(0, 2, 3)) - 1).abs().max() < 0.02  # half precision
+
+
+# --- what training may see -------------------------------------------------------------------------------------------
+
+
+def test_training_never_gets_a_whole_matrix(job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("training asked for a V × F truth")
+
+    monkeypatch.setattr(world4d, "full_matrix", refuse)
+    monkeypatch.setattr(world4d, "scene", refuse)
+    own = tmp_path / "cache"
+    build_autoencoder(job("autoencoder", cache_dir=own, num_scenes=2))
+    for kind in ("video", "multiview"):
+        build_prior(job(kind, cache_dir=own, num_scenes=2))
+    for path in own.rglob("pixels.npy"):
+        clips = np.load(path, mmap_mode="r")
+        assert clips.shape[1:] == (8, 3, 64, 64)
+        same_moment = (world4d.clips if "clips" in path.parent.name else world4d.static_orbits)(
+            "train" if "train" in path.parent.name else "validation", [0]
+        )
+        assert np.array_equal(clips[0], (same_moment.pixels[0] * 255).round().to(torch.uint8).numpy())
+    assert {path.parent.name.rpartition("_")[0] for path in own.rglob("pixels.npy")} == {
+        "train_orbits", "train_clips", "validation_orbits", "validation_clips",
+    }  # fmt: skip
+
+
+class HerePool:
+    """Renders in this process."""
+
+    def __init__(self, *_: Any): ...
+    def __enter__(self) -> HerePool:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def map(self, work: Callable[[int], int], shards: list[int]) -> Any:
+        return map(work, shards)
+
+
+def test_a_rendering_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datamodule, "SHARD", 2)
+    monkeypatch.setattr(datamodule, "ProcessPoolExecutor", HerePool)
+    own, shards = datamodule.render_shard, []
+
+    def render_shard(shard: int, **where: Any) -> int:
+        shards.append(shard)
+        if len(shards) == 2:
+            raise KeyboardInterrupt
+        return own(shard, **where)
+
+    monkeypatch.setattr(datamodule, "render_shard", render_shard)
+    with pytest.raises(KeyboardInterrupt):
+        rendered(tmp_path, "clips", "train", 5)
+    views = rendered(tmp_path, "clips", "train", 5)
+    assert shards == [0, 1, 1, 2]
+    assert np.array_equal(views.pixels, (world4d.clips("train", range(5)).pixels * 255).round().to(torch.uint8).numpy())
+    rendered(tmp_path, "clips", "train", 5)
+    assert shards == [0, 1, 1, 2]  # all there
