@@ -50,7 +50,7 @@ class MatrixSampler(L.LightningModule):
     def predict_step(self, batch: Scene, batch_idx: int) -> SceneResult:
         scene, orbit = self.reference(batch.observed())
         sampled = self.sample(scene, orbit, self.rules, "joint")
-        if not self.baselines or batch.truth is None:  # there is nothing to measure them against
+        if not self.baselines:
             return SceneResult(sampled, {})
         columns, rows = (
             self.sample(scene, orbit, self.rules._replace(weights=partial(alone, term=term)), f"{term} alone")

@@ -47,7 +47,8 @@ def sample(config: SampleConfig, text: str) -> int:
     rules, settings = make_rules(config), make_settings(config)
     priors = load_priors(config)
     found = load_scenes(config, num_views, num_frames)
-    module = MatrixSampler(priors, rules, settings, num_frames=num_frames, baselines=config.baselines)
+    baselines = config.baselines and any(scene.truth for scene in found.scenes)  # else nothing measures them
+    module = MatrixSampler(priors, rules, settings, num_frames=num_frames, baselines=baselines)
     predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)))
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
