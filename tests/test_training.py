@@ -318,7 +318,7 @@ def test_a_whitened_autoencoder_is_trained_on_where_it_was(job: MakeJob, tmp_pat
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         torch.manual_seed(0)
         losses.append(module.training_step(torch.from_numpy(orbit(0)), 0).item())
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # whitened and back: rounding alone
 
 
 def test_whitened_latents_have_mean_0_and_variance_1_in_every_channel() -> None:
