@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -128,7 +127,7 @@ def load_priors(config: SampleConfig) -> Priors:
 
 def facts_of(config: SampleConfig) -> dict[str, str]:
     """What results depend on besides the configuration: the world's version and the weights, by their SHA-256."""
-    facts = {kind: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for kind, path in weights_files(config).items()}
+    facts = {kind: tiny.hash_of(path) for kind, path in weights_files(config).items()}
     return facts | ({"world": world4d.WORLD_VERSION} if config.scenes.source == "world4d" else {})
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +53,7 @@ class WeightsWriter(L.Callback):
     """Writes the averaged weights to `path` after every validation, and at the end."""
 
     def __init__(self, path: Path, kind: Kind, meta: dict[str, Any]):
-        self.path, self.kind, self.meta, self.started = path, kind, meta, time.monotonic()
+        self.path, self.kind, self.meta = path, kind, meta
 
     def write(self, trainer: L.Trainer, module: Trained) -> None:
         figures = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -171,7 +169,7 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     prior = Prior(tiny.VIDEO if job.kind == "video" else tiny.MULTIVIEW)
     _warm_start(prior, job)
     ensure_writable(job.output_dir)
-    name = hash_of(job.autoencoder)
+    name = tiny.hash_of(job.autoencoder)
     parts: list[Sequences] = []
     sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
     for split, count in sizes.items():
@@ -195,11 +193,6 @@ def motion_of(views: ViewSet) -> torch.Tensor:
         np.save(partial, np.concatenate(values))
         partial.replace(path)
     return torch.from_numpy(np.load(path))
-
-
-def hash_of(path: Path) -> str:
-    """The first twelve digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _warm_start(network: nn.Module, job: TrainJob) -> None:
