@@ -1,0 +1,160 @@
+"""All figures of one object, and of a set of objects, under one choice of metrics and networks.
+
+Axes: v views, f frames, n pictures or videos, c h w, d features. `matrix` means v f 3 h w, pixels in [0, 1], on white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2.data.scene import Truth
+from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_similarity, text_similarity
+from d2.metrics.consistency import consistency_metrics
+from d2.metrics.energy import energy_score, object_disc
+from d2.metrics.features import FeatureNetwork
+from d2.metrics.frechet import frechet_distance, kernel_distance, paired_logit_distance
+from d2.metrics.image import ImageDistance, image_figures
+from d2.metrics.reference import reference_metrics
+from d2.metrics.video_sets import matrix_features, video_distances
+
+PERCEPTUAL = ("lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg")
+IMAGE_NETWORKS = ("clip", "efficientnet")
+METRICS = ("reference", "consistency", "video", "energy", "legacy", *IMAGE_NETWORKS, *PERCEPTUAL)
+NEED_TRUTH = frozenset(METRICS) - {"consistency", *IMAGE_NETWORKS}
+ALL = "all"  # in the place of a sample or an object: the figure belongs to all of them together
+
+
+class Suite(NamedTuple):
+    """What is measured, and by which networks."""
+
+    metrics: tuple[str, ...]  # of METRICS
+    traversals: tuple[str, ...]  # of the video sets
+    video: FeatureNetwork | None
+    images: tuple[FeatureNetwork, ...]
+    distances: tuple[ImageDistance, ...]
+    texts: Mapping[str, Tensor]  # image network -> the text's features, d
+
+
+class Row(NamedTuple):
+    """One figure; a line of results.csv after the object's name."""
+
+    sample: str  # its number, or ALL
+    metric: str
+    value: float
+
+
+class Measured(NamedTuple):
+    """What is kept of one object."""
+
+    rows: list[Row]
+    features: dict[str, Tensor]  # "sampled/f", "true/f", …: n d
+
+
+def measure(
+    samples: Sequence[Tensor],  # v f 3 h w each
+    truth: Truth | None,
+    suite: Suite,
+    *,
+    masked: bool,  # whether the truth's masks are known; else they are no part of any figure
+    input_view: int | None,  # None: no view is told apart as seen
+    centred: bool,  # whether the cameras are those of d2, so that the object's disc is known beforehand
+) -> Measured:
+    """The figures of every sample, those of all samples together, and the features that set distances need."""
+    rows: list[Row] = []
+    features: dict[str, list[Tensor]] = {}
+    true = {} if truth is None else _features(truth.pixels, suite)
+    for index, sample in enumerate(samples):
+        own = _features(sample, suite)
+        for name, value in own.items():
+            features.setdefault(f"sampled/{name}", []).append(value.flatten(0, -2))
+        figures = dict(_figures(sample, truth, suite, masked=masked, input_view=input_view))
+        figures |= dict(_feature_figures(own, true, suite))
+        rows += [Row(str(index), name, value) for name, value in figures.items()]
+    if "energy" in suite.metrics:
+        assert truth is not None
+        mask = object_disc(*truth.pixels.shape[-2:]) if centred else None
+        energy = energy_score(torch.stack(list(samples)), truth.pixels, mask)
+        rows += [
+            Row(ALL, "energy" if name == "score" else f"energy_{name}", value)
+            for name, value in energy._asdict().items()
+        ]
+    kept = {name: torch.cat(values) for name, values in features.items()}
+    return Measured(rows, kept | {f"true/{name}": value.flatten(0, -2) for name, value in true.items()})
+
+
+def set_figures(
+    features: Mapping[str, Tensor],  # n d each, of all objects, by the names of `Measured`
+    suite: Suite,
+) -> dict[str, float]:
+    """Fréchet and kernel distances between the sampled and the true sets of videos and of pictures."""
+    sampled, true = (
+        {name.partition("/")[2]: value for name, value in features.items() if name.startswith(f"{side}/")}
+        for side in ("sampled", "true")
+    )
+    figures: dict[str, float] = {}
+    if not true:
+        return figures
+    if suite.video is not None and "video" in suite.metrics:
+        videos = [{name: side[name] for name in suite.traversals} for side in (sampled, true)]
+        figures |= video_distances(videos[0], videos[1], suite.video.name)
+    for network in suite.images:
+        figures[f"fid[{network.name}]"] = frechet_distance(sampled[network.name], true[network.name])
+        figures[f"kid[{network.name}]"] = kernel_distance(sampled[network.name], true[network.name])
+    return figures
+
+
+def _features(matrix: Tensor, suite: Suite) -> dict[str, Tensor]:
+    """Of videos n d by traversal, of pictures v f d by network."""
+    found = {network.name: matrix_embeddings(network, matrix).float().cpu() for network in suite.images}
+    if suite.video is None:
+        return found
+    wanted = suite.traversals if "video" in suite.metrics else ("f",)
+    wanted = tuple(dict.fromkeys((*wanted, "f"))) if "legacy" in suite.metrics else wanted
+    return found | matrix_features(matrix, suite.video, traversals=wanted)
+
+
+def _figures(
+    sample: Tensor,
+    truth: Truth | None,
+    suite: Suite,
+    *,
+    masked: bool,
+    input_view: int | None,
+) -> Iterator[tuple[str, float]]:
+    """Of one sample, from its pixels."""
+    if "reference" in suite.metrics or suite.distances:
+        assert truth is not None
+        each = image_figures(sample.flatten(0, 1), truth.pixels.flatten(0, 1), suite.distances)
+        if "reference" in suite.metrics:
+            for name, value in reference_metrics(sample, truth, input_view or 0).items():
+                needs_masks = "_masked" in name or name.startswith("sharpness")
+                if (masked or not needs_masks) and (input_view is not None or not name.endswith("_unseen")):
+                    yield name, value
+            yield "psnr_pictures", float(each["psnr"].mean())
+        for distance in suite.distances:
+            yield distance.name, float(each[distance.name].mean())
+    if "consistency" in suite.metrics:
+        yield from consistency_metrics(sample, None if truth is None else truth.pixels).items()
+
+
+def _feature_figures(
+    own: Mapping[str, Tensor],
+    true: Mapping[str, Tensor],
+    suite: Suite,
+) -> Iterator[tuple[str, float]]:
+    """Of one sample, from its features and the truth's."""
+    for network in suite.images:
+        features = own[network.name]
+        if true:
+            yield f"similarity[{network.name}]", float(image_similarity(features, true[network.name]).mean())
+        for axis, value in neighbour_similarity(features).items():
+            yield f"neighbour_{axis}[{network.name}]", value
+        if network.name in suite.texts:
+            yield f"text[{network.name}]", float(text_similarity(features, suite.texts[network.name]).mean())
+    if "legacy" in suite.metrics:
+        assert suite.video is not None
+        yield f"paired_logits_f[{suite.video.name}]", float(paired_logit_distance(own["f"], true["f"]).mean())

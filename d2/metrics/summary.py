@@ -1,0 +1,97 @@
+"""What people read of an evaluation: means over objects with their intervals, alone or beside another evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from d2.metrics.intervals import Interval, bootstrap_mean, paired_difference
+from d2.metrics.suite import ALL
+from d2.metrics.table import markdown_table
+
+Values = dict[str, dict[str, float]]  # metric -> object (or ALL) -> mean over its samples
+
+
+class Evaluation(NamedTuple):
+    """A finished evaluation that another is compared with."""
+
+    name: str
+    choices: dict[str, Any]
+    values: Values
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """What `d2 evaluate` wrote into its output_dir."""
+    table, card = folder / "results.csv", folder / "card.json"
+    if not (table.is_file() and card.is_file()):
+        raise ValueError(f"compare_to={folder}: no results.csv and card.json there; give an evaluation's output_dir")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    choices = json.loads(card.read_text(encoding="utf-8"))["choices"]
+    return Evaluation(folder.name, choices, object_values(rows))
+
+
+def object_values(rows: Sequence[Mapping[str, Any]]) -> Values:
+    """The mean over its samples of every object's figures, from the rows of results.csv."""
+    lists: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        lists.setdefault(row["metric"], {}).setdefault(row["object"], []).append(float(row["value"]))
+    return {metric: {name: sum(v) / len(v) for name, v in objects.items()} for metric, objects in lists.items()}
+
+
+def summary(
+    values: Values,
+    other: Evaluation | None,
+    *,
+    set_sizes: Mapping[str, int],
+    left_out: Sequence[str],
+    seed: int,
+) -> str:
+    """summary.md. N counts the objects with a value; a distance between sets has none, and no interval."""
+    columns = ["metric", "mean [95 %]", "N"] + ([f"minus {other.name} [95 %]", "pairs"] if other else [])
+    rows = [_row(metric, objects, other, columns, seed) for metric, objects in values.items()]
+    lines = ["# Evaluation", "", markdown_table(rows, columns), ""]
+    if set_sizes:
+        sizes = ", ".join(f"{name} {size}" for name, size in set_sizes.items())
+        lines += [f"Members of each set: {sizes}.", ""]
+    lines += ["Intervals: percentile bootstrap over objects. Every choice that changes a number is in card.json.", ""]
+    if left_out:
+        lines += ["Left out:", "", *(f"- {line}" for line in left_out), ""]
+    return "\n".join(lines)
+
+
+def _row(
+    metric: str,
+    objects: Mapping[str, float],
+    other: Evaluation | None,
+    columns: Sequence[str],
+    seed: int,
+) -> dict[str, str]:
+    known = {name: value for name, value in objects.items() if not math.isnan(value)}
+    of_set = ALL in objects
+    cells = [metric, _text(_interval(list(known.values()), seed), ""), "set" if of_set else str(len(known))]
+    if other is not None:
+        theirs = other.values.get(metric, {})
+        both = [name for name in known if not math.isnan(theirs.get(name, math.nan))]
+        pairs = [known[name] for name in both], [theirs[name] for name in both]
+        cells += [
+            _text(paired_difference(*pairs, seed=seed) if both else None, "+"),
+            "set" if of_set else str(len(both)),
+        ]
+    return dict(zip(columns, cells, strict=True))
+
+
+def _interval(values: Sequence[float], seed: int) -> Interval | None:
+    return bootstrap_mean(values, seed=seed) if values else None
+
+
+def _text(interval: Interval | None, sign: str) -> str:
+    """Four digits; a dash where nothing is known, the mean alone where there is no more."""
+    if interval is None:
+        return "–"
+    mean, low, high = (f"{value:{sign}.4g}" for value in (interval.mean, interval.low, interval.high))
+    return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
