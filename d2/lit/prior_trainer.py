@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2.data.datamodule import to_images
+from d2.lit.muon import Muon
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.priors.tiny import FPS_ID, polar_rad
@@ -24,9 +25,10 @@ BANDS = (0.0, 0.1, 1.0, 10.0, 188.0, float("inf"))  # of sigma; published VRS wo
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up, a plateau and a linear decay to zero over the last `decay_steps`."""
+    """Muon or AdamW with a linear warm-up, a plateau and a linear decay to zero over the last `decay_steps`."""
 
     lr: float = 6e-4
+    muon: bool = False
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     warmup_steps: int = 200
@@ -51,9 +53,10 @@ class Trained(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         c = self.optimizer
-        adamw = torch.optim.AdamW(self.network.parameters(), c.lr, c.betas, weight_decay=c.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: lr_factor(step, c))
-        return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        kind = Muon if c.muon else torch.optim.AdamW
+        optimizer = kind(self.network.parameters(), c.lr, betas=c.betas, weight_decay=c.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, c))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The noise of a step depends on (seed, step) alone, as its batch does, so that a resumed run goes on alike."""
@@ -129,15 +132,6 @@ def creature(
     """Pixels that are not background, grown by two: n 1 h w, bool."""
     there = (pixels < 247).any(dim=1, keepdim=True).float()
     return F.max_pool2d(there, 5, stride=1, padding=2) > 0
-
-
-@torch.no_grad()
-def whiten(stage: FirstStage, pixels: Tensor) -> None:
-    """Set scale and shift so that latents of `pixels` (n 3 h w, uint8) have mean 0 and variance 1 in every channel."""
-    z = torch.cat([stage.moments(to_images(chunk))[0] for chunk in pixels.split(256)])
-    std, mean = torch.std_mean(z, dim=(0, 2, 3))
-    stage.scale.copy_(1 / std)
-    stage.shift.copy_(mean)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from d2.config import TrainConfig, asset
 from d2.data import world4d
 from d2.data.datamodule import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
 from d2.io import ensure_writable
-from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained, whiten
+from d2.lit.latent_basis import orient
+from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
 from d2.lit.trainer import make_loggers, make_trainer
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
@@ -116,7 +117,11 @@ def train_command(config: TrainConfig) -> int:
         cache_dir=Path(config.cache_dir),
         autoencoder=Path(config.autoencoder or asset("checkpoints") / "tiny_autoencoder.safetensors"),
         optimizer=OptimizerConfig(
-            lr=p.lr, max_steps=p.max_steps, warmup_steps=p.warmup_steps, decay_steps=p.decay_steps
+            lr=p.lr,
+            muon=p.optimizer == "muon",
+            max_steps=p.max_steps,
+            warmup_steps=p.warmup_steps,
+            decay_steps=p.decay_steps,
         ),
         loss=LossConfig(singles=p.singles),
         num_scenes=config.num_scenes,
@@ -157,9 +162,9 @@ def build_autoencoder(job: TrainJob) -> tuple[AutoencoderTrainer, WorldData]:
 
 
 def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:
-    """Whiten the averaged autoencoder's latents per channel."""
+    """Bring the averaged autoencoder's latents to the basis in which priors are trained."""
     pictures = torch.stack([data.train[i] for i in range(0, len(data.train), max(1, len(data.train) // 4096))])  # type: ignore[arg-type]
-    whiten(module.ema, pictures.to(module.device))
+    orient(module.ema, pictures.to(module.device))
 
 
 def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
