@@ -1,4 +1,6 @@
-"""`d2 sample | train [group=choice] [key=value] [-m]`. With config.py the only user of hydra and omegaconf.
+"""`d2 sample | train | evaluate [group=choice] [key=value] [-m]`, `d2 checkpoints list | verify FILE | download NAME`.
+
+With config.py the only user of hydra and omegaconf.
 
 Exit codes: 0 done; 2 the user can mend it (one line on stderr, nothing half-written); 3 part of the work failed, the
 rest is there; 1 a bug. Hydra reports its own errors on several lines with exit code 1, so a configuration is composed
@@ -28,8 +30,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2.config import SampleConfig, asset, check, register
 
-COMMANDS = ("sample", "train")
-USAGE = f"usage: d2 {'|'.join(COMMANDS)} [group=choice] [key=value] [-m]"
+CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
+COMMANDS = ("sample", "train", "evaluate")
+USAGE = f"usage: d2 {'|'.join(COMMANDS)} [group=choice] [key=value] [-m], or {CHECKPOINTS}"
 
 
 class Composed:
@@ -50,6 +53,8 @@ def run(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
+    if argv and argv[0] == "checkpoints":
+        return checkpoints(argv[1:])
     if not argv or argv[0] not in COMMANDS:
         return complain(f"{' '.join(argv[:1]) or 'no command'}: {USAGE}")
     command, arguments = argv[0], argv[1:]
@@ -74,6 +79,27 @@ def run(argv: list[str]) -> int:
         return complain(str(error))
 
 
+def checkpoints(arguments: list[str]) -> int:
+    """What the priors' weights are and where they come from; Hydra has no part in it."""
+    from d2.priors.catalog import download, list_checkpoints, verify
+
+    try:
+        match arguments:
+            case ["list"]:
+                print(list_checkpoints(asset("checkpoints")))
+            case ["verify", path]:
+                print(verify(Path(path)))
+            case ["download", name]:
+                print(download(name, asset("checkpoints")))
+            case _:
+                return complain(f"checkpoints {' '.join(arguments)}: usage: {CHECKPOINTS}")
+    except ValueError as error:
+        if not is_users(error):
+            raise
+        return complain(str(error))
+    return 0
+
+
 def execute(command: str, composed: Composed, overrides: list[str]) -> int:
     """Run a command under its typed configuration, which `overrides` gave."""
     if command == "train":
@@ -81,6 +107,11 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
         quiet()
         return train_command(composed.config)
+    if command == "evaluate":
+        from d2.lit.evaluate_job import evaluate
+
+        quiet()
+        return evaluate(composed.config)
     from d2.lit.sample_job import sample
     from d2.lit.study import study
 

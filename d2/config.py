@@ -25,6 +25,9 @@ class SamplerConfig:
     rho: float = 7.0  # Karras et al. 2022, eq. 5
     start: str = "noise"  # noise | multiview: the joint sampling starts from noise alone, or from the noised orbit
     sequences_per_call: int | None = None  # of one network call; null: all of a process's
+    encode_chunk: int = 8  # pictures of reference encoded at once
+    decode_chunk: int | None = None  # frames decoded at once, unseen by those of other chunks; null: a whole row
+    reinit: int = 0  # further passes of the orbit and the clip of reference, their low frequencies kept (FreeInit)
 
 
 @dataclass
@@ -59,11 +62,18 @@ class ScenesConfig:
 
 @dataclass
 class PriorConfig:
-    network: str = MISSING  # the tier: tiny
-    checkpoint: str | None = None  # weights file; null: the shipped one
+    network: str = MISSING  # tiny | svd | svd_xt as the video prior, tiny | sv3d_u | sv3d_p as the multi-view prior
+    checkpoint: str | None = None  # weights file, or random; null: the one in checkpoints/
     cond_aug: float = 0.02  # standard deviation of the noise on the reference pictures, told to the network
     fps_id: float = 7.0  # told to a video prior
     motion_bucket_id: float | None = None  # told to a video prior, 0 to 255; null: measured on the clip
+    conv_blend: float | None = None  # of a multi-view prior: own share where columns look at their neighbours; null: 1
+
+
+@dataclass
+class MattingConfig:
+    kind: str = "none"  # none | rembg: what cuts RGB frames out
+    model: str | None = None  # file of rembg's network
 
 
 @dataclass
@@ -100,6 +110,10 @@ class SampleConfig:
     video: PriorConfig = field(default_factory=PriorConfig)
     multiview: PriorConfig = field(default_factory=PriorConfig)
     autoencoder: str | None = None  # weights file of the tiny tier's first stage; null: the shipped one
+    precision: str = "fp32"  # fp32 | bf16 | fp16: of the priors' weights and activations
+    offload: str = "none"  # none | idle | sequential: what of the priors waits in host memory
+    plan: bool = False  # print what would be evaluated and what memory it takes, and stop
+    matting: MattingConfig = field(default_factory=MattingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     renoise: Any = MISSING  # rules: {_target_: function, its keywords}
@@ -112,7 +126,8 @@ class SampleConfig:
 @dataclass
 class TrainPriorConfig:
     kind: str = MISSING  # autoencoder | video | multiview
-    lr: float = 6e-4  # of AdamW, at its plateau
+    optimizer: str = "adamw"  # adamw | muon
+    lr: float = 6e-4  # at its plateau
     max_steps: int = 8000  # optimiser steps
     warmup_steps: int = 200  # of linear growth from zero
     decay_steps: int = 3000  # of linear decay to zero at the end
@@ -140,11 +155,41 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 
+@dataclass
+class ClipConfig:
+    file: str | None = None  # weights, safetensors or a plain state dict
+    model: str = "ViT-B-32"  # open_clip's name of them
+    text: str | None = None  # what every picture is compared with
+
+
+@dataclass
+class EvaluateConfig:
+    """`d2 evaluate`."""
+
+    seed: int = 0  # of the bootstrap
+    output_dir: str = "outputs/evaluate"  # table, summary and card; what is finished there is not measured again
+    run: Any = None  # output_dir of `d2 sample`; a list: several samples of each scene
+    pred: Any = None  # instead of run: a folder of objects, or a list of them
+    truth: str | None = None  # folder of the same objects' truth; null: beside a run's matrices
+    objects: list[str] | None = None  # names; null: all
+    metrics: list[str] = field(default_factory=lambda: ["reference", "consistency", "video"])
+    traversals: list[str] = field(default_factory=lambda: ["f", "v", "diag", "4d", "4d_columns"])  # of metrics=[video]
+    features: str | None = "world4d-encoder"  # of videos; null: no figures of videos
+    features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/
+    features_resize: str = "stylegan-v"  # stylegan-v | consistent4d: how pictures come to I3D's size
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    size: int | None = None  # pixels both ways that all pictures are brought to; null: as they are
+    input_view: int | None = None  # left out of the figures NAME_unseen; null: as a run says, else no such figures
+    compare_to: str | None = None  # output_dir of another evaluation: paired differences from it
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names that conf/*.yaml extend."""
     store = ConfigStore.instance()
     store.store("sample_schema", SampleConfig)
     store.store("train_schema", TrainConfig)
+    store.store("evaluate_schema", EvaluateConfig)
 
 
 RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value allowed
@@ -154,6 +199,9 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "sampler.sigma_max": (1e-3, 1e5),
     "sampler.rho": (1, 100),
     "sampler.sequences_per_call": (1, 1_000_000),
+    "sampler.encode_chunk": (1, 1_000_000),
+    "sampler.decode_chunk": (1, 1_000_000),
+    "sampler.reinit": (0, 100),
     "matrix.num_views": (1, 1024),
     "matrix.num_frames": (1, 1024),
     "frames.start": (0, 1_000_000),
@@ -167,6 +215,7 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "multiview.cond_aug": (0, 10),
     "video.fps_id": (0, 1000),
     "video.motion_bucket_id": (0, 255),
+    "multiview.conv_blend": (0, 1),
     "trainer.threads": (1, 1024),
     "prior.lr": (0, 1),
     "prior.max_steps": (1, 10_000_000),
@@ -178,19 +227,27 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "num_validation_scenes": (1, 1_000_000),
     "validate_every": (1, 10_000_000),
     "save_every_minutes": (0.01, 100_000),
+    "size": (8, 4096),
+    "input_view": (0, 1023),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler.start": ("noise", "multiview"),
     "scenes.source": ("world4d", "folder"),
     "scenes.split": ("test", "validation"),
-    "video.network": ("tiny",),
-    "multiview.network": ("tiny",),
+    "video.network": ("tiny", "svd", "svd_xt"),
+    "multiview.network": ("tiny", "sv3d_u", "sv3d_p"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "offload": ("none", "idle", "sequential"),
+    "matting.kind": ("none", "rembg"),
     "logger.kind": ("csv", "wandb"),
+    "prior.optimizer": ("adamw", "muon"),
     "prior.kind": ("autoencoder", "video", "multiview"),
+    "features": ("world4d-encoder", "i3d", "i3d_torchscript", "videomae"),
+    "features_resize": ("stylegan-v", "consistent4d"),
 }
 
 
-def check(config: SampleConfig | TrainConfig) -> None:
+def check(config: SampleConfig | TrainConfig | EvaluateConfig) -> None:
     """Raise a one-line ValueError that names the key, its value and what is allowed."""
     _refuse_added(config, "")
     for key, (low, high) in RANGES.items():
@@ -203,6 +260,8 @@ def check(config: SampleConfig | TrainConfig) -> None:
             raise ValueError(f"{key}={value}: choose {' or '.join(choices)}")
     if isinstance(config, SampleConfig):
         _check_sample(config)
+    if isinstance(config, EvaluateConfig):
+        _check_evaluate(config)
 
 
 def _refuse_added(config: Any, place: str) -> None:
@@ -229,6 +288,18 @@ def _check_sample(config: SampleConfig) -> None:
     unknown = set(config.metrics) - {"reference"}
     if unknown:
         raise ValueError(f"metrics={sorted(unknown)}: choose from [reference], or [] for none")
+
+
+def _check_evaluate(config: EvaluateConfig) -> None:
+    if (config.run is None) == (config.pred is None):
+        raise ValueError(f"run={config.run}, pred={config.pred}: give one, run=OUTPUT_DIR or pred=FOLDER truth=FOLDER")
+    for key, value in (("run", config.run), ("pred", config.pred)):
+        if not (value is None or isinstance(value, str) or _is_strings(value)):
+            raise ValueError(f"{key}={value}: give a folder, or a list of folders")
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, str) for item in value)
 
 
 def _lookup(config: Any, key: str) -> Any:

@@ -29,7 +29,10 @@ LAYERS = {
     "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
     "d2.data": ("d2.matrix",),
     "d2.data.datamodule": ("d2.data", "d2.io"),
-    "d2.metrics": ("d2.data.scene",),
+    "d2.metrics": ("d2.data.scene", "d2.matrix", "d2.nn"),
+    "d2.metrics.features": ("d2.metrics", "d2.nn", "d2.priors.tiny"),
+    "d2.rehearsal": ("d2.pipeline", "d2.matrix", "d2.sampling", "d2.priors", "d2.data.scene"),
+    "d2.planner": ("d2.pipeline", "d2.priors", "d2.rehearsal"),
     "d2.io": ("d2.matrix", "d2.data.scene"),
     "d2.pipeline": ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.priors", "d2.data.scene"),
     "d2": ("d2._torchvision", "d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.data.scene"),
@@ -44,9 +47,11 @@ LAYERS = {
         "d2.report",
         "d2.io",
         "d2.pipeline",
+        "d2.planner",
+        "d2.rehearsal",
         "d2.config",
     ),
-    "d2.cli": ("d2.config", "d2.io", "d2.lit"),
+    "d2.cli": ("d2.config", "d2.io", "d2.lit", "d2.priors.catalog"),
     "d2.__main__": ("d2.cli",),
 }
 # Library -> where it may be imported.
@@ -57,7 +62,10 @@ FENCES = {
     "wandb": ("d2.lit.callbacks", "d2.lit.trainer", "d2.report"),
     "lightning.pytorch.loggers": ("d2.lit.callbacks", "d2.lit.trainer"),
     "torch.distributed": ("d2.shard",),
-    "open_clip": ("d2.nn.clip",),
+    "open_clip": ("d2.nn.clip", "d2.metrics.clip"),
+    "rembg": ("d2.data.matting",),
+    "onnxruntime": ("d2.data.matting",),
+    "huggingface_hub": ("d2.priors.catalog",),
     "torchmetrics": ("d2.metrics",),
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.

@@ -21,6 +21,11 @@ TESTS = Path(__file__).parent
 ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
     "trainer/ddp": "test_sample_job.py",
     "logger/wandb": "test_sample_job.py",
+    "video/svd": "test_published_sampling.py",
+    "video/svd_xt": "test_published_sampling.py",
+    "multiview/sv3d_u": "test_published_sampling.py",
+    "multiview/sv3d_p": "test_published_sampling.py",
+    "matting/rembg": "test_published_sampling.py",
 }
 STEP = Step(0, 2, 0, 1, sigma=1.0, sigma_next=0.5)
 

@@ -28,8 +28,11 @@ CHECKS = {  # kind -> module and function, imported when needed
     "image_tower": "golden.networks:check_image_tower",
     "scalar_embeddings": "golden.networks:check_scalar_embeddings",
     "preprocess": "golden.preprocess:check_preprocess",
+    "conv_blend": "golden.networks:check_conv_blend",
+    "frequency": "golden.frequency:check_frequency",
+    "stage1": "golden.pipeline:check_stage1",
+    "pipeline": "golden.pipeline:check_pipeline",
 }
-DEFERRED = ("stage1", "pipeline", "frequency", "conv_blend")
 KIND_TEXTS = {  # how the `kind` of a file begins, for files whose name says nothing
     "EDMDiscretization": "sigmas",
     "ScaleScheduler": "scale_schedule",
@@ -60,7 +63,7 @@ def stems() -> list[str]:
 
 def kind_of(stem: str, text: str) -> str | None:
     """The kind whose name the stem begins with (the longest such), else the one that its text begins like."""
-    named = [kind for kind in (*CHECKS, *DEFERRED) if stem == kind or stem.startswith(f"{kind}_")]
+    named = [kind for kind in CHECKS if stem == kind or stem.startswith(f"{kind}_")]
     told = [kind for beginning, kind in KIND_TEXTS.items() if text.startswith(beginning)]
     return max(named, key=len) if named else (told[0] if told else None)
 
@@ -70,14 +73,7 @@ def kind_of(stem: str, text: str) -> str | None:
 def test_golden(stem: str) -> None:
     case = read_case(stem, FOLDER)
     kind = kind_of(stem, case.meta.get("kind", ""))
-    assert kind is not None, f"{stem}: unknown kind {case.meta.get('kind')!r}; give it a check or defer it by name"
-    if kind in DEFERRED:
-        pytest.skip(f"deferred: {kind}")
-    if kind == "joint":
-        ready = {n: c for n, c in case.meta["cases"].items() if not c["options"].get("conv_blend")}
-        if not ready:
-            pytest.skip("deferred: joint with conv_blend")
-        case = case._replace(meta={**case.meta, "cases": ready})
+    assert kind is not None, f"{stem}: unknown kind {case.meta.get('kind')!r}; give it a check"
     module, function = CHECKS[kind].split(":")
     with torch.no_grad():
         getattr(importlib.import_module(module), function)(case)

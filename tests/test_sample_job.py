@@ -27,7 +27,8 @@ from d2.data.scene import Scene
 from d2.io import read_matrix, read_truth
 from d2.lit import study
 from d2.lit.matrix_sampler import MatrixSampler, SceneResult
-from d2.lit.sample_job import load_priors, load_scenes, make_rules, make_settings
+from d2.lit.sample_job import load_scenes, make_rules, make_settings
+from d2.lit.tiers import load_priors, sizes
 from d2.metrics.metric import METRIC_NAMES
 
 Run = Callable[..., int]
@@ -56,7 +57,7 @@ def sampler(small_networks: None, small_weights: list[str]) -> Callable[..., tup
         cli.register()
         short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3"]
         config = cli.composed_from("sample", [*small_weights, *short, *overrides]).config
-        scene = load_scenes(config, 3, 3).scenes[0]
+        scene = load_scenes(config, sizes(config)).scenes[0]
         rules, settings = make_rules(config), make_settings(config)
         return MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=config.baselines), scene
 
@@ -193,7 +194,7 @@ def test_alone_a_prior_is_all_that_counts(sampler: Callable[..., tuple[MatrixSam
     module, scene = sampler()
     result = module.predict_step(scene, 0)
     alone, scene = sampler("baselines=false", "weights=multiview")
-    alone.video.forward = None  # type: ignore[assignment]
+    alone.priors.video.forward = None  # type: ignore[assignment]
     assert torch.equal(alone.predict_step(scene, 0).sampled.matrix.pixels, result.baselines["columns_alone"])
     assert not torch.equal(result.baselines["columns_alone"], result.baselines["rows_alone"])
 

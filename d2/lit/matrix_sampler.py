@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2.data.scene import Scene
 from d2.metrics.baselines import repeat_orbit, show_input
-from d2.pipeline import Priors, Rules, Sampled, Settings, make_clip, make_orbit, sample_scene, to_images
+from d2.pipeline import Priors, Rules, Sampled, Settings, make_clip, make_orbit, sample_scene, to_images, to_pixels
+from d2.priors.placement import place
 from d2.rules.weights import alone
 from d2.sampling import State
 
@@ -33,18 +34,33 @@ class MatrixSampler(L.LightningModule):
     joint sampling are compared under the same conditions.
     """
 
-    def __init__(self, priors: Priors, rules: Rules, settings: Settings, *, num_frames: int, baselines: bool):
+    priors: Priors
+
+    def __init__(
+        self,
+        priors: Priors,
+        rules: Rules,
+        settings: Settings,
+        *,
+        num_frames: int,
+        baselines: bool,
+        offload: str = "none",
+    ):
         super().__init__()
-        self.video, self.multiview, self.first_stage = priors
+        self.offload, self.placed = offload, False
+        if offload == "none":
+            self.networks = nn.ModuleList(priors)  # Lightning moves them
+        object.__setattr__(self, "priors", priors)  # else they are placed where the offload wants them
         self.rules, self.settings = rules, settings
         self.reference_rules, self.reference_settings = rules, settings
         self.num_frames, self.baselines = num_frames, baselines
         self.references: dict[str, tuple[Scene, Tensor]] = {}  # scene name -> the scene as a clip, its orbit
         self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
 
-    @property
-    def priors(self) -> Priors:
-        return Priors(self.video, self.multiview, self.first_stage)
+    def on_predict_start(self) -> None:
+        if self.offload != "none" and not self.placed:
+            place(self.priors, self.device, self.offload)
+            self.placed = True
 
     @torch.no_grad()
     def predict_step(self, batch: Scene, batch_idx: int) -> SceneResult:
@@ -71,7 +87,7 @@ class MatrixSampler(L.LightningModule):
     def reference(self, scene: Scene) -> tuple[Scene, Tensor]:
         """The scene as a whole clip, and the orbit of its anchor frame."""
         if scene.name not in self.references:
-            settings, rules = self.reference_settings, self.reference_rules
+            settings, rules, given = self.reference_settings, self.reference_rules, scene.pixels
             if len(scene.pixels) == 1 and self.num_frames > 1:
                 scene = scene._replace(
                     pixels=make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
@@ -79,7 +95,8 @@ class MatrixSampler(L.LightningModule):
             anchor = settings.anchor_frame
             if anchor >= len(scene.pixels):
                 raise ValueError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(scene.pixels) - 1}")
-            orbit = make_orbit(scene.pixels[anchor], scene.cameras, scene.seed, self.priors, rules, settings)
+            picture = given[0] if len(given) == 1 and anchor == 0 else scene.pixels[anchor]
+            orbit = make_orbit(picture, scene.cameras, scene.seed, self.priors, rules, settings)
             self.references[scene.name] = scene, orbit
         return self.references[scene.name]
 
@@ -93,9 +110,9 @@ class MatrixSampler(L.LightningModule):
         pixels: Tensor,  # v f 3 h w
     ) -> Tensor:
         """The truth through the autoencoder and back: the most that any sampler reaches in this latent space."""
-        latents = self.first_stage.encode(to_images(pixels.to(self.device)).flatten(0, 1))
-        images = self.first_stage.decode(latents, num_frames=pixels.shape[1])
-        return ((images + 1) / 2).clamp(0, 1).unflatten(0, pixels.shape[:2])
+        latents = self.priors.first_stage.encode(to_images(pixels.to(self.device)).flatten(0, 1))
+        images = self.priors.first_stage.decode(latents, num_frames=pixels.shape[1])
+        return to_pixels(images).unflatten(0, pixels.shape[:2])
 
     def transfer_batch_to_device(self, batch: Scene, device: torch.device, dataloader_idx: int) -> Scene:
         """The input goes to the device, the truth stays where it is."""

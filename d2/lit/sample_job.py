@@ -13,18 +13,22 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from d2.config import SampleConfig, asset, bind
+from d2.config import SampleConfig, bind
 from d2.data import world4d
 from d2.data.folder import list_clips, read_clip
+from d2.data.matting import cut_out, open_model
 from d2.data.preprocess import preprocess_clip
 from d2.data.scene import Scene
 from d2.io import ensure_writable
 from d2.lit.callbacks import SamplerProgress, SceneOutputs
 from d2.lit.matrix_sampler import MatrixSampler
+from d2.lit.planning import choice_of, planned
+from d2.lit.tiers import Sizes, check_tier, facts_of, is_tiny, load_priors, sizes
 from d2.lit.trainer import make_loggers, make_trainer, start_loggers
 from d2.matrix import Cameras, camera_ring
-from d2.pipeline import Priors, Rules, Settings
-from d2.priors import tiny
+from d2.pipeline import Rules, Settings
+from d2.planner import out_of_memory_advice
+from d2.priors.sv3d import AZIMUTH_SIGN
 from d2.sampling import needed
 
 SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
@@ -42,12 +46,20 @@ def sample(config: SampleConfig, text: str) -> int:
     """Run the job; `text` is the configuration as YAML. Returns the exit code: 0, or 3 if scenes were left out."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    num_views, num_frames = config.matrix.num_views or tiny.FRAMES, config.matrix.num_frames or tiny.FRAMES
+    check_tier(config)
+    size = sizes(config)
     rules, settings = make_rules(config), make_settings(config)
+    if config.plan:
+        print(planned(config, rules, settings))
+        return 0
+    if config.matting.kind == "rembg" and config.scenes.source == "folder":
+        open_model(matting_model(config))  # what is missing stops the run
     priors = load_priors(config)
-    found = load_scenes(config, num_views, num_frames)
+    found = load_scenes(config, size)
     baselines = config.baselines and any(scene.truth for scene in found.scenes)  # else nothing measures them
-    module = MatrixSampler(priors, rules, settings, num_frames=num_frames, baselines=baselines)
+    module = MatrixSampler(
+        priors, rules, settings, num_frames=size.num_frames, baselines=baselines, offload=config.offload
+    )
     predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)))
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
@@ -71,7 +83,10 @@ def predict(config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene]
     ensure_writable(folder)
     start_loggers(trainer.loggers, dataclasses.asdict(config))
     loader = DataLoader(list(scenes), batch_size=None)  # type: ignore[arg-type]
-    trainer.predict(module, loader, return_predictions=False)
+    try:
+        trainer.predict(module, loader, return_predictions=False)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(out_of_memory_advice(error, choice_of(config))) from error
 
 
 def make_rules(config: SampleConfig) -> Rules:
@@ -81,7 +96,8 @@ def make_rules(config: SampleConfig) -> Rules:
     }
     rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
     plan = rules.renoise(make_settings(config).sigmas)
-    cameras, num_frames = camera_ring(config.matrix.num_views or tiny.FRAMES), config.matrix.num_frames or tiny.FRAMES
+    size = sizes(config)
+    cameras, num_frames = camera_ring(size.num_views), size.num_frames
     for step in (plan[0], plan[-1]):  # what a rule finds wrong with its numbers it says now
         weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
         needed(rules.compose, [], weights, scales)
@@ -96,7 +112,12 @@ def make_settings(config: SampleConfig) -> Settings:
         sigma_max=s.sigma_max,
         rho=s.rho,
         start=s.start,  # type: ignore[arg-type]
+        reinit=s.reinit,
+        conv_blend=config.multiview.conv_blend,
+        azimuth_sign=1 if is_tiny(config) else AZIMUTH_SIGN,
         sequences_per_call=s.sequences_per_call,
+        encode_chunk=s.encode_chunk,
+        decode_chunk=s.decode_chunk,
         anchor_frame=config.scenes.anchor_frame,
         video_cond_aug=config.video.cond_aug,
         multiview_cond_aug=config.multiview.cond_aug,
@@ -105,52 +126,26 @@ def make_settings(config: SampleConfig) -> Settings:
     )
 
 
-def weights_files(config: SampleConfig) -> dict[str, Path]:
-    """Kind -> the file given, or the shipped one."""
-    given = {
-        "video": config.video.checkpoint,
-        "multiview": config.multiview.checkpoint,
-        "autoencoder": config.autoencoder,
-    }
-    return {kind: Path(path or asset("checkpoints") / f"tiny_{kind}.safetensors") for kind, path in given.items()}
-
-
-def load_priors(config: SampleConfig) -> Priors:
-    """Both priors and the first stage, frozen."""
-    files = weights_files(config)
-    return Priors(
-        tiny.load_prior(files["video"], "video"),
-        tiny.load_prior(files["multiview"], "multiview"),
-        tiny.load_first_stage(files["autoencoder"]),
-    )
-
-
-def facts_of(config: SampleConfig) -> dict[str, str]:
-    """What results depend on besides the configuration: the world's version and the weights, by their SHA-256."""
-    facts = {kind: tiny.hash_of(path) for kind, path in weights_files(config).items()}
-    return facts | ({"world": world4d.WORLD_VERSION} if config.scenes.source == "world4d" else {})
-
-
 def with_facts(text: str, facts: dict[str, str]) -> str:
     """The configuration as it is kept beside results."""
     return text + "".join(f"# {name}: {value}\n" for name, value in facts.items())
 
 
-def load_scenes(config: SampleConfig, num_views: int, num_frames: int) -> Scenes:
+def load_scenes(config: SampleConfig, size: Sizes) -> Scenes:
     """All scenes of a run. A folder's scene that cannot be read is left out if there are others, else refused."""
     c = config.scenes
-    if c.anchor_frame >= num_frames:
-        raise ValueError(f"scenes.anchor_frame={c.anchor_frame}: the clip has frames 0 to {num_frames - 1}")
+    if c.anchor_frame >= size.num_frames:
+        raise ValueError(f"scenes.anchor_frame={c.anchor_frame}: the clip has frames 0 to {size.num_frames - 1}")
     if c.source == "world4d":
         assert c.count is not None
-        return Scenes([world_scene(config, c.first + i, num_views, num_frames) for i in range(c.count)], [])
+        return Scenes([world_scene(config, c.first + i, size) for i in range(c.count)], [])
     assert c.path is not None
     scenes, failures = [], []
     paths = list_clips(Path(c.path))
-    cameras = make_cameras(config, num_views)
+    cameras = make_cameras(config, size.num_views)
     for index, path in list(enumerate(paths))[c.first :][: c.count]:
         try:
-            scenes.append(folder_scene(config, path, index, cameras, num_frames))
+            scenes.append(folder_scene(config, path, index, cameras, size))
         except ValueError as error:
             failures.append(str(error))
     if not scenes:
@@ -158,20 +153,32 @@ def load_scenes(config: SampleConfig, num_views: int, num_frames: int) -> Scenes
     return Scenes(scenes, failures)
 
 
-def world_scene(config: SampleConfig, index: int, num_views: int, num_frames: int) -> Scene:
+def world_scene(config: SampleConfig, index: int, size: Sizes) -> Scene:
     """A test or validation scene of world4d, with its truth."""
     if config.cameras.elevation_deg is not None or config.cameras.azimuth_deg is not None:
         raise ValueError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and azimuth_deg null")
-    size, split = tiny.SIZE, config.scenes.split
-    scene = world4d.scene(split, index, num_views=num_views, num_frames=num_frames, size=size, fps=config.scenes.fps)  # type: ignore[arg-type]
+    scene = world4d.scene(
+        config.scenes.split,  # type: ignore[arg-type]
+        index,
+        num_views=size.num_views,
+        num_frames=size.num_frames,
+        size=size.picture,
+        fps=config.scenes.fps,
+    )
     return scene._replace(seed=scene.seed + SEED_STRIDE * config.seed)
 
 
-def folder_scene(config: SampleConfig, path: Path, index: int, cameras: Cameras, num_frames: int) -> Scene:
+def folder_scene(config: SampleConfig, path: Path, index: int, cameras: Cameras, size: Sizes) -> Scene:
     """A user's clip or picture."""
-    clip = read_clip(path, num_frames=num_frames, start=config.frames.start, stride=config.frames.stride)
-    pixels, masks = preprocess_clip(clip, size=tiny.SIZE, image_frame_ratio=config.scenes.image_frame_ratio)
+    clip = read_clip(path, num_frames=size.num_frames, start=config.frames.start, stride=config.frames.stride)
+    if config.matting.kind == "rembg":
+        clip = cut_out(clip, model=matting_model(config))
+    pixels, masks = preprocess_clip(clip, size=size.picture, image_frame_ratio=config.scenes.image_frame_ratio)
     return Scene(clip.name, index + SEED_STRIDE * config.seed, pixels, masks, cameras, config.scenes.fps)
+
+
+def matting_model(config: SampleConfig) -> Path | None:
+    return Path(config.matting.model) if config.matting.model else None
 
 
 def make_cameras(config: SampleConfig, num_views: int) -> Cameras:

@@ -19,9 +19,9 @@ from d2.config import SampleConfig
 from d2.io import write_text
 from d2.lit.callbacks import JOINT, csv_text
 from d2.lit.matrix_sampler import BASELINES, MatrixSampler
-from d2.lit.sample_job import facts_of, load_priors, load_scenes, make_rules, make_settings, predict, with_facts
+from d2.lit.sample_job import load_scenes, make_rules, make_settings, predict, with_facts
+from d2.lit.tiers import facts_of, load_priors, sizes
 from d2.metrics.table import TABLE_COLUMNS, summary_table
-from d2.priors import tiny
 
 Compose = Callable[[list[str]], tuple[SampleConfig, str]]  # a variant's overrides -> its configuration and text
 Rows = list[dict[str, float]]  # one scene each: "scene" and the figures
@@ -46,13 +46,20 @@ def study(config: SampleConfig, compose: Compose) -> int:
     for name, (variant, _) in variants.items():
         _check_variant(name, variant, config)
     rules = {name: make_rules(variant) for name, (variant, _) in variants.items()}
-    num_views, num_frames = config.matrix.num_views or tiny.FRAMES, config.matrix.num_frames or tiny.FRAMES
-    found = load_scenes(config, num_views, num_frames)
+    size = sizes(config)
+    found = load_scenes(config, size)
     if any(scene.truth is None for scene in found.scenes):
         raise ValueError(f"scenes.source={config.scenes.source}: a study compares with truth; take scenes=world4d")
     folder = Path(config.output_dir)
     priors, facts = load_priors(config), facts_of(config)
-    module = MatrixSampler(priors, make_rules(config), make_settings(config), num_frames=num_frames, baselines=False)
+    module = MatrixSampler(
+        priors,
+        make_rules(config),
+        make_settings(config),
+        num_frames=size.num_frames,
+        baselines=False,
+        offload=config.offload,
+    )
     texts = {name: with_facts(text, facts) for name, (_, text) in variants.items()}
     for name, (variant, _) in variants.items():
         if finished(folder / name, texts[name]):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from d2.nn.embedding import sinusoidal
 
-GROUPS = 32  # of every GroupNorm, so every width is a multiple of it
+GROUPS = 32  # of every GroupNorm in the published networks
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,32 @@ class VideoUNetConfig:
     adm_in_channels: int  # width of the vector condition
     transformer_depth: int | tuple[int, ...] = 1  # blocks of a transformer, of one or of every level
     video_kernel_size: tuple[int, int, int] = (3, 1, 1)
+    groups: int = GROUPS  # of every GroupNorm, so every width is a multiple of it
 
     @property
     def depths(self) -> tuple[int, ...]:
         """Transformer depth of every level."""
         depth = self.transformer_depth
         return (depth,) * len(self.channel_mult) if isinstance(depth, int) else depth
+
+
+class Blend(NamedTuple):
+    """Time-synchronised attention: what a clip's frames attend to is mixed with the same frames of its neighbours."""
+
+    weight: float  # of the clip itself; the clips before and after share the rest
+    clips: int  # of a group, in their order; clips of different groups do not meet
+
+    def mix(
+        self,
+        x: Tensor,  # (g b t) s c, g groups of b clips
+        num_frames: int,
+    ) -> Tensor:  # like x; beyond both ends of a group lie zeros
+        groups = rearrange(x, "(g b t) s c -> g b t s c", b=self.clips, t=num_frames)
+        side = (1 - self.weight) / 2
+        mixed = self.weight * groups
+        mixed[:, 1:] += side * groups[:, :-1]
+        mixed[:, :-1] += side * groups[:, 1:]
+        return mixed.flatten(0, 2)
 
 
 class Given(NamedTuple):
@@ -53,6 +73,7 @@ class Given(NamedTuple):
     num_frames: int
     image_only: Tensor  # (b t) bool, frames whose temporal branch is switched off
     temporal: bool  # False: it is switched off for every frame, so it need not be run
+    blend: Blend | None = None
 
 
 class VideoUNet(nn.Module):
@@ -66,7 +87,7 @@ class VideoUNet(nn.Module):
         self.label_emb = nn.Sequential(mlp(config.adm_in_channels, emb, emb))
 
         def stage(channels: int, out_channels: int, level: int) -> list[nn.Module]:
-            layers: list[nn.Module] = [VideoResBlock(channels, emb, out_channels, config.video_kernel_size)]
+            layers: list[nn.Module] = [VideoResBlock(channels, emb, out_channels, config)]
             if 2**level in config.attention_resolutions:
                 layers.append(VideoTransformer(out_channels, config, depth=config.depths[level]))
             return layers
@@ -84,9 +105,9 @@ class VideoUNet(nn.Module):
 
         self.middle_block = nn.ModuleList(
             [
-                VideoResBlock(channels, emb, channels, config.video_kernel_size),
+                VideoResBlock(channels, emb, channels, config),
                 VideoTransformer(channels, config, depth=config.depths[-1]),
-                VideoResBlock(channels, emb, channels, config.video_kernel_size),
+                VideoResBlock(channels, emb, channels, config),
             ]
         )
 
@@ -100,7 +121,7 @@ class VideoUNet(nn.Module):
                 self.output_blocks.append(nn.ModuleList(layers))
         assert not skips
         last = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
+        self.out = nn.Sequential(nn.GroupNorm(config.groups, channels), nn.SiLU(), last)
 
     def forward(
         self,
@@ -111,12 +132,13 @@ class VideoUNet(nn.Module):
         *,
         num_frames: int,
         image_only: Tensor,  # b t, 1 where the temporal branch is switched off
+        blend: Blend | None = None,  # over groups of clips, for the spatial self-attention
     ) -> Tensor:  # (b t) c_out h w
         embedding = self.time_embed(sinusoidal(c_noise, self.config.model_channels).to(x.dtype))
         embedding = embedding + self.label_emb(vector)
         image_only = image_only.reshape(-1).bool()
         temporal = image_only.is_meta or not bool(image_only.all())
-        given = Given(F.silu(embedding), context, num_frames, image_only, temporal)
+        given = Given(F.silu(embedding), context, num_frames, image_only, temporal, blend)
 
         first, *down = self.input_blocks
         (conv_in,) = first.children()
@@ -149,6 +171,7 @@ class ResBlock(nn.Module):
         emb_channels: int | None,  # None: a block that is told nothing
         out_channels: int,
         video_kernel_size: tuple[int, int, int] | None,  # None: a block over images
+        groups: int = GROUPS,
     ):
         super().__init__()
 
@@ -157,11 +180,11 @@ class ResBlock(nn.Module):
                 return nn.Conv2d(channels, out_channels, 3, padding=1)
             return TemporalConv(channels, out_channels, video_kernel_size)
 
-        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), conv(channels))
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), conv(channels))
         if emb_channels is not None:
             self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels),
+            nn.GroupNorm(groups, out_channels),
             nn.SiLU(),
             nn.Identity(),  # the place of a dropout that is zero in every published configuration
             zeroed(conv(out_channels)),
@@ -186,9 +209,9 @@ class ResBlock(nn.Module):
 class VideoResBlock(ResBlock):
     """A residual block over images, then one over time, mixed."""
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, video_kernel_size: tuple[int, int, int]):
-        super().__init__(channels, emb_channels, out_channels, None)
-        self.time_stack = ResBlock(out_channels, emb_channels, out_channels, video_kernel_size)
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, config: VideoUNetConfig):
+        super().__init__(channels, emb_channels, out_channels, None, config.groups)
+        self.time_stack = ResBlock(out_channels, emb_channels, out_channels, config.video_kernel_size, config.groups)
         self.time_mixer = Mixer()
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  like every layer of the UNet
@@ -265,7 +288,7 @@ class VideoTransformer(nn.Module):
         assert channels % config.num_head_channels == 0
         self.channels = channels
         args = (channels, config.num_head_channels, config.context_dim)
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(SpatialBlock(*args) for _ in range(depth))
         self.time_stack = nn.ModuleList(TemporalBlock(*args) for _ in range(depth))
@@ -278,7 +301,7 @@ class VideoTransformer(nn.Module):
         frames = torch.arange(given.num_frames, device=x.device, dtype=x.dtype)
         position = self.time_pos_embed(sinusoidal(frames, self.channels))[:, None]  # t 1 c
         for spatial_block, temporal_block in zip(self.transformer_blocks, self.time_stack, strict=True):
-            tokens = spatial_block(tokens, given.context)
+            tokens = spatial_block(tokens, given)
             if given.temporal:
                 clips = tokens.unflatten(0, (-1, given.num_frames)) + position  # b t s c
                 clips = temporal_block(clips, given.context[:: given.num_frames])
@@ -299,11 +322,11 @@ class SpatialBlock(nn.Module):
     def forward(
         self,
         x: Tensor,  # (b t) s c
-        context: Tensor,  # (b t) n d
+        given: Given,
     ) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attn1(y, y)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn1(y, y if given.blend is None else given.blend.mix(y, given.num_frames))
+        x = x + self.attn2(self.norm2(x), given.context)
         return x + self.ff(self.norm3(x))
 
 

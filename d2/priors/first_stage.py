@@ -49,7 +49,8 @@ class FirstStage(nn.Module):
         images: Tensor,  # n 3 H W
     ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior of z, before scaling: n c h w each."""
-        return self.autoencoder.moments(F.pixel_unshuffle(images, self.config.unshuffle))
+        dtype = next(self.autoencoder.parameters()).dtype
+        return self.autoencoder.moments(F.pixel_unshuffle(images.to(dtype), self.config.unshuffle))
 
     def encode(
         self,
@@ -65,7 +66,7 @@ class FirstStage(nn.Module):
         z: Tensor,  # n c h w, as the autoencoder has it
     ) -> Tensor:
         """Latents of z: n c h w."""
-        return (z - self.shift[:, None, None]) * self.scale[:, None, None]
+        return ((z - self.shift[:, None, None]) * self.scale[:, None, None]).to(z.dtype)
 
     def decode(
         self,
@@ -73,7 +74,8 @@ class FirstStage(nn.Module):
         num_frames: int = 1,
     ) -> Tensor:
         """Images n 3 H W; a temporal decoder sees `num_frames` consecutive latents as one clip."""
-        z = latents / self.scale[:, None, None] + self.shift[:, None, None]
+        dtype = next(self.autoencoder.parameters()).dtype
+        z = (latents / self.scale[:, None, None] + self.shift[:, None, None]).to(dtype)
         return F.pixel_shuffle(self.autoencoder.decode(z, num_frames), self.config.unshuffle)
 
     def forward(

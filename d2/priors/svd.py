@@ -1,4 +1,4 @@
-"""Stable Video Diffusion, the published video prior: sizes of its networks (Blattmann et al. 2023)."""
+"""Stable Video Diffusion, the published video prior (Blattmann et al. 2023): sizes of its networks, its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import replace
 from d2.nn.autoencoder import AutoencoderConfig
 from d2.nn.clip import ImageTowerConfig
 from d2.nn.video_unet import VideoUNetConfig
+from d2.priors.first_stage import FirstStageConfig
 from d2.priors.prior import PriorConfig
+from d2.priors.published import Published
 
 SCALE_FACTOR = 0.18215  # latents = SCALE_FACTOR * z (Rombach et al. 2022)
 
@@ -45,4 +47,29 @@ SVD_XT = PriorConfig(
     tower=VIT_H_14,
     encoder=CONDITIONING_ENCODER,
     scalars=(("fps_id", 256), ("motion_bucket_id", 256), ("cond_aug", 256)),
+)
+
+LICENCE = "Stability AI Community License; accept it at the repository"
+
+PUBLISHED_SVD_XT = Published(
+    name="svd_xt",
+    kind="video",
+    prior=SVD_XT,
+    first_stage=FirstStageConfig(FIRST_STAGE),
+    scale_factor=SCALE_FACTOR,
+    embedder=3,
+    length=25,
+    cond_aug=0.02,
+    fps_id=24,  # this and the next as Diffusion² runs it (Yang et al. 2025)
+    motion_bucket_id=127,
+    repository="stabilityai/stable-video-diffusion-img2vid-xt",
+    bytes=9_559_279_140,
+    licence=LICENCE,
+)
+
+PUBLISHED_SVD = replace(
+    PUBLISHED_SVD_XT,
+    name="svd",  # the networks of svd_xt: no header tells the two apart
+    length=14,
+    repository="stabilityai/stable-video-diffusion-img2vid",
 )

@@ -14,10 +14,10 @@ from torch import Tensor
 from d2.nn.autoencoder import Autoencoder, ModeEncoder
 from d2.nn.clip import ImageTower
 from d2.nn.embedding import sinusoidal
-from d2.nn.video_unet import VideoUNet
+from d2.nn.video_unet import Attention, Blend, VideoUNet
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.precondition import precondition
-from d2.priors.prior import Condition, Prior
+from d2.priors.prior import Condition, Prior, denoiser
 from d2.priors.sv3d import SV3D_P, SV3D_U
 from d2.priors.svd import SVD_XT
 from golden import official
@@ -35,6 +35,25 @@ def check_unet(case: Case) -> None:
         image_only = given["image_only_indicator"]
         out = unet.to(dtype)(*inputs, num_frames=meta["num_video_frames"], image_only=image_only)
         expect(out, case.tensors["output64" if "output64" in case.tensors else "output"], tolerance)
+    if given["image_only_indicator"].any():
+        check_unary(case)
+
+
+def check_unary(case: Case) -> None:
+    """Frames flagged as single images, each a term's sequence of its own: what the reference made of them in a clip."""
+    prior, given = load_prior(case.folder, case.meta["weights"]), case.group("input.")
+    levels = (4 * given["timesteps"].double()).exp()
+    channels = prior.config.unet.out_channels
+    scaling = precondition(levels[:, None, None, None, None])
+    scaled, concat = given["x"][:, None].split((channels, given["x"].shape[1] - channels), dim=2)
+    condition = Condition(given["context"][:, None], concat, given["y"][:, None])
+    x = (scaled / scaling.c_in).float()
+    denoise = denoiser(prior, condition, image_only=True)
+    for i in given["image_only_indicator"].flatten().nonzero()[:, 0].split(1):
+        denoised = denoise(x[i], levels[i].item(), i, (False, True)).cond
+        assert denoised is not None
+        network = (denoised - scaling.c_skip[i] * x[i]) / scaling.c_out[i]
+        expect(network[:, 0], case.tensors["output64"][i], 2e-5)
 
 
 def check_denoiser(case: Case) -> None:
@@ -136,6 +155,19 @@ def check_scalar_embeddings(case: Case) -> None:
     ours = {"svd_xt": SVD_XT, "sv3d_p": SV3D_P, "sv3d_u": SV3D_U}
     for name, layout in case.meta["vector_layout"].items():
         assert [list(part) for part in ours[name].scalars] == layout
+
+
+def check_conv_blend(case: Case) -> None:
+    """Time-synchronised self-attention; rows of x are ordered (half, frame, view), and a clip of ours is a frame."""
+    cases = {name: p for name, p in case.meta["cases"].items() if isinstance(p, dict)}
+    for name, p in cases.items():
+        x, blend = case.tensors[f"input.{name}.x"], Blend(p["blend_weight"], p["frames"])
+        attention = Attention(p["channels"], p["channels"], p["channels"] // p["heads"])
+        load(attention, case.group(f"weights.{name}."))
+        mixed = blend.mix(x, p["views"])
+        expect(mixed, case.expected(f"{name}.blended"), 1e-5)
+        expect(attention(x, mixed), case.expected(f"{name}.attention"), 1e-5)
+        expect(attention(x, x), case.expected(f"{name}.attention_without_blend"), 1e-5)
 
 
 def expect(out: Tensor, reference: Tensor, tolerance: float) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from d2.matrix import Cameras, camera_ring, columns, rows
+from d2.pipeline import Settings, shard_of
 from d2.priors.prior import Condition, denoiser
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import Step, Term, initial_x, karras_sigmas, sample_matrix
-from d2.shard import make_shard
 from golden.case import Case
 from golden.networks import expect, load_prior
 
@@ -82,6 +82,7 @@ def check_joint(case: Case) -> None:
 
 def check_joint_case(case: Case, name: str, options: dict[str, Any]) -> None:
     v, f, n = (case.meta[key] for key in ("views", "frames", "num_steps"))
+    blend = options["blend_weight"] if options["conv_blend"] else None
     cameras = camera_ring(v)
     sigmas = karras_sigmas(n, sigma_min=0.002, sigma_max=700.0)
     expect(torch.tensor(sigmas, dtype=torch.float64), case.tensors["output.sigmas"], 1e-6)
@@ -98,7 +99,7 @@ def check_joint_case(case: Case, name: str, options: dict[str, Any]) -> None:
     final = sample_matrix(
         x0,
         plan,
-        terms=terms(case),
+        terms=terms(case, blend),
         cameras=cameras,
         weights=partial(
             weights.scheduled, curve=curve, profile=profile(case), video_only_from=float(options["svd_only_from"])
@@ -111,7 +112,7 @@ def check_joint_case(case: Case, name: str, options: dict[str, Any]) -> None:
         ),
         compose=composition.linear(coefficients=partial(composition.convex, uncond=uncond_of(options["uc_type"]))),
         solver=solver.euler,
-        shard=make_shard(sequences_per_call=2),
+        shard=shard_of(Settings(sequences_per_call=2, conv_blend=blend)),
         noise=recorded(case, name),
         on_step=lambda state: seen.update({f"{state.step.index}.{state.step.repeat}": state.x}),
     )
@@ -132,7 +133,7 @@ def profile(case: Case) -> Callable[[Cameras], Tensor]:
     return weights.side_views
 
 
-def terms(case: Case) -> list[Term]:
+def terms(case: Case, blend_weight: float | None) -> list[Term]:
     """Both tiny engines bound to the file's conditions."""
     v, f = case.meta["views"], case.meta["frames"]
     given = case.group("input.")
@@ -145,7 +146,8 @@ def terms(case: Case) -> list[Term]:
 
     engines = case.meta["weights"]
     video = denoiser(load_prior(case.folder, engines["svd"]), condition("svd", v, f))
-    multiview = denoiser(load_prior(case.folder, engines["sv3d"]), condition("sv3d", f, v))
+    of_columns = condition("sv3d", f, v)
+    multiview = denoiser(load_prior(case.folder, engines["sv3d"]), of_columns, blend_weight=blend_weight)
     return [Term("video", rows(v, f), video), Term("multiview", columns(v, f), multiview)]
 
 

@@ -1,0 +1,285 @@
+"""A run of the job on the meta device, where tensors have shapes but no contents: what it evaluates and keeps.
+
+It is the job's own code that runs, so what is found follows it. Every network runs once; its further calls are counted
+in proportion to their batch. Memory is in bytes; a multiplication with its addition is two operations.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from d2.data.scene import Scene
+from d2.matrix import Cameras, camera_ring
+from d2.pipeline import Priors, Rules, Settings, make_clip, make_orbit, sample_scene
+from d2.priors.first_stage import FirstStage, FirstStageConfig
+from d2.priors.prior import Prior, PriorConfig
+from d2.sampling import State, Step, needed
+
+UNETS = ("video", "multiview")
+
+
+class Job(NamedTuple):
+    """What is to be sampled, and by which networks."""
+
+    video: PriorConfig
+    multiview: PriorConfig
+    first_stage: FirstStageConfig
+    rules: Rules
+    num_views: int
+    num_frames: int
+    size: int  # pixels of a side
+    picture: bool = False  # a single picture is the input, of which the video prior makes the clip
+    decoder: FirstStageConfig | None = None  # the multi-view prior's own
+
+
+class Count(NamedTuple):
+    """What a network evaluated."""
+
+    calls: int = 0
+    items: int = 0  # of its batch: pictures, frames
+    flops: float = 0.0
+
+    def plus(self, other: Count, times: int = 1) -> Count:
+        return Count(
+            self.calls + times * other.calls,
+            self.items + times * other.items,
+            self.flops + times * other.flops,
+        )
+
+
+class Rehearsal(NamedTuple):
+    """What a run evaluates and what memory its tensors take at most, by the name of the network that runs."""
+
+    reference: dict[str, Count]  # of orbit and clip
+    joint: dict[str, Count]  # of one joint sampling
+    peaks: dict[str, int]
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+class Meter(TorchDispatchMode):
+    """Counts operations, and the bytes of tensors that were made since it was entered and still live.
+
+    What was there before, as weights, is not counted. `at` says on whose account a peak goes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at, self.live, self.flops = "", 0, 0.0
+        self.peaks: Counter[str] = Counter()
+        self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def note(self, extra: int = 0) -> None:
+        """Take down how much lives now, with `extra` bytes that only lived for a moment."""
+        self.peaks[self.at] = max(self.peaks[self.at], self.live + extra)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += count(*args, **kwargs, out_val=out)
+        results = [out] if isinstance(out, Tensor) else tree_leaves(out)
+        new = [t for t in results if isinstance(t, Tensor) and key_of(t) not in self.known]
+        if new:
+            old = {key_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}  # views of what was there
+            for tensor in new:
+                self.watch(tensor, old)
+        return out
+
+    def watch(self, tensor: Tensor, old: Collection[int]) -> None:
+        storage, key = tensor.untyped_storage(), key_of(tensor)
+        if key in self.known or key in old:
+            return
+        self.live += storage.nbytes()
+        self.known[key] = weakref.ref(storage, partial(self.gone, key, storage.nbytes()))
+        self.note()
+
+    def gone(self, key: int, size: int, _: object) -> None:
+        del self.known[key]
+        self.live -= size
+
+
+def key_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class Fused(TorchFunctionMode):
+    """Attention on the meta device as one fused kernel, as on a real one; else its table of scores would be counted."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and args[0].is_meta:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
+        return func(*args, **(kwargs or {}))
+
+
+# ---------------------------------------------------------------------------------------------------------- the cast
+
+
+class Cast(NamedTuple):
+    """A job's networks on the meta device, each under an understudy that remembers what it costs."""
+
+    priors: Priors
+    units: dict[str, nn.Module]  # name of a network -> what is moved as one with it
+    meter: Meter
+    counts: dict[str, Count]  # of the pass that runs
+
+
+def build(job: Job, dtype: torch.dtype) -> Cast:
+    with torch.device("meta"):
+        priors = Priors(Prior(job.video), Prior(job.multiview), FirstStage(job.first_stage))
+        priors.multiview.decoder = None if job.decoder is None else FirstStage(job.decoder)
+    for holder in priors:
+        holder.to(dtype).eval().requires_grad_(False)
+    cast = Cast(priors, {}, Meter(), {})
+    for name, network, unit in called(priors):
+        cast.units[name] = unit
+        understudy(network, name, cast)
+    return cast
+
+
+def called(priors: Priors) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Every network that is called: its name, itself, and what is moved as one with it."""
+    stages = {"": priors.first_stage}
+    for name, prior in zip(UNETS, priors[:2], strict=True):
+        yield name, prior.unet, prior.unet
+        yield f"{name} tower", prior.tower, prior.tower
+        if prior.encoder is not None:
+            yield f"{name} encoder", prior.encoder, prior.encoder
+        if prior.decoder is not None:
+            stages[f"{name} "] = prior.decoder
+    for name, stage in stages.items():
+        autoencoder = stage.autoencoder
+        yield f"{name}decoder", autoencoder.decoder, autoencoder
+        if autoencoder.config.has_encoder:
+            yield f"{name}first encoder", autoencoder.encoder, autoencoder
+
+
+class Cost(NamedTuple):
+    """Of one item of a network's batch."""
+
+    flops: float
+    bytes: float  # that live during the call, beyond what lived before
+    shape: torch.Size  # of the result
+
+
+def understudy(network: nn.Module, name: str, cast: Cast) -> None:
+    """Let the first call of a network run, and answer later ones from what it cost."""
+    forward, meter = network.forward, cast.meter
+    known: dict[Any, Cost] = {}
+    dtype = next(network.parameters()).dtype
+
+    def measure(x: Tensor, *rest: Any, **options: Any) -> Cost:
+        flops, peaks, live = meter.flops, meter.peaks, meter.live
+        meter.flops, meter.peaks = 0.0, Counter()
+        given = tree_map(lambda t: t.to(dtype) if isinstance(t, Tensor) else t, (x, rest, options))
+        out = forward(given[0], *given[1], **given[2])
+        cost = Cost(meter.flops / len(x), (meter.peaks[name] - live) / len(x), out.shape[1:])
+        meter.flops, meter.peaks = flops, peaks
+        return cost
+
+    def play(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        meter.at = name
+        key = (x.shape[1:], *(option for option, value in options.items() if value is not None))
+        if key not in known:
+            known[key] = measure(x, *rest, **options)
+        cost, n = known[key], len(x)
+        cast.counts[name] = cast.counts.get(name, Count()).plus(Count(1, n, n * cost.flops))
+        meter.note(round(n * cost.bytes))
+        return x.new_empty(n, *cost.shape)
+
+    network.forward = play
+
+
+# ------------------------------------------------------------------------------------------------------- rehearsing
+
+
+def rehearse(job: Job, cast: Cast, settings: Settings) -> Rehearsal:
+    """Run the job on the meta device, steps that evaluate the same not more often than it takes to see their peak."""
+    cameras, seed = camera_ring(job.num_views), 0
+    if settings.motion_bucket_id is None:
+        settings = replace(settings, motion_bucket_id=0.0)  # the motion of nothing cannot be measured
+    shown = shown_steps(job.rules.renoise(settings.sigmas), job.rules, cameras, job.num_frames)
+    rules = job.rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
+    stands_for = {(step.index, step.repeat): times for step, times in shown}
+    short = replace(settings, num_steps=min(2, settings.num_steps))  # of references: the first and the last step
+    cast.meter.peaks.clear()
+    cast.meter.at = ""
+
+    def noise(stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    def references(on_step: Callable[[State], None]) -> tuple[Tensor, Tensor]:
+        clip = torch.empty(job.num_frames, 3, job.size, job.size, device="meta")
+        given = (cast.priors, rules, short)
+        if job.picture:
+            clip = make_clip(clip[0], len(clip), seed, *given, noise=noise, on_step=on_step)
+        return clip, make_orbit(clip[0], cameras, seed, *given, noise=noise, on_step=on_step)
+
+    with torch.no_grad(), Fused(), cast.meter:
+        (clip, orbit), reference = counted(
+            cast, references, lambda step: 1 if step.index else max(1, settings.num_steps - 1)
+        )
+        scene = Scene("rehearsal", seed, clip, clip[:, :1], cameras, 1.0)
+        joint = counted(
+            cast,
+            lambda on_step: (
+                sample_scene(scene, cast.priors, rules, settings, orbit=orbit, noise=noise, on_step=on_step).clip
+            ),
+            lambda step: stands_for[step.index, step.repeat],
+        )[1]
+    return Rehearsal(reference, joint, dict(cast.meter.peaks))
+
+
+def counted(
+    cast: Cast, run: Callable[[Callable[[State], None]], Any], times: Callable[[Step], int]
+) -> tuple[Any, dict[str, Count]]:
+    """The result of a pass and what it evaluates; UNets count as often as their step stands for others."""
+    cast.counts.clear()
+    unets: dict[str, Count] = {}
+    before: dict[str, Count] = {}
+
+    def on_step(state: State) -> None:
+        for name in UNETS:
+            now = cast.counts.get(name, Count())
+            of_step = now.plus(before.get(name, Count()), -1)
+            unets[name] = unets.get(name, Count()).plus(of_step, times(state.step))
+            before[name] = now
+
+    result = run(on_step)
+    return result, {**cast.counts, **unets}
+
+
+def shown_steps(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frames: int) -> list[tuple[Step, int]]:
+    """One step of every kind with the number of those it stands for, two of the largest kind in a row.
+
+    Steps are of a kind if they evaluate the same cells and add noise alike; a step's predictions live into the next.
+    """
+    kinds: dict[Any, list[Step]] = {}
+    for step in steps:
+        weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
+        needs = needed(rules.compose, [], weights, scales)
+        halves = tuple((name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items())
+        kind = (halves, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
+        kinds.setdefault(kind, []).append(step)
+    largest = max(kinds.values(), key=len)
+    shown = []
+    for of_kind in kinds.values():
+        if of_kind is largest and len(of_kind) > 1:
+            shown += [(of_kind[0], 1), (of_kind[1], len(of_kind) - 1)]
+        else:
+            shown.append((of_kind[0], len(of_kind)))
+    return shown
