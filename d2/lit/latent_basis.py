@@ -38,6 +38,7 @@ def orient(
     _, u = torch.linalg.eigh(root @ torch.cov(on_creature.T.double()) @ root)
     change = (u.flip(1).T @ root).to(z)
     encoder, decoder = stage.autoencoder.encoder.conv_out, stage.autoencoder.decoder.conv_in
+    assert encoder.bias is not None
     mean, _ = encoder.weight.chunk(2)
     bias, _ = encoder.bias.chunk(2)
     variance = change.square() @ logvar.exp().mean(dim=(0, 2, 3))

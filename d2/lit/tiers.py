@@ -54,7 +54,7 @@ def sizes(config: SampleConfig) -> Sizes:
     """The matrix asked for, or as large as the priors make it; no published prior goes beyond its own length."""
     asked = (config.matrix.num_views, config.matrix.num_frames)
     if is_tiny(config):
-        return Sizes(*(n or tiny.FRAMES for n in asked), tiny.SIZE)
+        return Sizes(asked[0] or tiny.FRAMES, asked[1] or tiny.FRAMES, tiny.SIZE)
     video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]
     for key, wanted, prior in (("views", asked[0], multiview), ("frames", asked[1], video)):
         if wanted is not None and wanted > prior.length:

@@ -57,6 +57,7 @@ def prior_config(scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, 
             transformer_depth=1,
             context_dim=64,
             adm_in_channels=64 * len(scalars),
+            groups=8,  # 32 of so few channels would take away what the embedding adds and how bright a colour is
         ),
         tower=ImageTowerConfig(
             layers=2, width=64, head_width=32, patch_size=8, image_size=SIZE, mlp_ratio=2.0, embed_dim=64
