@@ -176,7 +176,7 @@ class EvaluateConfig:
     traversals: list[str] = field(default_factory=lambda: ["f", "v", "diag", "4d", "4d_columns"])  # of metrics=[video]
     features: str | None = "world4d-encoder"  # of videos; null: no figures of videos
     features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/
-    features_resize: str = "stylegan-v"  # stylegan-v | consistent4d: how pictures come to I3D's size
+    features_resize: str | None = None  # stylegan-v | consistent4d: how pictures come to I3D's size; null: stylegan-v
     clip: ClipConfig = field(default_factory=ClipConfig)
     size: int | None = None  # pixels both ways that all pictures are brought to; null: as they are
     input_view: int | None = None  # left out of the figures NAME_unseen; null: as a run says, else no such figures
@@ -292,7 +292,8 @@ def _check_sample(config: SampleConfig) -> None:
 
 def _check_evaluate(config: EvaluateConfig) -> None:
     if (config.run is None) == (config.pred is None):
-        raise ValueError(f"run={config.run}, pred={config.pred}: give one, run=OUTPUT_DIR or pred=FOLDER truth=FOLDER")
+        given = "neither is given" if config.run is None else f"{config.run} and {config.pred} are both given"
+        raise ValueError(f"run, pred: {given}; give one, run=OUTPUT_DIR or pred=FOLDER truth=FOLDER")
     for key, value in (("run", config.run), ("pred", config.pred)):
         if not (value is None or isinstance(value, str) or _is_strings(value)):
             raise ValueError(f"{key}={value}: give a folder, or a list of folders")

@@ -18,7 +18,7 @@ from d2 import config as schema
 
 PAGE = Path(__file__).parent / "configuration.md"
 RULES = ("renoise", "weights", "guidance", "composition", "solver")
-ROOTS = {"sample": schema.SampleConfig, "train": schema.TrainConfig}
+ROOTS = {"sample": schema.SampleConfig, "train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
 
 
 def filled(text: str) -> str:

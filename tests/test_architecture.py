@@ -29,6 +29,7 @@ LAYERS = {
     "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
     "d2.data": ("d2.matrix",),
     "d2.data.datamodule": ("d2.data", "d2.io"),
+    "d2.data.evaluation_folders": ("d2.data", "d2.matrix", "d2.io"),
     "d2.metrics": ("d2.data.scene", "d2.matrix", "d2.nn"),
     "d2.metrics.features": ("d2.metrics", "d2.nn", "d2.priors.tiny"),
     "d2.rehearsal": ("d2.pipeline", "d2.matrix", "d2.sampling", "d2.priors", "d2.data.scene"),

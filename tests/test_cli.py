@@ -156,7 +156,7 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("weights=nosuch", "weights/nosuch'; choose constant or cosine"),
         ("preset=nosuch", "choose official or official_short"),
         ("experiment=nosuch", "experiment=nosuch: no such experiment"),
-        ("video=nosuch", "choose tiny"),
+        ("video=nosuch", "choose svd or svd_xt or tiny"),
         ("weights.curve.scael=1", "weights.curve.scael: no such key; there are _target_, _partial_, scale"),
         ("+weights.curve.scael=1", "weights.curve.scael: d2.rules.weights.constant has no such argument"),
         ("+renoise.sigmas=[1]", "renoise.sigmas: d2.rules.renoise.vrs has no such argument"),
@@ -298,7 +298,7 @@ def test_every_value_of_a_sweep_is_tried_and_no_more() -> None:
     ("overrides", "says"),
     [
         (["prior=nosuch"], "choose tiny_autoencoder or "),
-        (["prior.batch_size=16"], "prior.batch_size=16: must exceed prior.singles=16"),
+        (["prior.batch_size=8"], "prior.batch_size=8: must exceed prior.singles=8"),
         (["prior=tiny_decoder"], "init_from=null: prior.decoder_only=true"),
         (["prior.warmup_steps=0"], "prior.warmup_steps=0: out of range"),
         (["trainer=ddp"], "trainer.devices=2: d2 train uses one device"),

@@ -48,7 +48,7 @@ def choices(
         "image_features": [network_card(network) for network in suite.images],
         "texts": {name: _digest(text.tolist()) for name, text in suite.texts.items()},
         "traversals": {name: TRAVERSAL_TEXT[name] for name in suite.traversals},
-        "set_distances": f"float64; Fréchet: unbiased covariances; kernel: unbiased MMD², (x·y / d + 1)^{KERNEL_DEGREE}",
+        "set_distances": f"float64; Fréchet: unbiased covariances; kernel: unbiased MMD², (xy / d + 1)^{KERNEL_DEGREE}",
         "sets": "all objects' videos or pictures together, those of all samples of an object on the sampled side",
         "averaging": "cells of a matrix, then samples of an object, then objects",
     }

@@ -188,7 +188,7 @@ def load_videomae(folder: Path, device: torch.device | str = "cpu") -> FeatureNe
 
 def load_video_encoder(path: Path, device: torch.device | str = "cpu") -> FeatureNetwork:
     """This project's `world4d-encoder`: of use on world4d alone, and no FVD."""
-    state, header = read_safetensors(path, "world4d_encoder.safetensors, which d2 ships")
+    state, header = read_safetensors(path, "tiny_video_encoder.safetensors")
     if header.get("format") != ENCODER_FORMAT or header.get("kind") != ENCODER_KIND:
         raise ValueError(f"{path}: holds {header.get('kind')!r}, wanted {ENCODER_KIND!r}; name another file")
     stored = json.loads(header["meta"])["config"].items()

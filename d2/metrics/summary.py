@@ -56,8 +56,9 @@ def summary(
     rows = [_row(metric, objects, other, columns, seed) for metric, objects in values.items()]
     lines = ["# Evaluation", "", markdown_table(rows, columns), ""]
     if set_sizes:
-        sizes = ", ".join(f"{name} {size}" for name, size in set_sizes.items())
-        lines += [f"Members of each set: {sizes}.", ""]
+        names = dict.fromkeys(name.partition("/")[2] for name in set_sizes)
+        sizes = [f"{name} {set_sizes.get(f'sampled/{name}')} / {set_sizes.get(f'true/{name}', 0)}" for name in names]
+        lines += [f"Members of the sets, sampled / true: {', '.join(sizes)}.", ""]
     lines += ["Intervals: percentile bootstrap over objects. Every choice that changes a number is in card.json.", ""]
     if left_out:
         lines += ["Left out:", "", *(f"- {line}" for line in left_out), ""]

@@ -1,0 +1,277 @@
+"""`d2 evaluate`: from folders of matrices to a table, a summary and a card.
+
+Every object is measured on one rank, its index modulo the world size, and kept in output_dir/objects as soon as it is
+finished: the tables are made of these files alone, whoever wrote them and when.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d2.config import EvaluateConfig
+from d2.data.evaluation_folders import (
+    Candidate,
+    Found,
+    Pictures,
+    files_of,
+    find_objects,
+    layout_of,
+    read_sample,
+    read_true,
+)
+from d2.data.scene import Truth
+from d2.io import ensure_writable, write_json, write_tensors, write_text
+from d2.lit.callbacks import csv_text
+from d2.lit.evaluation_networks import load_suite
+from d2.lit.trainer import make_trainer
+from d2.metrics import card, features
+from d2.metrics.suite import ALL, NEED_TRUTH, Row, Suite, measure, set_figures
+from d2.metrics.summary import object_values, read_evaluation, summary
+
+
+class Kept(NamedTuple):
+    """A finished object."""
+
+    rows: list[Row]
+    features: dict[str, Tensor]  # "sampled/f", …: n d
+    shape: list[int]  # views, frames, height, width
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Run the job. Returns the exit code: 0, or 3 if objects were left out."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    sampled = _folders(config.run if config.pred is None else config.pred)
+    truth = Path(config.truth) if config.truth else sampled[0] if config.run else None
+    suite = load_suite(config, torch.device("cpu"))
+    _check_truth(config, len(sampled), truth)
+    chosen = card.choices(suite, resize=resize_of(config), input_view=config.input_view)
+    other = read_evaluation(Path(config.compare_to)) if config.compare_to else None
+    if other is not None and (unlike := card.differing(chosen, other.choices)):
+        raise ValueError(f"compare_to={config.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike")
+    needs_truth = bool(NEED_TRUTH & set(suite.metrics))
+    found = find_objects(sampled, truth, needs_truth=needs_truth, names=config.objects)
+    kept, failures = predict(config, suite, found, chosen)
+    if rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
+        return 0
+    for line in failures:
+        print(f"d2: left out: {line}", file=sys.stderr)
+    folder = Path(config.output_dir)
+    if not kept:
+        _leave_nothing(folder)
+        raise ValueError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
+    rows = write_table(folder, kept, suite)
+    facts = about(config, found.objects, kept, failures)
+    write_json(folder / "card.json", {"choices": chosen, "versions": card.versions(), "data": facts})
+    text = summary(object_values(rows), other, set_sizes=facts["set_sizes"], left_out=failures, seed=config.seed)
+    write_text(folder / "summary.md", text)
+    print(text, end="")
+    return 3 if failures else 0
+
+
+def predict(
+    config: EvaluateConfig, suite: Suite, found: Found, chosen: dict[str, Any]
+) -> tuple[dict[str, Kept], list[str]]:
+    """One predict loop over the objects: what is finished afterwards, and one line for each object that is not."""
+    folder, kept, failures = Path(config.output_dir), {}, list(found.failures)
+    if not found.objects:
+        return kept, failures
+    keys = [card.key_of(chosen, card.versions(), fingerprint(each)) for each in found.objects]
+    trainer = make_trainer(config.trainer, folder, [], [])
+    ensure_writable(folder / "objects")
+    loader = DataLoader(range(len(keys)), batch_size=None)  # type: ignore[arg-type]
+    trainer.predict(Evaluator(config, suite, found.objects, keys), loader, return_predictions=False)
+    for each, key in zip(found.objects, keys, strict=True):
+        result = read_kept(folder, each.name, key)
+        assert result is not None, f"{each.name}: no rank measured it"
+        if isinstance(result, str):
+            failures.append(f"{each.name}: {result}")
+        else:
+            kept[each.name] = result
+    return kept, failures
+
+
+class Evaluator(L.LightningModule):
+    """The predict loop over objects; a batch is an object's index."""
+
+    def __init__(self, config: EvaluateConfig, suite: Suite, objects: list[Candidate], keys: list[str]):
+        super().__init__()
+        self.config, self.suite, self.objects, self.keys = config, suite, objects, keys
+        self.folder = Path(config.output_dir)
+
+    def on_predict_start(self) -> None:
+        if self.device.type != "cpu":
+            self.suite = load_suite(self.config, self.device)
+
+    def predict_step(self, batch: int, batch_idx: int) -> None:
+        if batch % self.trainer.world_size != self.trainer.global_rank:
+            return
+        each, key = self.objects[batch], self.keys[batch]
+        path = self.folder / "objects" / f"{each.name}.json"
+        if isinstance(read_kept(self.folder, each.name, key), Kept):
+            return
+        print(f"evaluating {each.name} ({batch + 1} of {len(self.objects)})", file=sys.stderr)
+        try:
+            result = measured(each, self.suite, self.config, self.device)
+        except ValueError as error:  # of this object's files; the others are evaluated all the same
+            write_json(path, {"key": key, "failure": " ".join(str(error).split())})
+            return
+        write_tensors(path.with_name(f"{each.name}.safetensors"), result.features, {"key": key})
+        write_json(path, {"key": key, "shape": result.shape, "rows": result.rows})  # last: it says that all is there
+
+    def on_predict_end(self) -> None:
+        self.trainer.strategy.barrier("evaluated")
+
+
+def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torch.device) -> Kept:
+    """Read and measure one object; a ValueError says what is wrong with its pictures."""
+    resize = resize_of(config)
+    samples = [_fitted(read_sample(folder), resize) for folder in each.samples]
+    true = None if each.truth is None else _fitted(read_true(each.truth), resize)
+    first = samples[0].pixels.shape
+    for pictures in (*samples, *([] if true is None else [true])):
+        shape = pictures.pixels.shape
+        if shape[:2] != first[:2]:
+            raise ValueError(f"{_grid(shape)} beside {_grid(first)}; they must have the same")
+        if shape != first:
+            sizes = f"{shape[-1]}×{shape[-2]} beside {first[-1]}×{first[-2]}"
+            raise ValueError(f"pictures of {sizes}; bring both to one with size=N")
+    input_view = samples[0].input_view if config.input_view is None else config.input_view
+    if input_view is not None and input_view >= first[0]:
+        raise ValueError(f"input_view={input_view}: there are views 0 to {first[0] - 1}")
+    result = measure(
+        [sample.pixels.to(device) for sample in samples],
+        None if true is None else _truth(true, device),
+        suite,
+        masked=true is not None and true.masks is not None,
+        input_view=input_view,
+        centred=all(layout_of(folder) == "ours" for folder in each.samples),
+    )
+    return Kept(result.rows, result.features, [first[0], first[1], first[-2], first[-1]])
+
+
+# --- what is kept, and what is written -------------------------------------------------------------------------------
+
+
+def fingerprint(each: Candidate) -> list[tuple[str, int, int]]:
+    """What tells an object's files from others: name, size and time of each."""
+    folders = [(folder, False) for folder in each.samples] + ([(each.truth, True)] if each.truth else [])
+    files = [file for folder, is_truth in folders for file in files_of(folder, truth=is_truth)]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def read_kept(folder: Path, name: str, key: str) -> Kept | str | None:
+    """What was measured under this key, or the line that says why it could not be; None if neither is there."""
+    path = folder / "objects" / f"{name}.json"
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["key"] != key:
+        return None
+    if "failure" in kept:
+        return kept["failure"]
+    rows = [Row(sample, metric, math.nan if value is None else value) for sample, metric, value in kept["rows"]]
+    return Kept(rows, load_file(path.with_name(f"{name}.safetensors")), kept["shape"])
+
+
+def write_table(folder: Path, kept: dict[str, Kept], suite: Suite) -> list[dict[str, Any]]:
+    """results.csv, in long format; `all` stands for all samples of an object, or for all objects."""
+    rows = [
+        {"object": name, "sample": row.sample, "metric": row.metric, "value": row.value}
+        for name, each in kept.items()
+        for row in each.rows
+    ]
+    rows += [
+        {"object": ALL, "sample": ALL, "metric": metric, "value": value}
+        for metric, value in set_figures(sets_of(kept), suite).items()
+    ]
+    write_text(folder / "results.csv", csv_text(rows))
+    return rows
+
+
+def sets_of(kept: dict[str, Kept]) -> dict[str, Tensor]:
+    """The features of all objects by set; of the truth only where every object has it."""
+    parts = [each.features for each in kept.values()]
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: torch.cat([part[name] for part in parts]) for name in common}
+
+
+def about(
+    config: EvaluateConfig, objects: list[Candidate], kept: dict[str, Kept], failures: list[str]
+) -> dict[str, Any]:
+    """What the numbers were measured on; where it lay is nobody's business."""
+    names = ("views", "frames", "height", "width")
+    shapes = sorted({tuple(each.shape) for each in kept.values()})
+    layouts = sorted({str(layout_of(folder)) for each in objects for folder in each.samples})
+    truths = sorted({str(layout_of(each.truth)) for each in objects if each.truth})
+    return {
+        "objects": len(kept),
+        "samples_of_each": len(objects[0].samples),
+        "shapes": [dict(zip(names, shape, strict=True)) for shape in shapes],
+        "layouts": {"samples": layouts, "truth": truths},
+        "set_sizes": {name: len(value) for name, value in sorted(sets_of(kept).items())},
+        "bootstrap_seed": config.seed,
+        "left_out": failures,
+    }
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def resize_of(config: EvaluateConfig) -> features.Resize | None:
+    return None if config.size is None else features.Resize(config.size, "bicubic", antialias=True, crop=False)
+
+
+def _check_truth(config: EvaluateConfig, count: int, truth: Path | None) -> None:
+    if truth is None and (needing := sorted(NEED_TRUTH & set(config.metrics))):
+        raise ValueError(f"truth=null: metrics=[{', '.join(needing)}] need it; give truth=FOLDER")
+    if "energy" in config.metrics and count < 2:
+        raise ValueError("metrics=[energy]: needs two samples of every object or more; give run=[FOLDER,FOLDER]")
+
+
+def _folders(given: Any) -> list[Path]:
+    return [Path(folder) for folder in ([given] if isinstance(given, str) else given)]
+
+
+def _fitted(pictures: Pictures, resize: features.Resize | None) -> Pictures:
+    if resize is None:
+        return pictures
+
+    def brought(layer: Tensor) -> Tensor:
+        return features.fit(layer.flatten(0, 1), resize).clamp(0, 1).unflatten(0, layer.shape[:2])
+
+    masks = None if pictures.masks is None else brought(pictures.masks)
+    return Pictures(brought(pictures.pixels), masks, None, pictures.input_view)
+
+
+def _truth(pictures: Pictures, device: torch.device) -> Truth:
+    pixels = pictures.pixels.to(device)
+    whole = torch.ones_like(pixels[:, :, :1])
+    masks = whole if pictures.masks is None else pictures.masks.to(device)
+    return Truth(pixels, masks, whole if pictures.depth is None else pictures.depth.to(device))
+
+
+def _grid(shape: Iterable[int]) -> str:
+    num_views, num_frames, *_ = shape
+    return f"{num_views} views × {num_frames} frames"
+
+
+def _leave_nothing(folder: Path) -> None:
+    """An evaluation of nothing leaves no folder behind, unless an earlier one filled it."""
+    if folder.exists() and not (folder / "results.csv").exists():
+        shutil.rmtree(folder / "objects", ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
