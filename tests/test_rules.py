@@ -6,13 +6,17 @@ import math
 from functools import partial
 from typing import Any
 
+import exact_world
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from d2 import cli
+from d2.config import bind
 from d2.matrix import Cameras, camera_ring
+from d2.priors import analytic
 from d2.rules import composition, guidance, renoise, weights
 from d2.sampling import Fields, Prediction, Step, karras_sigmas
 
@@ -232,6 +236,95 @@ def test_a_linear_rule_wants_what_it_uses() -> None:
     }
 
 
+@settings(deadline=None)
+@given(alpha=st.floats(0.5, 1), scale=st.floats(-5, 5), schedule=schedules, step=steps())
+def test_inclusion_exclusion_shares_out_every_cell(alpha: float, scale: float, schedule: Any, step: Step) -> None:
+    w = schedule(step, camera_ring(5), 3)
+    halves = composition.inclusion_exclusion(w, two_fields_like(w, scale), alpha=alpha).values()
+    total = torch.stack([of_uncond + of_cond for of_uncond, of_cond in halves]).sum(dim=0)
+    assert (total - 1).abs().max() < 1e-13
+
+
+def test_inclusion_exclusion_runs_from_the_convex_rule_to_three_terms() -> None:
+    video = two_fields(0.1, 0.6)["video"].clamp(0, 1)
+    w, s = {"video": video, "multiview": 1 - video}, two_fields(1.5, 2.0)
+    at_half = composition.inclusion_exclusion(w, s, alpha=0.5)
+    for name, halves in composition.convex(w, s).items():
+        for got, expected in zip(at_half[name], halves, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert not any(half.any() for half in at_half["unary"])  # exactly: the term is not evaluated
+    at_one = composition.inclusion_exclusion(w, s, alpha=1.0, unary_scale=1.5)
+    for name, share, scale in (("video", 1, s["video"]), ("multiview", 1, s["multiview"]), ("unary", -1, 1.5)):
+        torch.testing.assert_close(at_one[name][0], share * (1 - scale) * torch.ones(3, 4).double())
+        torch.testing.assert_close(at_one[name][1], share * scale * torch.ones(3, 4).double())
+    even = {name: torch.full((1, 1), 0.5).double() for name in w}
+    family = composition.inclusion_exclusion(even, two_fields_like(even, 1.0), alpha=0.8)
+    assert {name: halves[1].item() for name, halves in family.items()} == pytest.approx(
+        {"video": 0.8, "multiview": 0.8, "unary": -0.6}
+    )
+
+
+def test_a_term_that_is_not_there_is_named() -> None:
+    """Where the rule has a share for it."""
+    w = {"video": torch.full((2, 2), 0.5), "multiview": torch.full((2, 2), 0.5)}
+    ones = two_fields_like(w, 1.0)
+    x = torch.ones(2, 2, 1, 1, 1)
+    predictions = {name: Prediction(None, x) for name in w}
+
+    def run(alpha: float) -> Tensor:
+        rule = composition.linear(coefficients=partial(composition.inclusion_exclusion, alpha=alpha))
+        return rule(predictions, w, ones, x, step(0, 3), {})[0]
+
+    assert torch.equal(run(0.5), x)
+    with pytest.raises(ValueError, match="a term unary") as error:
+        run(0.875)
+    assert "\n" not in str(error.value)
+
+
+def test_the_unary_rule_of_the_command_line_runs_on_three_terms() -> None:
+    cli.register()
+    config = cli.composed_from("sample", cli.expand(["composition=inclusion_exclusion"])).config
+    compose = bind(config.composition, "composition")
+    world = analytic.separable(analytic.autoregressive(2, 0.8), analytic.autoregressive(3, 0.5))
+    plan = renoise.none(karras_sigmas(4, sigma_min=0.1, sigma_max=10.0))
+    basis = analytic.basis(plan, 2, 3)
+    x = exact_world.sample(basis.start, plan, exact_world.terms_of(world, 2, 3), compose=compose)
+    same = exact_world.sample(
+        basis.start, plan, exact_world.terms_of(world, 2, 3), compose=exact_world.three_terms(0.875)
+    )
+    assert torch.equal(x, same) and not torch.equal(x, 0 * x)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_spread_back(share: float) -> None:
+    w, s = {"video": torch.ones(2, 3)}, {"video": torch.tensor([[1.0, 2.0, 4.0], [1.5, 3.0, 1.0]])}
+    draw = torch.Generator().manual_seed(0)
+    u, c = (torch.randn(2, 3, 2, 4, 4, generator=draw, dtype=torch.float64) for _ in "uc")
+    plain = composition.linear(coefficients=composition.convex)
+    rule = guidance.rescaled(compose=plain, share=share)
+    assert rule.needs is plain.needs  # type: ignore[attr-defined]
+    arguments = ({"video": Prediction(u, c)}, w, s, c, step(0, 3), {})
+    guided, got = plain(*arguments)[0], rule(*arguments)[0]
+    std_of, guided_of, cond_of = (t.std(dim=(2, 3, 4), correction=0) for t in (got, guided, c))
+    torch.testing.assert_close(std_of, share * cond_of + (1 - share) * guided_of)
+    turned = torch.nn.functional.cosine_similarity(got.flatten(2), guided.flatten(2), dim=2)
+    torch.testing.assert_close(turned, torch.ones_like(turned))
+    torch.testing.assert_close(got[0, 0], c[0, 0])  # scale 1
+    alone = rule({"video": Prediction(None, c)}, w, two_fields_like(w, 1.0), c, step(0, 3), {})[0]
+    assert torch.equal(alone, c)
+
+
+def test_guidance_outside_its_interval_is_one() -> None:
+    base = partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5))
+    rule = partial(guidance.interval, schedule=base, sigma_low=1.0, sigma_high=10.0)
+    for sigma in (0.5, 1.0, 3.0, 10.0, 11.0):
+        at = step(0, 5)._replace(sigma=sigma)
+        got, full = rule(at, camera_ring(3), 4), base(at, camera_ring(3), 4)
+        inside = 1 <= sigma <= 10
+        assert got.keys() == full.keys()
+        assert all(torch.equal(got[n], full[n] if inside else torch.ones(3, 4).double()) for n in full)
+
+
 # --------------------------------------------------------------------------------------------------------- plans
 
 
@@ -299,6 +392,7 @@ def test_no_churn_is_vrs() -> None:
         (lambda: weights.alone(step(0, 1), camera_ring(3), 2, term="rows"), "weights.term=rows: choose"),
         (lambda: guidance.triangle(5, low=1.0, high=2.0, fuse="sum"), "guidance fuse=sum: choose"),
         (lambda: composition.convex({}, {}, uncond="both"), "composition.uncond=both: choose"),
+        (lambda: composition.inclusion_exclusion({}, {}, alpha=0.4), "composition.alpha=0.4: give 0.5"),
         (lambda: renoise.vrs(SIGMAS, steps=-1), "renoise.steps=-1"),
         (lambda: renoise.vrs(SIGMAS, repeats=0), "repeats=0"),
         (lambda: renoise.churned(SIGMAS, s_churn=-1.0), "s_churn=-1"),

@@ -33,6 +33,12 @@ def linear(*, coefficients: CoefficientRule) -> Compose:
     ) -> tuple[Tensor, dict[str, Any]]:
         denoised = torch.zeros_like(x)
         for name, factors in coefficients(weights, scales).items():
+            if name not in predictions:
+                if any(factor.any() for factor in factors):
+                    raise ValueError(
+                        f"composition: the rule weighs a term {name}, and there is none; choose another rule"
+                    )
+                continue
             for half, factor in zip(predictions[name], factors, strict=True):
                 if half is not None and factor.any():
                     denoised = denoised + factor.to(x)[:, :, None, None, None] * half
@@ -58,3 +64,20 @@ def convex(weights: Fields, scales: Fields, *, uncond: str = "default") -> Coeff
         shared = sum(of_uncond.values(), torch.zeros(()))
         of_uncond = {name: shares[uncond].get(name, 0.0) * shared for name in weights}
     return {name: (of_uncond[name], weights[name] * scales[name]) for name in weights}
+
+
+def inclusion_exclusion(
+    weights: Fields, scales: Fields, *, alpha: float = 0.875, unary_scale: float = 1.0
+) -> Coefficients:
+    """From the convex rule (alpha ½) to row + column − unary (alpha 1).
+
+    At even weights it is α(row + column) − (2α − 1) unary: what rows and columns both say of a cell counts twice in
+    their sum, and the term "unary", each cell by itself, takes it away. Uneven weights fade out as alpha grows: a term
+    gets (2 − 2α)·weight + 2α − 1. Unbiased at alpha 1 where, given a cell, its row and its column are independent.
+    """
+    if not 0.5 <= alpha <= 1:
+        raise ValueError(f"composition.alpha={alpha}: give 0.5 (the convex rule) to 1 (row + column − unary)")
+    shares = {name: (2 - 2 * alpha) * weights[name] + (2 * alpha - 1) for name in ("video", "multiview")}
+    shares["unary"] = torch.full_like(weights["video"], 1 - 2 * alpha)
+    scales = {"unary": torch.full_like(weights["video"], unary_scale), **scales}
+    return {name: (share * (1 - scales[name]), share * scales[name]) for name, share in shares.items()}

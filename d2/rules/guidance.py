@@ -6,12 +6,13 @@ A term's result is u + scale · (c − u) (Ho & Salimans 2022); scale 1 is the c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from d2.matrix import Cameras
-from d2.sampling import Fields, Step
+from d2.sampling import Compose, Fields, Prediction, Schedule, Step
 
 Curve = Callable[[int], Tensor]
 
@@ -61,3 +62,55 @@ def triangle(
     position = torch.linspace(0, 1, length, dtype=torch.float64)
     waves = torch.stack([1 - (2 * ((position / p) % 1) - 1).abs() for p in periods])
     return low + (high - low) * fusings[fuse](waves, dim=0)
+
+
+def interval(
+    step: Step,
+    cameras: Cameras,
+    num_frames: int,
+    *,
+    schedule: Schedule,
+    sigma_low: float = 0.0,
+    sigma_high: float,
+) -> Fields:
+    """A schedule's scales between two levels, 1 outside: no unconditional half there (Kynkäänniemi et al. 2024)."""
+    scales = schedule(step, cameras, num_frames)
+    if sigma_low <= step.sigma <= sigma_high:
+        return scales
+    return {name: torch.ones_like(scale) for name, scale in scales.items()}
+
+
+def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
+    """A linear composition whose guided results get the spread of their conditional halves (Lin et al. 2023, 3.4).
+
+    Both halves of a cell are multiplied by share·std(cond)/std(guided) + 1 − share, standard deviations over c h w.
+    """
+
+    def spread(x: Tensor) -> Tensor:
+        return x.std(dim=(2, 3, 4), correction=0, keepdim=True)
+
+    def adjusted(prediction: Prediction, scale: Tensor) -> Prediction:
+        uncond, cond = prediction
+        if uncond is None or cond is None:
+            return prediction
+        guided = uncond + scale.to(cond)[:, :, None, None, None] * (cond - uncond)
+        there = (spread(guided) > 0) & (spread(cond) > 0)  # zero where nobody asked for a half
+        ratio = torch.where(there, spread(cond) / spread(guided), 1.0)
+        factor = share * ratio + 1 - share
+        return Prediction(uncond * factor, cond * factor)
+
+    def rule(
+        predictions: dict[str, Prediction],
+        weights: Fields,
+        scales: Fields,
+        x: Tensor,  # matrix
+        step: Step,
+        memory: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Any]]:
+        one = torch.ones(x.shape[:2])
+        changed = {name: adjusted(p, scales.get(name, one)) for name, p in predictions.items()}
+        return compose(changed, weights, scales, x, step, memory)
+
+    if hasattr(compose, "needs"):
+        rule.needs = compose.needs  # type: ignore[attr-defined]
+    return rule

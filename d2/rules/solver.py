@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,3 +20,44 @@ def euler(
     """One Euler step from step.sigma to step.sigma_next (Karras et al. 2022, algorithm 1)."""
     d = (x - evaluate(x, step)) / step.sigma
     return x + (step.sigma_next - step.sigma) * d, memory
+
+
+def heun(
+    evaluate: Callable[[Tensor, Step], Tensor],
+    x: Tensor,  # matrix
+    step: Step,
+    memory: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:
+    """Euler's step, done again with the mean of the slopes at its two ends (Karras et al. 2022, algorithm 1).
+
+    Second order for two evaluations; the step to zero, where there is no slope, takes one.
+    """
+    gap = step.sigma_next - step.sigma
+    d = (x - evaluate(x, step)) / step.sigma
+    ahead = x + gap * d
+    if step.sigma_next == 0:
+        return ahead, memory
+    d_ahead = (ahead - evaluate(ahead, step._replace(sigma=step.sigma_next))) / step.sigma_next
+    return x + gap * (d + d_ahead) / 2, memory
+
+
+def dpmpp_2m(
+    evaluate: Callable[[Tensor, Step], Tensor],
+    x: Tensor,  # matrix
+    step: Step,
+    memory: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order for one evaluation.
+
+    In λ = −log σ the step for a constant D is exact, x_next = r·x + (1 − r)·D with r = σ_next/σ; D is taken from the
+    line through its last two values at the middle of the step. A value from before x was renoised is not used.
+    """
+    denoised = evaluate(x, step)
+    middle = denoised
+    if memory.get("sigma_next") == step.sigma and not step.noise_before and step.sigma_next > 0:
+        ahead = math.log(step.sigma / step.sigma_next)
+        behind = math.log(memory["sigma"] / step.sigma)
+        middle = denoised + (denoised - memory["denoised"]) * ahead / (2 * behind)
+    r = step.sigma_next / step.sigma
+    left = {} if step.noise_after else {"denoised": denoised, "sigma": step.sigma, "sigma_next": step.sigma_next}
+    return r * x + (1 - r) * middle, left
