@@ -17,6 +17,7 @@ from torch import Tensor
 
 from d2.priors import checkpoint, tensor_file
 from d2.priors.checkpoint import (
+    AUTOENCODERS,
     PUBLISHED,
     Loaded,
     fingerprint,
@@ -107,7 +108,9 @@ def test_weights_are_cast_once_from_what_is_stored(
     sources, _ = layout(svd, folder=False)
     for name in wanted(svd):
         (key,) = sources[name].keys
-        assert loaded[name].dtype == dtype and torch.equal(loaded[name], weights[key].to(dtype))
+        wide = dtype == torch.float16 and name.startswith(AUTOENCODERS)  # they overflow in float16
+        own = torch.float32 if wide else dtype
+        assert loaded[name].dtype == own and torch.equal(loaded[name], weights[key].to(own))
     assert loaded["first_stage.scale"].dtype == torch.float32  # a rounded scale would shift every latent
     assert loaded["first_stage.scale"].tolist() == pytest.approx([0.18215] * 4)
 

@@ -117,8 +117,8 @@ class Prior(nn.Module):
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """Of its weights."""
-    return next(network.parameters()).dtype
+    """Of its weights; float32 where it has none."""
+    return next((weight.dtype for weight in network.parameters()), torch.float32)
 
 
 def denoiser(
