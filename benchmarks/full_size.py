@@ -20,13 +20,14 @@ from torch import Tensor
 
 from d2.data.scene import Scene
 from d2.matrix import camera_ring
-from d2.pipeline import Priors, Rules, Settings, sample_scene
+from d2.pipeline import Rules, sample_scene
 from d2.planner import GIB, Choice, Plan, plan, render
 from d2.priors.checkpoint import PUBLISHED, Loaded, random_published
 from d2.priors.placement import place
 from d2.rehearsal import Job
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import State
+from d2.terms import Priors, Settings
 
 VIEWS, FRAMES, SIZE = 21, 25, 576
 RULES = Rules(  # as published
@@ -96,7 +97,7 @@ def sample_on_gpu(choice: Choice) -> None:
         times.append(time.perf_counter())
 
     torch.cuda.reset_peak_memory_stats()
-    sampled = sample_scene(scene, priors, rules, settings, orbit=clip[:VIEWS].clone(), on_step=on_step)
+    sampled = sample_scene(scene, priors, rules, settings, orbits=clip[None, :VIEWS].clone(), on_step=on_step)
     torch.cuda.synchronize()
     decoding = time.perf_counter() - times[-1]
     seconds = (times[-1] - times[0]) / (len(times) - 1)  # the first evaluation also warms up

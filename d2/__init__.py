@@ -1,7 +1,7 @@
 """d2: sample a views × frames image matrix by composing a frozen video prior and a frozen multi-view prior.
 
-What a Python user needs, in plain values. The names of d2.pipeline are imported when they are first asked for: the
-networks bring open_clip along, which takes seconds; the sampler itself needs none of it.
+What a Python user needs, in plain values. The names of d2.pipeline and d2.terms are imported when they are first asked
+for: the networks bring open_clip along, which takes seconds; the sampler itself needs none of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from d2.sampling import Prediction, Step, Term, initial_x, karras_sigmas, sample
 from d2.shard import make_shard
 
 if TYPE_CHECKING:
-    from d2.pipeline import Priors, Rules, Sampled, Settings, make_clip, make_orbit, sample_scene
+    from d2.pipeline import Rules, Sampled, make_clip, make_orbit, sample_scene
+    from d2.terms import Priors, Settings, Unary, joint_terms
 
 __version__ = "0.1.0"
 
@@ -34,10 +35,12 @@ __all__ = [
     "Step",
     "Term",
     "Truth",
+    "Unary",
     "camera_ring",
     "columns",
     "draw",
     "initial_x",
+    "joint_terms",
     "karras_sigmas",
     "make_clip",
     "make_orbit",
@@ -53,5 +56,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("d2.pipeline"), name)
+        home = "d2.terms" if name in ("Priors", "Settings", "Unary", "joint_terms") else "d2.pipeline"
+        return getattr(import_module(home), name)
     raise AttributeError(f"module 'd2' has no attribute {name!r}")

@@ -1,4 +1,5 @@
-"""`d2 sample | train | evaluate [group=choice] [key=value] [-m]`, `d2 checkpoints list | verify FILE | download NAME`.
+"""`d2 sample | train | evaluate | report [group=choice] [key=value] [-m]`,
+`d2 checkpoints list | verify FILE | download NAME`.
 
 With config.py the only user of hydra and omegaconf.
 
@@ -12,14 +13,17 @@ from __future__ import annotations
 import dis
 import logging
 import re
+import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,19 +32,23 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from d2.config import SampleConfig, asset, check, register
+from d2.config import SampleConfig, asset, check, register, rule_files, rule_node
 
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
-COMMANDS = ("sample", "train", "evaluate")
+COMMANDS = ("sample", "train", "evaluate", "report")
+RULES = ("renoise", "weights", "guidance", "composition", "solver")
+RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
 USAGE = f"usage: d2 {'|'.join(COMMANDS)} [group=choice] [key=value] [-m], or {CHECKPOINTS}"
 
 
 class Composed:
-    """A configuration, typed, and its text."""
+    """A configuration, typed, and its text, with what the users' files that it names hold."""
 
-    def __init__(self, node: DictConfig):
+    def __init__(self, node: DictConfig, name: str | None = None):
         self.config: Any = OmegaConf.to_object(node)
-        self.text = OmegaConf.to_yaml(node)
+        files = rule_files(OmegaConf.to_container(node))
+        self.text = OmegaConf.to_yaml(node) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
+        self.name: str = name or Path(self.config.output_dir).name  # the variant that the results are of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,21 +120,28 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
         quiet()
         return evaluate(composed.config)
+    if command == "report":
+        from d2.lit.report_job import report
+
+        quiet()
+        return report(composed.config, composed.text)
     from d2.lit.sample_job import sample
-    from d2.lit.study import study
+    from d2.lit.study import record, study
 
     quiet()
 
     def variant(more: list[str]) -> tuple[SampleConfig, str]:
         node = node_from(command, [*overrides, *more])
-        node.variants, node.compare_to = {}, None  # a variant does not depend on the others
+        node.variants, node.seeds, node.compare_to = {}, [], None  # a variant does not depend on the others
         one = Composed(node)
         check(one.config)
         return one.config, one.text
 
-    if composed.config.variants:
-        return study(composed.config, variant)
-    return sample(composed.config, composed.text)
+    if composed.config.variants or composed.config.seeds:
+        return study(composed.config, variant, composed.name)
+    code = sample(composed.config, composed.text)
+    record(composed.config, composed.name)
+    return code
 
 
 def composed_from(command: str, overrides: list[str]) -> Composed:
@@ -139,50 +154,119 @@ def node_from(command: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(asset("conf")), version_base="1.3"):
         try:
-            return compose(command, [*overrides, search_path()])
+            return compose(command, [*map(with_known_rules, overrides), *search_path(command)])
         except ValueError as error:  # Hydra's own, of overrides that it cannot take apart
             raise HydraException(str(error)) from error
 
 
-def search_path() -> str:
-    """Where Hydra finds experiments/NAME/sweep.yaml."""
-    return f"hydra.searchpath=['file://{asset('experiments').parent}']"
+def search_path(command: str) -> list[str]:
+    """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
+    return [] if command == "report" else [f"hydra.searchpath=['file://{asset('experiments').parent}']"]
 
 
 def sweep(command: str, overrides: list[str]) -> int:
-    """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some points failed."""
+    """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some points failed.
+
+    Points may run in other processes, so what they say comes back through files in the sweep's folder.
+    """
+    if command not in ("sample", "train"):
+        raise ValueError(f"-m: d2 {command} has no points to sweep over; give one command line")
     for override in overrides:
         if override.startswith("output_dir="):
             raise ValueError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
-    for one in values_in_turn(overrides):
+    overrides = [with_known_rules(override) for override in overrides]
+    lines = values_in_turn(overrides)
+    for one in lines:
         config = composed_from(command, one).config
         check(config)
+        if getattr(config, "objective", None):
+            from d2.lit.study import check_objective
+
+            check_objective(config)
         if config.trainer.devices != 1:
             raise ValueError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
-    codes: list[int] = []
+    folder = sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
+    codes, fixed = folder / ".codes", fixed_keys(overrides)
+    shutil.rmtree(codes, ignore_errors=True)
 
-    def point(node: DictConfig) -> int:
-        node = node.copy()
-        node.output_dir = HydraConfig.get().runtime.output_dir
-        task = [*HydraConfig.get().overrides.task, f"output_dir='{node.output_dir}'"]
-        composed = Composed(node)
+    def point(node: DictConfig) -> float | None:
+        job, node = HydraConfig.get(), node.copy()
+        node.output_dir = job.runtime.output_dir
+        swept = [o for o in job.overrides.task if key_of(o) not in fixed]
+        composed = Composed(node, ",".join(o for o in swept if key_of(o) != "seed") or folder.name)
         try:
             check(composed.config)
-            codes.append(execute(command, composed, task))
+            code = run_point(command, composed, [*job.overrides.task, f"output_dir='{node.output_dir}'"])
         except ValueError as error:
             if not is_users(error):
                 raise
-            codes.append(complain(str(error)))
-        return codes[-1]
+            code = complain(str(error))
+        codes.mkdir(parents=True, exist_ok=True)
+        (codes / str(job.job.num)).write_text(str(code))
+        if command == "train" or composed.config.objective is None:
+            return None
+        from d2.lit.study import objective_of
+
+        return objective_of(composed.config, composed.name)
 
     GlobalHydra.instance().clear()
     own = sys.argv
-    sys.argv = [own[0], "-m", *overrides, search_path()]
+    sys.argv = [own[0], "-m", *overrides, f"hydra.sweep.dir='{folder}'", *search_path(command)]
     try:
         hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=command)(point)()
     finally:
         sys.argv = own
-    return codes[0] if len(set(codes)) == 1 else 3
+    said = {int(file.read_text()) for file in codes.iterdir()}
+    shutil.rmtree(codes)
+    if command == "sample":
+        from d2.lit.study import sweep_results
+
+        sweep_results(folder)
+    return said.pop() if len(said) == 1 else 3
+
+
+def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
+    """One point, if it was not finished under this very configuration before."""
+    if command == "sample":
+        from d2.lit.study import was_finished
+
+        if was_finished(composed.config, composed.text, composed.name):
+            return 0
+    return execute(command, composed, overrides)
+
+
+def sweep_folder(command: str, overrides: list[str]) -> Path:
+    """Where Hydra will put the points, found out once: its default holds the time."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
+        node = compose(command, [*overrides, *search_path(command)], return_hydra_config=True)
+    return Path(str(node.hydra.sweep.dir)).absolute()
+
+
+def fixed_keys(overrides: list[str]) -> set[str]:
+    """Keys with one value in all points."""
+    own = [o for o in overrides if not o.startswith("hydra")]
+    parsed = zip(own, OverridesParser.create().parse_overrides(own), strict=True)
+    return {key_of(text) for text, override in parsed if not override.is_sweep_override()}
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def with_known_rules(override: str) -> str:
+    """`weights=my_rules.py:mine`: the function becomes a choice of its group, under a name that Hydra can read."""
+    key, _, value = override.partition("=")
+    group = key.lstrip("+")
+    if group not in RULES:
+        return override
+
+    def known(match: re.Match[str]) -> str:
+        name = f"{re.sub(r'[^0-9A-Za-z]', '_', match[0])}_{zlib.crc32(match[0].encode()):08x}"
+        ConfigStore.instance().store(name=name, group=group, node=rule_node(match[0], group))
+        return name
+
+    return f"{key}={RULE_IN_FILE.sub(known, value)}"
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

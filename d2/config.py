@@ -5,6 +5,8 @@ Files in conf/ name the swappable parts; numbers live here. With cli.py the only
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -28,6 +30,7 @@ class SamplerConfig:
     encode_chunk: int = 8  # pictures of reference encoded at once
     decode_chunk: int | None = None  # frames decoded at once, unseen by those of other chunks; null: a whole row
     reinit: int = 0  # further passes of the orbit and the clip of reference, their low frequencies kept (FreeInit)
+    hold: list[str] = field(default_factory=list)  # input_row, reference_column: known cells, which stay
 
 
 @dataclass
@@ -56,6 +59,7 @@ class ScenesConfig:
     first: int = 0  # index of the first scene
     path: str | None = None  # of a folder's scenes
     anchor_frame: int = 0  # the frame whose orbit tells the rows what each view looks like
+    anchor_frames: list[int] | None = None  # of rows in windows, one a window; null: as many as half overlaps need
     image_frame_ratio: float | None = 0.8  # larger side of the object's box over the frame's; null keeps the scale
     fps: float = 8.0  # of the clips, for the videos written
 
@@ -68,6 +72,17 @@ class PriorConfig:
     fps_id: float = 7.0  # told to a video prior
     motion_bucket_id: float | None = None  # told to a video prior, 0 to 255; null: measured on the clip
     conv_blend: float | None = None  # of a multi-view prior: own share where columns look at their neighbours; null: 1
+    window: int | None = None  # elements of a sequence that it sees at once, in overlapping windows; null: all
+    dilation: int = 1  # of a multi-view prior: views from one of a window to its next
+
+
+@dataclass
+class UnaryConfig:
+    """A third term: cells denoised as single images."""
+
+    prior: str | None = None  # multiview | video: by whose network; null: no such term
+    told: str = "anchor"  # none | anchor | column | row: the input at the anchor, at the cell's frame, or its orbit
+    cond_aug: float | None = None  # noise on that picture; null: the prior's own
 
 
 @dataclass
@@ -101,7 +116,9 @@ class SampleConfig:
     baselines: bool = True  # sample columns alone and rows alone too, for the table
     pages: bool = True  # write the HTML pages
     variants: dict[str, list[str]] = field(default_factory=dict)  # name -> overrides: a study in one process
+    seeds: list[int] = field(default_factory=list)  # instead of seed: so many samples of every scene
     compare_to: str | None = None  # the variant or baseline that paired differences are taken from
+    objective: str | None = None  # figure whose mean over scenes a point of a sweep hands to a sweeper that tunes
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     matrix: MatrixConfig = field(default_factory=MatrixConfig)
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
@@ -109,6 +126,7 @@ class SampleConfig:
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     video: PriorConfig = field(default_factory=PriorConfig)
     multiview: PriorConfig = field(default_factory=PriorConfig)
+    unary: UnaryConfig = field(default_factory=UnaryConfig)
     autoencoder: str | None = None  # weights file of the tiny tier's first stage; null: the shipped one
     precision: str = "fp32"  # fp32 | bf16 | fp16: of the priors' weights and activations
     offload: str = "none"  # none | idle | sequential: what of the priors waits in host memory
@@ -135,6 +153,7 @@ class TrainPriorConfig:
     singles: int = 16  # single images a step
     decoder_only: bool = False  # of an autoencoder: its latents, and so the priors trained on them, stay as they are
     edge_weight: float = 0.0  # of an autoencoder: weight of the loss on local gradient energy
+    latent_noise: float = 0.0  # of an autoencoder: up to which standard deviation latents are noised before decoding
 
 
 @dataclass
@@ -184,12 +203,26 @@ class EvaluateConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
+@dataclass
+class ReportConfig:
+    """`d2 report`."""
+
+    seed: int = 0  # of the bootstrap
+    runs: list[str] = field(default_factory=list)  # folders that d2 sample wrote: runs, sweeps, studies
+    output_dir: str = "outputs/report"  # index.html, one page that needs nothing else
+    compare_to: str | None = None  # the variant that paired differences are taken from
+    quality: str | None = None  # figure that tells the best and the worst scenes; null: energy, else psnr_masked
+    shown_scenes: int = 2  # how many of the best, and of the worst; 0 for none
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names that conf/*.yaml extend."""
     store = ConfigStore.instance()
     store.store("sample_schema", SampleConfig)
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
+    store.store("report_schema", ReportConfig)
 
 
 RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value allowed
@@ -216,6 +249,10 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "video.fps_id": (0, 1000),
     "video.motion_bucket_id": (0, 255),
     "multiview.conv_blend": (0, 1),
+    "video.window": (1, 1024),
+    "multiview.window": (1, 1024),
+    "multiview.dilation": (1, 1024),
+    "unary.cond_aug": (0, 10),
     "trainer.threads": (1, 1024),
     "prior.lr": (0, 1),
     "prior.max_steps": (1, 10_000_000),
@@ -229,6 +266,7 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "save_every_minutes": (0.01, 100_000),
     "size": (8, 4096),
     "input_view": (0, 1023),
+    "shown_scenes": (0, 1000),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "sampler.start": ("noise", "multiview"),
@@ -236,6 +274,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scenes.split": ("test", "validation"),
     "video.network": ("tiny", "svd", "svd_xt"),
     "multiview.network": ("tiny", "sv3d_u", "sv3d_p"),
+    "unary.prior": ("multiview", "video"),
+    "unary.told": ("none", "anchor", "column", "row"),
     "precision": ("fp32", "bf16", "fp16"),
     "offload": ("none", "idle", "sequential"),
     "matting.kind": ("none", "rembg"),
@@ -247,7 +287,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check(config: SampleConfig | TrainConfig | EvaluateConfig) -> None:
+def check(config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig) -> None:
     """Raise a one-line ValueError that names the key, its value and what is allowed."""
     _refuse_added(config, "")
     for key, (low, high) in RANGES.items():
@@ -285,6 +325,14 @@ def _check_sample(config: SampleConfig) -> None:
         raise ValueError(
             "scenes.path=null: scenes=folder needs scenes.path=PATH, a folder of frames, a video or a picture"
         )
+    unknown = set(config.sampler.hold) - {"input_row", "reference_column"}
+    if unknown:
+        raise ValueError(f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]")
+    if config.multiview.window is not None and config.multiview.conv_blend is not None:
+        raise ValueError(
+            f"multiview.conv_blend={config.multiview.conv_blend}: columns in windows have no neighbours to look at; "
+            "leave multiview.window or multiview.conv_blend null"
+        )
     unknown = set(config.metrics) - {"reference"}
     if unknown:
         raise ValueError(f"metrics={sorted(unknown)}: choose from [reference], or [] for none")
@@ -317,21 +365,72 @@ def bind(node: Any, key: str) -> Any:
 
     With `_partial_: true` the arguments are bound and the rest is left to the sampler; without it the function is
     called now. Unlike Hydra's instantiate, a misspelt, missing or mistyped argument is refused here, at start-up.
+    A `_target_` is a dotted name, or FILE.py:NAME for a function in a user's own file.
     """
     if isinstance(node, dict) and "_target_" in node:
         target = node["_target_"]
-        try:
-            function = get_object(target)
-        except Exception as error:
-            raise ValueError(f"{key}._target_={target}: no such function; name it by its full path") from error
-        if not callable(function):
-            raise ValueError(f"{key}._target_={target}: not a function; name one by its full path")
+        function = rule_function(target, key)
         given = {k: bind(v, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
         _check_arguments(function, target, given, key)
         return partial(function, **given) if node.get("_partial_") else function(**given)
     if isinstance(node, dict):
         return {k: bind(v, f"{key}.{k}") for k, v in node.items()}
     return [bind(v, key) for v in node] if isinstance(node, list) else node
+
+
+def rule_function(target: Any, key: str) -> Callable[..., Any]:
+    """The function that a `_target_` names: d2.rules.weights.scheduled, or path/to/my_rules.py:name from here."""
+    said = f"{key}._target_={target}"
+    path, _, name = str(target).rpartition(":")
+    if path:
+        return _from_file(Path(path), name, said)
+    try:
+        function = get_object(target)
+    except Exception as error:
+        raise ValueError(f"{said}: no such function; name it by its full path") from error
+    if not callable(function):
+        raise ValueError(f"{said}: not a function; name one by its full path")
+    return function
+
+
+def _from_file(path: Path, name: str, said: str) -> Callable[..., Any]:
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(f"{said}: no such file {path} in {Path.cwd()}; give FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{said}: {path} cannot be imported ({type(error).__name__}: {reason}); mend it") from error
+    function = getattr(module, name, None)
+    if not inspect.isfunction(function):
+        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+        raise ValueError(f"{said}: {path} has no function {name}; there are {', '.join(own) or 'none'}")
+    return function
+
+
+def rule_node(target: str, key: str) -> dict[str, Any]:
+    """The node of a function in a user's file: its keyword arguments at their defaults.
+
+    What takes arguments by position is left to the sampler to call, anything else is called at start-up.
+    """
+    parameters = inspect.signature(rule_function(target, key)).parameters.values()
+    kept = (bool, int, float, str, list, type(None))
+    numbers = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and isinstance(p.default, kept)}
+    return {"_target_": target, "_partial_": any(p.kind is not p.KEYWORD_ONLY for p in parameters), **numbers}
+
+
+def rule_files(node: Any) -> dict[str, str]:
+    """File -> SHA-256 of the users' files that the rules of a configuration lie in."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return {}
+    path = Path(str(node.get("_target_", "")).rpartition(":")[0])
+    found = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    return {k: v for value in node.values() for k, v in rule_files(value).items()} | found
 
 
 def _check_arguments(function: Callable[..., Any], target: str, given: dict[str, Any], key: str) -> None:
@@ -341,8 +440,10 @@ def _check_arguments(function: Callable[..., Any], target: str, given: dict[str,
     for name, value in given.items():
         if name not in taken:
             raise ValueError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(taken) or 'none'}")
-        if not _suits(value, str(taken[name].annotation)):
-            raise ValueError(f"{key}.{name}={value}: {target} takes {taken[name].annotation} there")
+        kind = taken[name].annotation  # text, or a class where a user's file does not postpone its annotations
+        kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+        if taken[name].annotation is not inspect.Parameter.empty and not _suits(value, kind):
+            raise ValueError(f"{key}.{name}={value}: {target} takes {kind} there")
     for name, parameter in taken.items():
         if parameter.default is inspect.Parameter.empty and name not in given:
             raise ValueError(f"{key}.{name}: {target} needs this argument; give {key}.{name}=VALUE")

@@ -158,6 +158,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         )
 
 
+def write_disagreement(
+    folder: Path,
+    sigma: Tensor,  # n
+    distance: Tensor,  # n v f, NaN where unknown
+) -> None:
+    """disagreement.safetensors, and disagreement.csv with its mean over the matrix; nothing where there is none."""
+    if not len(sigma):
+        return
+    write_tensors(folder / "disagreement.safetensors", {"sigma": sigma, "distance": distance}, {})
+    means = zip(sigma.tolist(), distance.flatten(1).nanmean(dim=1).tolist(), strict=True)
+    lines = [f"{index},{s:.6g},{mean:.6g}" for index, (s, mean) in enumerate(means)]
+    write_text(folder / "disagreement.csv", "\n".join(["step,sigma,video_multiview", *lines]) + "\n")
+
+
 def write_png(
     path: Path,
     pixels: Tensor,  # 3 h w

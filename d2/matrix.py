@@ -6,6 +6,7 @@ Axes: v views, f frames, b sequences, t along a sequence, c h w. `matrix` means 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,6 +79,45 @@ def single_cells(num_views: int, num_frames: int) -> Cut:
     return _full_cut(_grid(num_views, num_frames).reshape(-1, 1, 2))
 
 
+def row_windows(num_views: int, num_frames: int, length: int, starts: Sequence[int]) -> Cut:
+    """Rows in windows of `length` frames that fade into each other, all views of the first window first."""
+    if sorted(starts) != list(starts) or not starts or min(starts) < 0 or max(starts) + length > num_frames:
+        raise ValueError(
+            f"scenes.anchor_frames={list(starts)}: windows of {length} of {num_frames} frames start at them; "
+            f"give growing numbers from 0 to {num_frames - length}"
+        )
+    frame = torch.tensor(starts)[:, None] + torch.arange(length)
+    cells = _grid(num_views, num_frames)[:, frame]
+    missing = set(range(num_frames)) - set(frame.flatten().tolist())
+    if missing:
+        raise ValueError(
+            f"scenes.anchor_frames={list(starts)}: no window of {length} frames covers frame {min(missing)}; add one"
+        )
+    return _faded(rearrange(cells, "v w t i -> (w v) t i"), num_views, num_frames)
+
+
+def column_windows(num_views: int, num_frames: int, length: int, dilation: int = 1) -> Cut:
+    """Columns in windows of `length` views around the ring, all frames of the first window first.
+
+    Neighbouring windows share half of their views. With a `dilation` of d a window takes every d-th view; where that
+    closes the ring, there are d windows and none overlap.
+    """
+    if length * dilation > num_views:
+        raise ValueError(
+            f"multiview.dilation={dilation}: {length} views of a window do not fit on a ring of {num_views}; "
+            f"give at most {num_views // length}"
+        )
+    closed = length * dilation == num_views
+    starts = torch.arange(dilation) if closed else torch.arange(0, num_views, max(1, length // 2))
+    view = (starts[:, None] + dilation * torch.arange(length)) % num_views
+    cells = _grid(num_views, num_frames)[view]
+    if len(view.unique()) < num_views:
+        raise ValueError(
+            f"multiview.dilation={dilation}: windows of {length} miss some of the {num_views} views; give another"
+        )
+    return _faded(rearrange(cells, "w t f i -> (w f) t i"), num_views, num_frames)
+
+
 def diagonals(num_views: int, num_frames: int) -> Cut:
     """One sequence a starting view, which moves on by one view a frame and wraps around."""
     frame = torch.arange(num_frames).expand(num_views, -1)
@@ -121,6 +161,16 @@ def coverage(cut: Cut, num_views: int, num_frames: int) -> Tensor:
 def _grid(num_views: int, num_frames: int) -> Tensor:
     v, f = torch.meshgrid(torch.arange(num_views), torch.arange(num_frames), indexing="ij")
     return torch.stack([v, f], dim=-1)
+
+
+def _faded(cells: Tensor, num_views: int, num_frames: int) -> Cut:
+    """Shares that grow from a window's ends to its middle, and sum to 1 in a cell."""
+    length = cells.shape[1]
+    position = torch.arange(length)
+    tent = torch.minimum(position + 1, length - position).float().expand(cells.shape[:2])
+    return Cut(
+        cells, tent / take(put(torch.ones_like(tent), Cut(cells, tent), num_views, num_frames), Cut(cells, tent))
+    )
 
 
 def _full_cut(cells: Tensor) -> Cut:

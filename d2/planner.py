@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from d2.pipeline import Settings
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
 from d2.rehearsal import UNETS, Cast, Job, Rehearsal, build, rehearse
+from d2.terms import Settings
 
 GIB = 2**30
 MARGIN = 0.1  # of a device's memory, left to the allocator's gaps, the libraries' workspaces and the driver

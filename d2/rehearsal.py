@@ -23,10 +23,11 @@ from torch.utils.flop_counter import flop_registry
 
 from d2.data.scene import Scene
 from d2.matrix import Cameras, camera_ring
-from d2.pipeline import Priors, Rules, Settings, make_clip, make_orbit, sample_scene
+from d2.pipeline import Rules, make_clip, make_orbits, sample_scene
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
 from d2.sampling import State, Step, needed
+from d2.terms import Priors, Settings
 
 UNETS = ("video", "multiview")
 
@@ -227,17 +228,17 @@ def rehearse(job: Job, cast: Cast, settings: Settings) -> Rehearsal:
         given = (cast.priors, rules, short)
         if job.picture:
             clip = make_clip(clip[0], len(clip), seed, *given, noise=noise, on_step=on_step)
-        return clip, make_orbit(clip[0], cameras, seed, *given, noise=noise, on_step=on_step)
+        return clip, make_orbits(clip, cameras, seed, *given, noise=noise, on_step=on_step)
 
     with torch.no_grad(), Fused(), cast.meter:
-        (clip, orbit), reference = counted(
+        (clip, orbits), reference = counted(
             cast, references, lambda step: 1 if step.index else max(1, settings.num_steps - 1)
         )
         scene = Scene("rehearsal", seed, clip, clip[:, :1], cameras, 1.0)
         joint = counted(
             cast,
             lambda on_step: (
-                sample_scene(scene, cast.priors, rules, settings, orbit=orbit, noise=noise, on_step=on_step).clip
+                sample_scene(scene, cast.priors, rules, settings, orbits=orbits, noise=noise, on_step=on_step).clip
             ),
             lambda step: stands_for[step.index, step.repeat],
         )[1]

@@ -65,6 +65,8 @@ class State(NamedTuple):
     x: Tensor  # matrix
     step: Step
     predictions: dict[str, Prediction]  # of the step's last evaluation, as matrices
+    weights: Fields  # that the rule was given for it
+    scales: Fields
     denoised: Tensor  # matrix
     memory: Memory
 
@@ -123,7 +125,7 @@ def sample_matrix(
     num_frames = x.shape[1]
 
     def evaluate(x: Tensor, step: Step) -> Tensor:
-        nonlocal of_rule, predictions, denoised
+        nonlocal of_rule, predictions, denoised, w, scales
         w, scales = weights(step, cameras, num_frames), guidance(step, cameras, num_frames)
         needs = needed(compose, terms, w, scales)
         predictions = {term.name: shard(term, x, step.sigma, needs[term.name]) for term in terms}
@@ -131,6 +133,8 @@ def sample_matrix(
         return denoised
 
     predictions: dict[str, Prediction] = {}
+    w: Fields = {}
+    scales: Fields = {}
     denoised = x
     for step in plan:
         if step.noise_before:
@@ -139,17 +143,20 @@ def sample_matrix(
         if step.noise_after:
             x = x + step.noise_after * noise(step, "after")
         if on_step:
-            on_step(State(x, step, predictions, denoised, (of_rule, of_solver)))
+            on_step(State(x, step, predictions, w, scales, denoised, (of_rule, of_solver)))
     return x
 
 
 def needed(compose: Compose, terms: Sequence[Term], weights: Fields, scales: Fields) -> Needs:
-    """Which halves of which cells a rule wants. A linear rule says so through `needs`; any other wants everything."""
+    """Which halves of which cells a rule wants. A linear rule says so through `needs`; any other wants everything.
+
+    A term that a linear rule does not speak of is not evaluated.
+    """
     needs = getattr(compose, "needs", None)
-    if needs is not None:
-        return needs(weights, scales)
-    everything = {t.name: torch.ones_like(weights[t.name], dtype=torch.bool) for t in terms}
-    return {name: (every, every) for name, every in everything.items()}
+    every = torch.ones_like(next(iter(weights.values())), dtype=torch.bool)
+    if needs is None:
+        return {term.name: (every, every) for term in terms}
+    return {term.name: (~every, ~every) for term in terms} | needs(weights, scales)
 
 
 def sequences_needed(cut: Cut, need: tuple[Tensor, Tensor]) -> Tensor:

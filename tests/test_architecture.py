@@ -32,10 +32,20 @@ LAYERS = {
     "d2.data.evaluation_folders": ("d2.data", "d2.matrix", "d2.io"),
     "d2.metrics": ("d2.data.scene", "d2.matrix", "d2.nn"),
     "d2.metrics.features": ("d2.metrics", "d2.nn", "d2.priors.tiny"),
-    "d2.rehearsal": ("d2.pipeline", "d2.matrix", "d2.sampling", "d2.priors", "d2.data.scene"),
-    "d2.planner": ("d2.pipeline", "d2.priors", "d2.rehearsal"),
+    "d2.rehearsal": ("d2.pipeline", "d2.terms", "d2.matrix", "d2.sampling", "d2.priors", "d2.data.scene"),
+    "d2.planner": ("d2.terms", "d2.priors", "d2.rehearsal"),
     "d2.io": ("d2.matrix", "d2.data.scene"),
-    "d2.pipeline": ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.priors", "d2.data.scene"),
+    "d2.terms": ("d2.matrix", "d2.noise", "d2.sampling", "d2.priors"),
+    "d2.pipeline": (
+        "d2.terms",
+        "d2.matrix",
+        "d2.noise",
+        "d2.sampling",
+        "d2.shard",
+        "d2.rules",
+        "d2.priors",
+        "d2.data.scene",
+    ),
     "d2": ("d2._torchvision", "d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.data.scene"),
     "d2.lit": (
         "d2.matrix",
@@ -48,6 +58,7 @@ LAYERS = {
         "d2.report",
         "d2.io",
         "d2.pipeline",
+        "d2.terms",
         "d2.planner",
         "d2.rehearsal",
         "d2.config",
@@ -70,7 +81,7 @@ FENCES = {
     "torchmetrics": ("d2.metrics",),
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
-PURE = ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.pipeline", "d2.nn")
+PURE = ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms", "d2.pipeline", "d2.nn")
 IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
 ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}
 

@@ -26,7 +26,7 @@ ELSEWHERE = {  # group/option -> the test file that runs it: what needs other pr
     "multiview/sv3d_u": "test_published_sampling.py",
     "multiview/sv3d_p": "test_published_sampling.py",
     "matting/rembg": "test_published_sampling.py",
-    "composition/inclusion_exclusion": "test_rules.py",  # wants a term that the job does not make yet
+    "composition/inclusion_exclusion": "test_terms.py",  # of three terms
 }
 STEP = Step(0, 2, 0, 1, sigma=1.0, sigma_next=0.5)
 

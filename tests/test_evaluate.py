@@ -66,6 +66,11 @@ def table(folder: Path) -> dict[tuple[str, str, str], float]:
         return {(r["object"], r["sample"], r["metric"]): float(r["value"]) for r in csv.DictReader(file)}
 
 
+def set_table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "set_metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def card(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "card.json").read_text())
 
@@ -82,23 +87,24 @@ def test_the_table_holds_what_the_functions_give(
     matrices = {name: (read_matrix(run_folder / name), read_truth(run_folder / name)) for name in NAMES}
     for name, (matrix, truth) in matrices.items():
         assert truth is not None
-        own = matrix_metrics(matrix.pixels, truth, matrix.cameras.input_view)
+        own = matrix_metrics(matrix.pixels, truth, matrix.cameras)
         wanted |= {(name, "0", metric): value for metric, value in own.items()}
     sides = [m.pixels for m, _ in matrices.values()], [t.pixels for _, t in matrices.values() if t]
     sets = [set_features(side, network) for side in sides]
-    wanted |= {("all", "all", k): v for k, v in video_distances(sets[0], sets[1], network.name).items()}
-    pictures = {key for key in figures if key[2] == "psnr_pictures"}
-    assert figures.keys() - pictures == wanted.keys() and len(pictures) == len(NAMES)
-    assert figures == pytest.approx(figures | wanted, nan_ok=True, abs=1e-9)
+    distances = video_distances(sets[0], sets[1], network.name)
+    wanted |= {("all", "all", metric): value for metric, value in distances.items()}
+    assert figures == pytest.approx(wanted, nan_ok=True, abs=1e-9)
+    assert {row["metric"]: float(row["value"]) for row in set_table(tmp_path / "out")} == pytest.approx(distances)
     assert all(name.endswith("[world4d-encoder]") for _, _, name in figures if name.startswith(("fv", "kv")))
     said = capfd.readouterr()
     assert said.err.splitlines() == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]
     assert said.out == (tmp_path / "out" / "summary.md").read_text()
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.csv", "summary.md", "card.json", "objects"}
+    names = {"results.csv", "set_metrics.csv", "summary.md", "card.json", "objects"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
 
 
 def test_layouts_give_one_table(d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path) -> None:
-    """Others' folders hold no masks and no input view, and nothing else is lost."""
+    """Others' folders hold no masks, no depth and no input view, and nothing else is lost."""
     for name in NAMES:
         truth = read_truth(run_folder / name)
         assert truth is not None
@@ -109,7 +115,8 @@ def test_layouts_give_one_table(d2_evaluate: Evaluate, run_folder: Path, tmp_pat
     assert d2_evaluate(f"pred={tmp_path / 'pred'}", f"truth={tmp_path / 'truth'}") == 0
     theirs = table(tmp_path / "out")
     lost = {m for _, _, m in ours.keys() - theirs.keys()}
-    assert all(m.endswith("_unseen") or "masked" in m or m == "sharpness" for m in lost) and "psnr_masked" in lost
+    needing = ("_unseen", "masked", "sharpness", "photometric")  # the input view, masks, cameras and depth
+    assert all(any(word in m for word in needing) for m in lost) and "psnr_masked" in lost
     assert theirs == pytest.approx({key: ours[key] for key in theirs}, nan_ok=True, abs=1e-6)
     assert card(tmp_path / "out")["data"]["layouts"] == {"samples": ["frames"], "truth": ["consistent4d"]}
 
@@ -123,7 +130,7 @@ def test_the_world_size_changes_nothing(
     capfd.readouterr()
     many = ["trainer.strategy=ddp_fork", f"trainer.devices={world}", f"output_dir={tmp_path / 'many'}"]
     assert d2_evaluate(f"run={run_folder}", *many) == 3
-    for name in ("results.csv", "summary.md", "card.json"):
+    for name in ("results.csv", "set_metrics.csv", "summary.md", "card.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("evaluating ")]
     assert sorted(said) == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]  # once, by one rank

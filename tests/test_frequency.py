@@ -11,10 +11,11 @@ from torch import Tensor
 
 from d2.matrix import camera_ring, columns, rows
 from d2.noise import draw
-from d2.pipeline import Rules, Settings, sample_one_axis
+from d2.pipeline import Rules, sample_one_axis
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.rules.frequency import low_pass, mix, reinitialised
 from d2.sampling import Prediction, Term
+from d2.terms import Settings
 
 KINDS = ("butterworth", "gaussian", "ideal", "box")
 SIZES = [(5, 8, 6), (4, 7, 5), (9, 9, 9), (1, 4, 4), (3, 4, 6, 5)]

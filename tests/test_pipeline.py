@@ -11,15 +11,17 @@ import torch
 from small_prior import CHANNELS, SIZE, small_prior
 from torch import Tensor
 
-from d2 import pipeline
+from d2 import terms
 from d2.data.scene import Scene
 from d2.matrix import Cameras, camera_ring
 from d2.nn.autoencoder import AutoencoderConfig
 from d2.noise import Stream, draw
-from d2.pipeline import Priors, Rules, Sampled, Settings, decode, make_clip, make_orbit, multiview_term, sample_scene
+from d2.pipeline import Rules, Sampled, decode, make_clip, make_orbit, sample_scene
 from d2.priors.first_stage import FirstStage, FirstStageConfig
+from d2.priors.prior import Condition
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import State
+from d2.terms import Priors, Settings, multiview_term
 
 V, F, SEED = 3, 4, 7
 AUTOENCODER = AutoencoderConfig(
@@ -131,7 +133,7 @@ def test_a_further_pass_changes_the_references_alone() -> None:
     )
     assert torch.equal(once[-1], twice[-1]) and not torch.allclose(once[:-1], twice[:-1], atol=1e-3)
     matrices = [
-        sample_scene(scene(), small_priors(), RULES, settings, orbit=once)
+        sample_scene(scene(), small_priors(), RULES, settings, orbits=once[None])
         for settings in (SETTINGS, replace(SETTINGS, reinit=1))
     ]
     assert torch.equal(latents_of(matrices[0]), latents_of(matrices[1]))
@@ -154,8 +156,8 @@ def told(monkeypatch: pytest.MonkeyPatch, cameras: Cameras, sign: int) -> tuple[
         heard.update(scalars)
         return small_condition, small_condition
 
-    small_condition = pipeline.Condition(*(torch.zeros(1, cameras.num_views, 1) for _ in range(3)))
-    monkeypatch.setattr(pipeline, "bind_condition", hear)
+    small_condition = Condition(*(torch.zeros(1, cameras.num_views, 1) for _ in range(3)))
+    monkeypatch.setattr(terms, "bind_condition", hear)
     settings = replace(SETTINGS, azimuth_sign=sign)
     term = multiview_term(picture()[None], cameras, partial(draw, 0), small_priors(), settings)
     return term.cut.cells[0, :, 0].tolist(), heard["azimuths_rad"][0], heard["polars_rad"][0]

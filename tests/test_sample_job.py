@@ -148,7 +148,7 @@ def test_the_sampler_never_sees_the_truth(sampler: Callable[..., tuple[MatrixSam
         module, scene = sampler()
         result = module.predict_step(scene._replace(truth=truth), 0)
         assert result.sampled.matrix.latents is not None
-        return {"joint": result.sampled.matrix.latents, "orbit": result.sampled.orbit, **result.baselines}
+        return {"joint": result.sampled.matrix.latents, "orbit": result.sampled.orbits, **result.baselines}
 
     module, scene = sampler()
     assert scene.truth is not None
@@ -174,7 +174,7 @@ def test_the_orbit_is_made_from_the_anchor_frame(sampler: Callable[..., tuple[Ma
         module, scene = sampler("baselines=false", f"scenes.anchor_frame={anchor}")
         result = module.predict_step(scene, 0)
         sampled[anchor] = result.sampled.matrix.latents
-        assert torch.equal(result.sampled.orbit[scene.cameras.input_view], scene.pixels[anchor])
+        assert torch.equal(result.sampled.orbits[0, scene.cameras.input_view], scene.pixels[anchor])
     assert not torch.equal(sampled[0], sampled[1])
 
 

@@ -1,6 +1,7 @@
 """What happens around a predict step: progress, files, metrics, pages, loggers.
 
-A scene's outputs are written, and its metrics updated, on exactly one rank: its index modulo the world size.
+A scene's outputs are written, and it is measured, on exactly one rank: its index modulo the world size. At the end the
+first rank has what all have found, and makes the run's tables of it in the order of scenes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,16 @@ from torch import Tensor
 from d2 import io as files
 from d2.data.scene import Scene
 from d2.lit.matrix_sampler import MatrixSampler, SceneResult
+from d2.lit.scene_figures import JOINT, Figures, Tables, figures_of, measure_scene, scene_rows, set_rows, tables_of
 from d2.matrix import ImageMatrix
 from d2.metrics.baselines import true_orbit_repeated
-from d2.metrics.metric import METRIC_NAMES, MatrixMetrics
+from d2.metrics.metric import PLAIN
+from d2.metrics.suite import Measured, Suite
 from d2.metrics.table import TABLE_COLUMNS
+from d2.pipeline import Sampled
 from d2.report.page import SceneEntry, write_index_page, write_scene_page
 from d2.sampling import State
 from d2.shard import gather_objects
-
-JOINT = "joint"
 
 
 class SamplerProgress(L.Callback):
@@ -75,15 +78,26 @@ class SamplerProgress(L.Callback):
 
 
 class SceneOutputs(L.Callback):
-    """Writes every scene's folder, and the run's table and index at the end."""
+    """Writes every scene's folder, and the run's tables and index at the end."""
 
-    def __init__(self, folder: Path, *, config: str, facts: dict[str, str], pages: bool, metrics: bool):
-        self.folder, self.config, self.facts = folder, config, facts
-        self.pages, self.metrics = pages, metrics
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: str,
+        facts: dict[str, str],
+        pages: bool,
+        load_suite: Callable[[torch.device], Suite | None] | None = None,  # what is measured; None: nothing
+        metrics: bool = False,
+    ):
+        self.folder, self.config, self.facts, self.pages = folder, config, facts, pages
+        self.load_suite = load_suite or (lambda _: PLAIN if metrics else None)
+        self.suite: Suite | None = None
         self.entries: dict[int, SceneEntry] = {}
+        self.measured: dict[int, dict[str, Measured]] = {}  # scene's index -> method -> what was found
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.collections: dict[str, MatrixMetrics] = {}
+        self.suite = self.load_suite(pl_module.device)
 
     def on_predict_batch_end(
         self,
@@ -95,32 +109,26 @@ class SceneOutputs(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, MatrixSampler) and isinstance(outputs, SceneResult)
-        methods = all_methods(pl_module, outputs, batch) if self.metrics and batch.truth else {}
-        for name in methods:  # on every rank, so that all have the same states to gather
-            self.collections.setdefault(name, MatrixMetrics().to(pl_module.device))
         if batch_idx % trainer.world_size != trainer.global_rank:
             return
-        rows = {name: self.measure(name, pixels, batch, batch_idx) for name, pixels in methods.items()}
+        methods = {} if self.suite is None else all_methods(pl_module, outputs, batch)
+        measured = {} if self.suite is None else measure_scene(self.suite, methods, batch)
+        rows = {method: figures_of(found) for method, found in measured.items() if found.rows}
         matrix = on_cpu(outputs.sampled.matrix)
         with files.staged_folder(self.folder / batch.name) as partial:
             files.write_matrix(partial, matrix, batch.truth, self.facts | {"seed": str(batch.seed)})
             files.write_json(partial / "metrics.json", rows)
+            files.write_disagreement(partial, *outputs.sampled.disagreement)
             if self.pages:
-                write_page(partial / "index.html", batch, matrix, rows, self.config)
+                write_page(partial / "index.html", batch, outputs.sampled, rows, self.config)
+        self.measured[batch_idx] = measured
         self.entries[batch_idx] = SceneEntry(
             batch.name, f"{batch.name}/index.html", matrix.pixels, shown(rows.get(JOINT, {}))
         )
         if trainer.is_global_zero:
             self.tell_loggers(trainer, batch.name, batch_idx, rows.get(JOINT, {}))
 
-    def measure(self, method: str, pixels: Tensor, scene: Scene, index: int) -> dict[str, float]:
-        """The figures of one matrix, also counted in the run's means."""
-        assert scene.truth is not None
-        self.collections[method].update(pixels.cpu(), scene.truth, scene.cameras.input_view, index)
-        row = self.collections[method].rows[-1]
-        return dict(zip(METRIC_NAMES, row[1:].tolist(), strict=True))
-
-    def tell_loggers(self, trainer: L.Trainer, name: str, index: int, figures: dict[str, float]) -> None:
+    def tell_loggers(self, trainer: L.Trainer, name: str, index: int, figures: Figures) -> None:
         """Hand a scene's figures, grid and videos to the loggers, which work on the first rank alone."""
         figures = {f"scene/{k}": v for k, v in figures.items() if math.isfinite(v)}
         for logger in trainer.loggers:
@@ -132,53 +140,65 @@ class SceneOutputs(L.Callback):
                 logger.log_video(f"preview/{name}", [str(folder / "preview.mp4")], format=["mp4"])
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        results = {name: metric.compute() for name, metric in self.collections.items()}
-        entries = {index: entry for part in gather_objects(self.entries) for index, entry in part.items()}
+        gathered = gather_objects((self.entries, self.measured))
         if not trainer.is_global_zero:
             return
-        table = [
-            {"scene": entries[int(row["scene"])].name, "method": method, **{k: row[k] for k in METRIC_NAMES}}
-            for method, result in results.items()
-            for row in result.scenes
-        ]
-        if table:
-            files.write_text(self.folder / "metrics.csv", csv_text(table))
-        files.write_text(self.folder / "config.yaml", self.config)
-        if self.pages:
-            summary = [{"method": name, **shown(result.mean)} for name, result in results.items()]
-            ordered = [entries[index] for index in sorted(entries)]
-            write_index_page(
-                self.folder / "index.html", title="d2: sampled image matrices", scenes=ordered, summary=summary,
-                config=self.config,
-            )  # fmt: skip
-        figures = {int(row.pop("scene")): row for row in results[JOINT].scenes} if JOINT in results else {}
+        entries = dict(sorted((index, entry) for part, _ in gathered for index, entry in part.items()))
+        tables = tables_of(self.suite, {index: found for _, part in gathered for index, found in part.items()})
+        self.write_tables(tables, entries)
+        joint = tables.scenes.get(JOINT, {})
         for index in sorted(entries.keys() - self.entries.keys()):  # of other ranks
-            self.tell_loggers(trainer, entries[index].name, index, figures.get(index, {}))
+            self.tell_loggers(trainer, entries[index].name, index, joint.get(index, {}))
+        summary = {f"mean/{k}": v for k, v in tables.means.get(JOINT, {}).items()}
+        summary |= {f"set/{figure.metric}": figure.value for figure in tables.sets.get(JOINT, [])}
+        summary = {k: v for k, v in summary.items() if math.isfinite(v)}
         for logger in trainer.loggers:
-            if JOINT in results:
-                logger.log_metrics({f"mean/{k}": v for k, v in results[JOINT].mean.items() if math.isfinite(v)})
+            if summary:
+                logger.log_metrics(summary)
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next run of this process is another one
 
+    def write_tables(self, tables: Tables, entries: Mapping[int, SceneEntry]) -> None:
+        """metrics.csv, set_metrics.csv, config.yaml, index.html."""
+        rows = scene_rows(tables, {index: entry.name for index, entry in entries.items()})
+        for name, lines in (("metrics.csv", rows), ("set_metrics.csv", set_rows(tables))):
+            if lines:
+                files.write_text(self.folder / name, csv_text(lines))
+            else:
+                (self.folder / name).unlink(missing_ok=True)  # of an earlier run
+        files.write_text(self.folder / "config.yaml", self.config)
+        if self.pages:
+            summary = [
+                {"method": name, **shown(mean), **{figure.metric: figure.value for figure in tables.sets[name]}}
+                for name, mean in tables.means.items()
+            ]
+            write_index_page(
+                self.folder / "index.html",
+                title="d2: sampled image matrices",
+                scenes=list(entries.values()),
+                summary=summary,
+                config=self.config,
+            )
+
 
 def all_methods(module: MatrixSampler, result: SceneResult, scene: Scene) -> dict[str, Tensor]:
-    """The sample, the baselines, the oracle and the ceiling: name -> v f 3 h w."""
-    assert scene.truth is not None
-    methods = {JOINT: result.sampled.matrix.pixels, **result.baselines}
-    if result.baselines:
-        methods["true_orbit_repeated"] = true_orbit_repeated(scene.truth, module.settings.anchor_frame)
+    """The sample, and where truth is known the baselines, the oracle and the ceiling: name -> v f 3 h w."""
+    methods = {JOINT: result.sampled.matrix.pixels}
+    if scene.truth is not None and result.baselines:
+        methods |= result.baselines
+        methods["true_orbit_repeated"] = true_orbit_repeated(scene.truth, module.settings.anchor_frames[0])
         methods["autoencoder_ceiling"] = module.ceiling(scene.truth.pixels)
     return methods
 
 
-def write_page(path: Path, scene: Scene, matrix: ImageMatrix, rows: dict[str, dict[str, float]], config: str) -> None:
+def write_page(path: Path, scene: Scene, sampled: Sampled, rows: dict[str, Figures], config: str) -> None:
     """The viewer of one scene."""
     baselines = [{"method": name, **shown(row)} for name, row in rows.items() if name != JOINT]
     write_scene_page(
         path,
         title=f"d2: {scene.name}",
-        sample=matrix.pixels,
+        sample=sampled.matrix.pixels,
         truth=scene.truth.pixels if scene.truth else None,
         input_view=scene.cameras.input_view,
         azimuth_deg=torch.rad2deg(scene.cameras.azimuth_rad).tolist(),
@@ -187,12 +207,14 @@ def write_page(path: Path, scene: Scene, matrix: ImageMatrix, rows: dict[str, di
         metrics=shown(rows.get(JOINT, {})) or None,
         baselines=baselines or None,
         config=config,
+        disagreement=sampled.disagreement,
     )
 
 
-def shown(figures: dict[str, float]) -> dict[str, float]:
-    """The figures people read, in their order: PSNR never without sharpness and retrieval."""
-    return {name: figures[name] for name in TABLE_COLUMNS if name in figures}
+def shown(figures: Figures) -> Figures:
+    """The figures people read, in their order: PSNR never without sharpness and retrieval; then those of networks."""
+    names = [*(name for name in TABLE_COLUMNS if name in figures), *(name for name in figures if "[" in name)]
+    return {name: figures[name] for name in names}
 
 
 def on_cpu(matrix: ImageMatrix) -> ImageMatrix:

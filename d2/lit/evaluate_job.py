@@ -33,13 +33,14 @@ from d2.data.evaluation_folders import (
     read_true,
 )
 from d2.data.scene import Truth
-from d2.io import ensure_writable, write_json, write_tensors, write_text
+from d2.io import ensure_writable, read_matrix, write_json, write_tensors, write_text
 from d2.lit.callbacks import csv_text
 from d2.lit.evaluation_networks import load_suite
 from d2.lit.trainer import make_trainer
 from d2.metrics import card, features
-from d2.metrics.suite import ALL, NEED_TRUTH, Row, Suite, measure, set_figures
-from d2.metrics.summary import object_values, read_evaluation, summary
+from d2.metrics.intervals import Interval
+from d2.metrics.suite import ALL, NEED_TRUTH, Row, SetFigure, Suite, encoded, measure, set_differences, set_figures
+from d2.metrics.summary import Evaluation, object_values, read_evaluation, summary
 
 
 class Kept(NamedTuple):
@@ -73,10 +74,12 @@ def evaluate(config: EvaluateConfig) -> int:
     if not kept:
         _leave_nothing(folder)
         raise ValueError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
-    rows = write_table(folder, kept, suite)
+    sets = set_figures([each.features for each in kept.values()], suite, seed=config.seed)
+    rows = write_tables(folder, kept, sets)
     facts = about(config, found.objects, kept, failures)
     write_json(folder / "card.json", {"choices": chosen, "versions": card.versions(), "data": facts})
-    text = summary(object_values(rows), other, set_sizes=facts["set_sizes"], left_out=failures, seed=config.seed)
+    differences = {} if other is None else compared_sets(config, kept, other, suite)
+    text = summary(object_values(rows), sets, other, differences, left_out=failures, seed=config.seed)
     write_text(folder / "summary.md", text)
     print(text, end="")
     return 3 if failures else 0
@@ -152,13 +155,18 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
     input_view = samples[0].input_view if config.input_view is None else config.input_view
     if input_view is not None and input_view >= first[0]:
         raise ValueError(f"input_view={input_view}: there are views 0 to {first[0] - 1}")
+    truth = None if true is None else _truth(true, device)
+    centred = all(layout_of(folder) == "ours" for folder in each.samples)
+    has_depth = true is not None and true.depth is not None
     result = measure(
         [sample.pixels.to(device) for sample in samples],
-        None if true is None else _truth(true, device),
+        truth,
         suite,
+        true={} if truth is None else encoded(truth.pixels, suite),
         masked=true is not None and true.masks is not None,
         input_view=input_view,
-        centred=all(layout_of(folder) == "ours" for folder in each.samples),
+        cameras=read_matrix(each.samples[0]).cameras if centred and has_depth else None,
+        centred=centred,
     )
     return Kept(result.rows, result.features, [first[0], first[1], first[-2], first[-1]])
 
@@ -187,26 +195,31 @@ def read_kept(folder: Path, name: str, key: str) -> Kept | str | None:
     return Kept(rows, load_file(path.with_name(f"{name}.safetensors")), kept["shape"])
 
 
-def write_table(folder: Path, kept: dict[str, Kept], suite: Suite) -> list[dict[str, Any]]:
-    """results.csv, in long format; `all` stands for all samples of an object, or for all objects."""
+def write_tables(folder: Path, kept: dict[str, Kept], sets: list[SetFigure]) -> list[dict[str, Any]]:
+    """results.csv, in long format, `all` for all samples of an object or all objects; set_metrics.csv with bounds."""
     rows = [
         {"object": name, "sample": row.sample, "metric": row.metric, "value": row.value}
         for name, each in kept.items()
         for row in each.rows
     ]
-    rows += [
-        {"object": ALL, "sample": ALL, "metric": metric, "value": value}
-        for metric, value in set_figures(sets_of(kept), suite).items()
-    ]
+    rows += [{"object": ALL, "sample": ALL, "metric": each.metric, "value": each.value} for each in sets]
     write_text(folder / "results.csv", csv_text(rows))
+    if sets:
+        write_text(folder / "set_metrics.csv", csv_text([each._asdict() for each in sets]))
+    else:
+        (folder / "set_metrics.csv").unlink(missing_ok=True)  # of an earlier evaluation
     return rows
 
 
-def sets_of(kept: dict[str, Kept]) -> dict[str, Tensor]:
-    """The features of all objects by set; of the truth only where every object has it."""
-    parts = [each.features for each in kept.values()]
-    common = [name for name in parts[0] if all(name in part for part in parts)]
-    return {name: torch.cat([part[name] for part in parts]) for name in common}
+def compared_sets(
+    config: EvaluateConfig, kept: dict[str, Kept], other: Evaluation, suite: Suite
+) -> dict[str, Interval]:
+    """The distances between sets minus those of another evaluation, over the objects that both have."""
+    files = {name: Path(config.compare_to or "") / "objects" / f"{name}.safetensors" for name in kept}
+    both = [name for name in kept if name in other.objects and files[name].is_file()]
+    return set_differences(
+        [kept[name].features for name in both], [load_file(files[name]) for name in both], suite, seed=config.seed
+    )
 
 
 def about(
@@ -222,10 +235,17 @@ def about(
         "samples_of_each": len(objects[0].samples),
         "shapes": [dict(zip(names, shape, strict=True)) for shape in shapes],
         "layouts": {"samples": layouts, "truth": truths},
-        "set_sizes": {name: len(value) for name, value in sorted(sets_of(kept).items())},
+        "set_sizes": set_sizes(kept),
         "bootstrap_seed": config.seed,
         "left_out": failures,
     }
+
+
+def set_sizes(kept: dict[str, Kept]) -> dict[str, int]:
+    """Members of every set, by its name; of the truth only where every object has it."""
+    parts = [each.features for each in kept.values()]
+    common = sorted(name for name in parts[0] if all(name in part for part in parts))
+    return {name: sum(len(part[name]) for part in parts) for name in common}
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

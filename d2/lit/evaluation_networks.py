@@ -1,4 +1,4 @@
-"""The metrics of `d2 evaluate` with their networks, from local files alone."""
+"""The metrics of `d2 evaluate` and of `d2 sample` with their networks, from local files alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from d2.config import EvaluateConfig, asset
+from d2.config import EvaluateConfig, SampleConfig, asset
 from d2.metrics import features
 from d2.metrics.clip import load_clip
 from d2.metrics.image import LPIPS_FILES, ImageDistance, load_lpips, load_shift_tolerant_lpips
 from d2.metrics.suite import METRICS, PERCEPTUAL, Suite
-from d2.metrics.video_sets import TRAVERSALS
+from d2.metrics.video_sets import TRAVERSALS, refuse_short
 
 FEATURE_FILES = {  # network -> its place in checkpoints/
     "world4d-encoder": "tiny_video_encoder.safetensors",
@@ -46,6 +46,25 @@ def load_suite(config: EvaluateConfig, device: torch.device) -> Suite:
     distances = tuple(load_distance(name, device) for name in PERCEPTUAL if name in metrics)
     video = load_video_features(config, device) if wants_video else None
     return Suite(tuple(metrics), tuple(config.traversals), video, tuple(images), distances, texts)
+
+
+def sample_suite(
+    config: SampleConfig, num_views: int, num_frames: int, device: torch.device | str = "cpu"
+) -> Suite | None:
+    """What `d2 sample` measures of its scenes, as `d2 evaluate` would; `reference` brings `consistency` with it.
+
+    A ValueError names the file that is missing, or the matrix too small for the feature network. None: nothing.
+    """
+    if not config.metrics:
+        return None
+    metrics = [*config.metrics, *(["consistency"] if "reference" in config.metrics else [])]
+    same = EvaluateConfig(
+        metrics=metrics, features=config.features, features_file=config.features_file, clip=config.clip
+    )
+    suite = load_suite(same, torch.device(device))
+    if suite.video is not None:
+        refuse_short(suite.video, suite.traversals, num_views, num_frames)
+    return suite
 
 
 def load_video_features(config: EvaluateConfig, device: torch.device) -> features.FeatureNetwork:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from d2.data.scene import Scene
 from d2.metrics.baselines import repeat_orbit, show_input
-from d2.pipeline import Priors, Rules, Sampled, Settings, make_clip, make_orbit, sample_scene, to_images, to_pixels
+from d2.pipeline import Rules, Sampled, make_clip, make_orbit, sample_scene, to_pixels
 from d2.priors.placement import place
+from d2.rules.composition import convex, linear
 from d2.rules.weights import alone
 from d2.sampling import State
+from d2.terms import Priors, Settings, to_images
 
 BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
 
@@ -54,7 +56,7 @@ class MatrixSampler(L.LightningModule):
         self.rules, self.settings = rules, settings
         self.reference_rules, self.reference_settings = rules, settings
         self.num_frames, self.baselines = num_frames, baselines
-        self.references: dict[str, tuple[Scene, Tensor]] = {}  # scene name -> the scene as a clip, its orbit
+        self.references: dict[str, tuple[Scene, Tensor]] = {}  # scene name -> the scene as a clip, its orbits
         self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
 
     def on_predict_start(self) -> None:
@@ -64,40 +66,43 @@ class MatrixSampler(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Scene, batch_idx: int) -> SceneResult:
-        scene, orbit = self.reference(batch.observed())
-        sampled = self.sample(scene, orbit, self.rules, "joint")
+        scene, orbits = self.reference(batch.observed())
+        sampled = self.sample(scene, orbits, self.rules, "joint")
         if not self.baselines:
             return SceneResult(sampled, {})
+        plain = self.rules._replace(compose=linear(coefficients=convex))
         columns, rows = (
-            self.sample(scene, orbit, self.rules._replace(weights=partial(alone, term=term)), f"{term} alone")
+            self.sample(scene, orbits, plain._replace(weights=partial(alone, term=term)), f"{term} alone")
             for term in ("multiview", "video")
         )
         matrices = (
             columns.matrix.pixels,
             rows.matrix.pixels,
-            repeat_orbit(orbit, self.num_frames),
+            repeat_orbit(orbits[0], self.num_frames),
             show_input(scene.pixels, scene.cameras.num_views),
         )
         return SceneResult(sampled, dict(zip(BASELINES, matrices, strict=True)))
 
-    def sample(self, scene: Scene, orbit: Tensor, rules: Rules, name: str) -> Sampled:
+    def sample(self, scene: Scene, orbits: Tensor, rules: Rules, name: str) -> Sampled:
         """One pass of joint sampling."""
-        return sample_scene(scene, self.priors, rules, self.settings, orbit=orbit, on_step=partial(self.tell, name))
+        return sample_scene(scene, self.priors, rules, self.settings, orbits=orbits, on_step=partial(self.tell, name))
 
     def reference(self, scene: Scene) -> tuple[Scene, Tensor]:
-        """The scene as a whole clip, and the orbit of its anchor frame."""
+        """The scene as a whole clip, and the orbits of its anchor frames: a v 3 h w."""
         if scene.name not in self.references:
             settings, rules, given = self.reference_settings, self.reference_rules, scene.pixels
             if len(scene.pixels) == 1 and self.num_frames > 1:
                 scene = scene._replace(
                     pixels=make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
                 )
-            anchor = settings.anchor_frame
-            if anchor >= len(scene.pixels):
-                raise ValueError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(scene.pixels) - 1}")
-            picture = given[0] if len(given) == 1 and anchor == 0 else scene.pixels[anchor]
-            orbit = make_orbit(picture, scene.cameras, scene.seed, self.priors, rules, settings)
-            self.references[scene.name] = scene, orbit
+            anchors = settings.anchor_frames
+            outside = [anchor for anchor in anchors if anchor >= len(scene.pixels)]
+            if outside:
+                raise ValueError(f"scenes.anchor_frame={outside[0]}: the clip has frames 0 to {len(scene.pixels) - 1}")
+            pictures = [given[0] if len(given) == 1 and anchor == 0 else scene.pixels[anchor] for anchor in anchors]
+            make = partial(make_orbit, priors=self.priors, rules=rules, settings=settings)
+            orbits = torch.stack([make(picture, scene.cameras, scene.seed) for picture in pictures])
+            self.references[scene.name] = scene, orbits
         return self.references[scene.name]
 
     def tell(self, name: str, state: State) -> None:

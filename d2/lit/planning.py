@@ -6,11 +6,12 @@ import torch
 
 from d2.config import SampleConfig
 from d2.lit.tiers import DTYPES, is_tiny, sizes
-from d2.pipeline import Rules, Settings
+from d2.pipeline import Rules
 from d2.planner import Choice, plan, render
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
 from d2.rehearsal import Job
+from d2.terms import Settings
 
 
 def planned(config: SampleConfig, rules: Rules, settings: Settings) -> str:

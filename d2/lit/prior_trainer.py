@@ -92,17 +92,23 @@ class AutoencoderTrainer(Trained):
         *,
         decoder_only: bool = False,  # keep the latents as they are, so that priors trained on them stay valid
         edge_weight: float = 0.0,
+        latent_noise: float = 0.0,  # largest standard deviation of what is added before decoding, as samplers err
         kl_weight: float = 1e-4,
     ):
         super().__init__(network, "autoencoder", optimizer)
-        self.decoder_only, self.edge_weight, self.kl_weight = decoder_only, edge_weight, kl_weight
+        self.decoder_only, self.kl_weight = decoder_only, kl_weight
+        self.edge_weight, self.latent_noise = edge_weight, latent_noise
         network.autoencoder.encoder.requires_grad_(not decoder_only)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = to_images(batch)
         mean, logvar = self.network.moments(images)
         z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
-        error = self.network.decode(self.network.scaled(z)) - images
+        latents = self.network.scaled(z)
+        if self.latent_noise:
+            spread = self.latent_noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+            latents = latents + spread * torch.randn_like(latents)
+        error = self.network.decode(latents) - images
         weight = 1 + 3 * creature(batch).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = (weight * (4 * error.square() + 0.2 * error.abs())).mean()

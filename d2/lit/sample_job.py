@@ -26,10 +26,11 @@ from d2.lit.planning import choice_of, planned
 from d2.lit.tiers import Sizes, check_tier, facts_of, is_tiny, load_priors, sizes
 from d2.lit.trainer import make_loggers, make_trainer, start_loggers
 from d2.matrix import Cameras, camera_ring
-from d2.pipeline import Rules, Settings
+from d2.pipeline import Rules
 from d2.planner import out_of_memory_advice
 from d2.priors.sv3d import AZIMUTH_SIGN
 from d2.sampling import needed
+from d2.terms import Settings, Unary
 
 SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
 FOLDER_ELEVATION_DEG = 10.0  # of a user's own camera when not given, as in the published program
@@ -100,8 +101,27 @@ def make_rules(config: SampleConfig) -> Rules:
     cameras, num_frames = camera_ring(size.num_views), size.num_frames
     for step in (plan[0], plan[-1]):  # what a rule finds wrong with its numbers it says now
         weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
-        needed(rules.compose, [], weights, scales)
+        needs = needed(rules.compose, [], weights, scales)
+        if config.unary.prior is None and any(half.any() for half in needs.get("unary", ())):
+            raise ValueError("unary.prior=null: the composition weighs cells by themselves; give multiview or video")
     return rules
+
+
+def anchor_frames(config: SampleConfig) -> tuple[int, ...]:
+    """Frames that an orbit is sampled at: those given, or where half-overlapping windows of the rows start."""
+    given, first, window = config.scenes.anchor_frames, config.scenes.anchor_frame, config.video.window
+    num_frames = sizes(config).num_frames
+    if given is not None:
+        if not given or first != 0:
+            raise ValueError(
+                f"scenes.anchor_frames={given}: give one frame or more, and no scenes.anchor_frame={first}"
+            )
+        return tuple(given)
+    if window is None or window >= num_frames:
+        return (first,)
+    if first != 0:
+        raise ValueError(f"scenes.anchor_frame={first}: rows in windows start at several; give scenes.anchor_frames")
+    return (*range(0, num_frames - window, max(1, window // 2)), num_frames - window)
 
 
 def make_settings(config: SampleConfig) -> Settings:
@@ -118,7 +138,12 @@ def make_settings(config: SampleConfig) -> Settings:
         sequences_per_call=s.sequences_per_call,
         encode_chunk=s.encode_chunk,
         decode_chunk=s.decode_chunk,
-        anchor_frame=config.scenes.anchor_frame,
+        anchor_frames=anchor_frames(config),
+        video_window=config.video.window,
+        multiview_window=config.multiview.window,
+        multiview_dilation=config.multiview.dilation,
+        hold=tuple(s.hold),
+        unary=None if config.unary.prior is None else Unary(**dataclasses.asdict(config.unary)),
         video_cond_aug=config.video.cond_aug,
         multiview_cond_aug=config.multiview.cond_aug,
         fps_id=config.video.fps_id,
@@ -134,8 +159,9 @@ def with_facts(text: str, facts: dict[str, str]) -> str:
 def load_scenes(config: SampleConfig, size: Sizes) -> Scenes:
     """All scenes of a run. A folder's scene that cannot be read is left out if there are others, else refused."""
     c = config.scenes
-    if c.anchor_frame >= size.num_frames:
-        raise ValueError(f"scenes.anchor_frame={c.anchor_frame}: the clip has frames 0 to {size.num_frames - 1}")
+    for anchor in anchor_frames(config):
+        if not 0 <= anchor < size.num_frames:
+            raise ValueError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {size.num_frames - 1}")
     if c.source == "world4d":
         assert c.count is not None
         return Scenes([world_scene(config, c.first + i, size) for i in range(c.count)], [])

@@ -9,9 +9,9 @@ import torch
 
 from d2.config import SampleConfig, asset
 from d2.data import world4d
-from d2.pipeline import Priors
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED, fingerprint, load_pair
+from d2.terms import Priors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,14 +17,16 @@ from d2.config import TrainConfig, asset
 from d2.data import world4d
 from d2.data.datamodule import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
 from d2.io import ensure_writable
+from d2.lit.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.lit.latent_basis import orient
 from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
 from d2.lit.trainer import make_loggers, make_trainer
+from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 
-Kind = Literal["autoencoder", "video", "multiview"]
+Kind = Literal["autoencoder", "video", "multiview", "video_encoder"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class TrainJob:
     init_from: Path | None = None  # shipped weights to start from
     decoder_only: bool = False  # of the autoencoder
     edge_weight: float = 0.0
+    latent_noise: float = 0.0
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0
     accelerator: str = "auto"
@@ -59,7 +62,8 @@ class WeightsWriter(L.Callback):
     def write(self, trainer: L.Trainer, module: Trained) -> None:
         figures = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         meta = self.meta | {"steps": trainer.global_step, "validation": figures}
-        tiny.save_weights(self.path, self.kind, module.ema, meta)
+        network = module.ema.encoder if isinstance(module, EncoderTrainer) else module.ema
+        tiny.save_weights(self.path, self.kind, network, meta)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step and trainer.is_global_zero and isinstance(pl_module, Trained):
@@ -69,10 +73,13 @@ class WeightsWriter(L.Callback):
 def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Path:
     """Run a training job, going on from its last checkpoint when there is one; returns the weights file."""
     L.seed_everything(job.seed)
-    build = build_autoencoder if job.kind == "autoencoder" else build_prior
-    module, data = build(job)
+    builders = {"autoencoder": build_autoencoder, "video_encoder": build_video_encoder}
+    module, data = builders.get(job.kind, build_prior)(job)
     weights = job.output_dir / f"tiny_{job.kind}.safetensors"
     meta = {"world": world4d.WORLD_VERSION, "config": _plain(dataclasses.asdict(job))}
+    if isinstance(module, EncoderTrainer):  # its file is read without d2.config: the network's sizes come with it
+        sizes = dataclasses.asdict(module.network.encoder.config)
+        meta = {"world": world4d.WORLD_VERSION, "config": sizes, "training": meta["config"]}
     if job.init_from is not None:
         meta["started_from"] = tiny.read_weights(job.init_from, job.kind).meta
     checkpoints = ModelCheckpoint(
@@ -101,6 +108,8 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     trainer.save_checkpoint(last)
     if isinstance(module, AutoencoderTrainer) and not module.decoder_only:
         finish_autoencoder(module, data)
+    if isinstance(module, EncoderTrainer):
+        module.standardize(data.train)
     trainer.validate(module, data, verbose=False)
     return weights
 
@@ -129,6 +138,7 @@ def train_command(config: TrainConfig) -> int:
         batch_size=p.batch_size,
         decoder_only=p.decoder_only,
         edge_weight=p.edge_weight,
+        latent_noise=p.latent_noise,
         seed=config.seed,
         init_from=Path(config.init_from) if config.init_from else None,
         validate_every=config.validate_every,
@@ -157,8 +167,26 @@ def build_autoencoder(job: TrainJob) -> tuple[AutoencoderTrainer, WorldData]:
     sets = [rendered(job.cache_dir, kind, "train", job.num_scenes) for kind in ("orbits", "clips")]
     held = rendered(job.cache_dir, "clips", "validation", job.num_validation_scenes)
     return AutoencoderTrainer(
-        stage, job.optimizer, decoder_only=job.decoder_only, edge_weight=job.edge_weight
+        stage,
+        job.optimizer,
+        decoder_only=job.decoder_only,
+        edge_weight=job.edge_weight,
+        latent_noise=job.latent_noise,
     ), WorldData(Pictures(*sets), Pictures(held), batch_size=job.batch_size, seed=job.seed)
+
+
+def build_video_encoder(job: TrainJob) -> tuple[EncoderTrainer, WorldData]:
+    """The video encoder's module and its videos: half of them orbits, half clips."""
+    encoder = VideoEncoder()
+    _warm_start(encoder, job)
+    ensure_writable(job.output_dir)
+    sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
+    train, held = (
+        Videos(rendered(job.cache_dir, "orbits", split, n), rendered(job.cache_dir, "clips", split, n), split)
+        for split, n in sizes.items()
+    )
+    optimizer = dataclasses.replace(job.optimizer, ema_decay=0.99)  # of a run this short
+    return EncoderTrainer(Reader(encoder), optimizer), WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
 
 def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:
@@ -169,7 +197,7 @@ def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:
 
 def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     """A prior's module and its sequences: clips for the video prior, frozen orbits for the multi-view prior."""
-    assert job.kind != "autoencoder"
+    assert job.kind in ("video", "multiview")
     stage = tiny.load_first_stage(job.autoencoder)
     prior = Prior(tiny.VIDEO if job.kind == "video" else tiny.MULTIVIEW)
     _warm_start(prior, job)

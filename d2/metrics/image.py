@@ -45,6 +45,15 @@ def image_figures(
     return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
 
 
+def picture_psnr(
+    sample: Tensor,  # n 3 h w
+    truth: Tensor,  # n 3 h w
+) -> Tensor:  # n
+    """Every picture's own PSNR in dB, at most 100."""
+    x, y = sample.float(), truth.float().to(sample.device)
+    return peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3)).clamp(max=PSNR_CAP)
+
+
 def load_lpips(
     backbone: Backbone,
     path: Path,  # of the backbone; the heads come with torchmetrics
@@ -89,9 +98,8 @@ def _figures(
     distances: tuple[ImageDistance, ...],
 ) -> dict[str, Tensor]:  # n each
     x, y = x.float(), y.float().to(x.device)
-    psnr = peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)
-    return {"psnr": psnr.clamp(max=PSNR_CAP), "ssim": ssim.reshape(len(x))} | {
+    return {"psnr": picture_psnr(x, y), "ssim": ssim.reshape(len(x))} | {
         distance.name: distance.call(x, y) for distance in distances
     }

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from d2.data.scene import Truth
+from d2.matrix import Cameras
 from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_similarity, text_similarity
 from d2.metrics.consistency import consistency_metrics
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.features import FeatureNetwork
-from d2.metrics.frechet import frechet_distance, kernel_distance, paired_logit_distance
-from d2.metrics.image import ImageDistance, image_figures
+from d2.metrics.frechet import paired_logit_distance
+from d2.metrics.image import ImageDistance, image_figures, picture_psnr
+from d2.metrics.intervals import Interval
+from d2.metrics.photometric import photometric_metrics
 from d2.metrics.reference import reference_metrics
-from d2.metrics.video_sets import matrix_features, video_distances
+from d2.metrics.set_intervals import set_difference, set_interval
+from d2.metrics.video_sets import figure_name, matrix_features
 
 PERCEPTUAL = ("lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg")
 IMAGE_NETWORKS = ("clip", "efficientnet")
@@ -54,24 +58,40 @@ class Measured(NamedTuple):
     features: dict[str, Tensor]  # "sampled/f", "true/f", …: n d
 
 
+class SetFigure(NamedTuple):
+    """A distance between the sampled and the true set of all objects; a line of set_metrics.csv."""
+
+    metric: str
+    network: str
+    value: float
+    low: float  # bounds at 95 %; NaN where there are none
+    high: float
+    objects: int  # that were resampled
+    sampled: int  # members of the sets
+    true: int
+
+
 def measure(
     samples: Sequence[Tensor],  # v f 3 h w each
     truth: Truth | None,
     suite: Suite,
     *,
+    true: Mapping[str, Tensor],  # `encoded` of the truth's pixels; empty where there is none
     masked: bool,  # whether the truth's masks are known; else they are no part of any figure
     input_view: int | None,  # None: no view is told apart as seen
-    centred: bool,  # whether the cameras are those of d2, so that the object's disc is known beforehand
+    cameras: Cameras | None,  # of the truth's depth; None: no depth is known
+    centred: bool,  # whether all cameras are those of d2, so that the object's disc is known beforehand
 ) -> Measured:
     """The figures of every sample, those of all samples together, and the features that set distances need."""
     rows: list[Row] = []
     features: dict[str, list[Tensor]] = {}
-    true = {} if truth is None else _features(truth.pixels, suite)
     for index, sample in enumerate(samples):
-        own = _features(sample, suite)
+        own = encoded(sample, suite)
         for name, value in own.items():
             features.setdefault(f"sampled/{name}", []).append(value.flatten(0, -2))
         figures = dict(_figures(sample, truth, suite, masked=masked, input_view=input_view))
+        if truth is not None and cameras is not None and "consistency" in suite.metrics:
+            figures |= photometric_metrics(sample, truth, cameras)
         figures |= dict(_feature_figures(own, true, suite))
         rows += [Row(str(index), name, value) for name, value in figures.items()]
     if "energy" in suite.metrics:
@@ -87,28 +107,58 @@ def measure(
 
 
 def set_figures(
-    features: Mapping[str, Tensor],  # n d each, of all objects, by the names of `Measured`
+    objects: Sequence[Mapping[str, Tensor]],  # the features of each, as in `Measured`
     suite: Suite,
-) -> dict[str, float]:
-    """Fréchet and kernel distances between the sampled and the true sets of videos and of pictures."""
-    sampled, true = (
-        {name.partition("/")[2]: value for name, value in features.items() if name.startswith(f"{side}/")}
-        for side in ("sampled", "true")
-    )
-    figures: dict[str, float] = {}
-    if not true:
-        return figures
-    if suite.video is not None and "video" in suite.metrics:
-        videos = [{name: side[name] for name in suite.traversals} for side in (sampled, true)]
-        figures |= video_distances(videos[0], videos[1], suite.video.name)
-    for network in suite.images:
-        figures[f"fid[{network.name}]"] = frechet_distance(sampled[network.name], true[network.name])
-        figures[f"kid[{network.name}]"] = kernel_distance(sampled[network.name], true[network.name])
+    *,
+    seed: int,  # of the bootstrap
+) -> list[SetFigure]:
+    """Fréchet and kernel distances between the sampled and the true sets of videos and of pictures, with intervals."""
+    figures = []
+    for metric, network, distance, name in _set_names(suite):
+        sides = sets_of(objects, name)
+        if sides is not None:
+            sampled, true = (sum(map(len, side)) for side in sides)
+            interval = set_interval(*sides, distance, seed=seed)
+            figures.append(SetFigure(metric, network, *interval, sampled, true))
     return figures
 
 
-def _features(matrix: Tensor, suite: Suite) -> dict[str, Tensor]:
-    """Of videos n d by traversal, of pictures v f d by network."""
+def set_differences(
+    objects: Sequence[Mapping[str, Tensor]],  # the features of each, as in `Measured`
+    others: Sequence[Mapping[str, Tensor]],  # those of another evaluation of the same objects
+    suite: Suite,
+    *,
+    seed: int,  # of the bootstrap
+) -> dict[str, Interval]:
+    """How much every distance between sets differs from the other evaluation's."""
+    differences = {}
+    for metric, _, distance, name in _set_names(suite):
+        a, b = sets_of(objects, name), sets_of(others, name)
+        if a is not None and b is not None:
+            differences[metric] = set_difference(a, b, distance, seed=seed)
+    return differences
+
+
+def sets_of(objects: Sequence[Mapping[str, Tensor]], name: str) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The sampled and the true features of every object; None where one has none."""
+    names = f"sampled/{name}", f"true/{name}"
+    if not objects or not all(side in features for side in names for features in objects):
+        return None
+    sampled, true = ([features[side] for features in objects] for side in names)
+    return sampled, true
+
+
+def without_truth(suite: Suite) -> Suite:
+    """What is left for a scene without truth in a run that measures the others against theirs: picture features."""
+    metrics = tuple(name for name in suite.metrics if name in IMAGE_NETWORKS)
+    return suite._replace(metrics=metrics, video=None, distances=())
+
+
+def encoded(
+    matrix: Tensor,  # v f 3 h w
+    suite: Suite,
+) -> dict[str, Tensor]:
+    """Features of videos n d by traversal, of pictures v f d by network."""
     found = {network.name: matrix_embeddings(network, matrix).float().cpu() for network in suite.images}
     if suite.video is None:
         return found
@@ -128,13 +178,14 @@ def _figures(
     """Of one sample, from its pixels."""
     if "reference" in suite.metrics or suite.distances:
         assert truth is not None
-        each = image_figures(sample.flatten(0, 1), truth.pixels.flatten(0, 1), suite.distances)
+        pictures = sample.flatten(0, 1), truth.pixels.flatten(0, 1)
         if "reference" in suite.metrics:
             for name, value in reference_metrics(sample, truth, input_view or 0).items():
                 needs_masks = "_masked" in name or name.startswith("sharpness")
                 if (masked or not needs_masks) and (input_view is not None or not name.endswith("_unseen")):
                     yield name, value
-            yield "psnr_pictures", float(each["psnr"].mean())
+            yield "psnr_pictures", float(picture_psnr(*pictures).double().mean())
+        each = image_figures(*pictures, suite.distances) if suite.distances else {}
         for distance in suite.distances:
             yield distance.name, float(each[distance.name].mean())
     if "consistency" in suite.metrics:
@@ -158,3 +209,15 @@ def _feature_figures(
     if "legacy" in suite.metrics:
         assert suite.video is not None
         yield f"paired_logits_f[{suite.video.name}]", float(paired_logit_distance(own["f"], true["f"]).mean())
+
+
+def _set_names(suite: Suite) -> Iterator[tuple[str, str, str, str]]:
+    """Figure, network, kind of distance and name of the features of every distance between sets."""
+    if suite.video is not None and "video" in suite.metrics:
+        network = suite.video.name
+        for name in suite.traversals:
+            yield figure_name("f", name, network), network, "frechet", name
+            yield figure_name("k", name, network), network, "kernel", name
+    for network in (each.name for each in suite.images):
+        yield f"fid[{network}]", network, "frechet", network
+        yield f"kid[{network}]", network, "kernel", network

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2.metrics.intervals import Interval, bootstrap_mean, paired_difference
-from d2.metrics.suite import ALL
+from d2.metrics.suite import ALL, SetFigure
 from d2.metrics.table import markdown_table
 
+SET_NOTE = (
+    "A distance between sets has the spread of its resamples around it: how much it would vary with other objects, as "
+    "many as these. It is larger for smaller sets, whatever they hold: compare equal sizes only."
+)
 Values = dict[str, dict[str, float]]  # metric -> object (or ALL) -> mean over its samples
 
 
@@ -22,6 +26,7 @@ class Evaluation(NamedTuple):
     name: str
     choices: dict[str, Any]
     values: Values
+    objects: frozenset[str]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -32,7 +37,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     choices = json.loads(card.read_text(encoding="utf-8"))["choices"]
-    return Evaluation(folder.name, choices, object_values(rows))
+    objects = frozenset(row["object"] for row in rows) - {ALL}
+    return Evaluation(folder.name, choices, object_values(rows), objects)
 
 
 def object_values(rows: Sequence[Mapping[str, Any]]) -> Values:
@@ -45,20 +51,22 @@ def object_values(rows: Sequence[Mapping[str, Any]]) -> Values:
 
 def summary(
     values: Values,
+    sets: Sequence[SetFigure],
     other: Evaluation | None,
+    differences: Mapping[str, Interval],  # of the distances between sets, from the other evaluation
     *,
-    set_sizes: Mapping[str, int],
     left_out: Sequence[str],
     seed: int,
 ) -> str:
-    """summary.md. N counts the objects with a value; a distance between sets has none, and no interval."""
+    """summary.md. N counts the objects with a value, or those whose videos and pictures make the sets."""
     columns = ["metric", "mean [95 %]", "N"] + ([f"minus {other.name} [95 %]", "pairs"] if other else [])
-    rows = [_row(metric, objects, other, columns, seed) for metric, objects in values.items()]
+    rows = [_row(metric, objects, other, columns, seed) for metric, objects in values.items() if ALL not in objects]
+    rows += [_set_row(figure, other, differences.get(figure.metric), columns) for figure in sets]
     lines = ["# Evaluation", "", markdown_table(rows, columns), ""]
-    if set_sizes:
-        names = dict.fromkeys(name.partition("/")[2] for name in set_sizes)
-        sizes = [f"{name} {set_sizes.get(f'sampled/{name}')} / {set_sizes.get(f'true/{name}', 0)}" for name in names]
-        lines += [f"Members of the sets, sampled / true: {', '.join(sizes)}.", ""]
+    if sets:
+        frechet = [each for each in sets if each.metric.startswith("f")]  # a kernel distance is of the same sets
+        sizes = [f"{each.metric.partition('[')[0]} {each.sampled} / {each.true}" for each in frechet]
+        lines += [f"Members of the sets, sampled / true: {', '.join(sizes)}.", "", SET_NOTE, ""]
     lines += ["Intervals: percentile bootstrap over objects. Every choice that changes a number is in card.json.", ""]
     if left_out:
         lines += ["Left out:", "", *(f"- {line}" for line in left_out), ""]
@@ -73,16 +81,25 @@ def _row(
     seed: int,
 ) -> dict[str, str]:
     known = {name: value for name, value in objects.items() if not math.isnan(value)}
-    of_set = ALL in objects
-    cells = [metric, _text(_interval(list(known.values()), seed), ""), "set" if of_set else str(len(known))]
+    cells = [metric, _text(_interval(list(known.values()), seed), ""), str(len(known))]
     if other is not None:
         theirs = other.values.get(metric, {})
         both = [name for name in known if not math.isnan(theirs.get(name, math.nan))]
         pairs = [known[name] for name in both], [theirs[name] for name in both]
-        cells += [
-            _text(paired_difference(*pairs, seed=seed) if both else None, "+"),
-            "set" if of_set else str(len(both)),
-        ]
+        cells += [_text(paired_difference(*pairs, seed=seed) if both else None, "+"), str(len(both))]
+    return dict(zip(columns, cells, strict=True))
+
+
+def _set_row(
+    figure: SetFigure,
+    other: Evaluation | None,
+    difference: Interval | None,
+    columns: Sequence[str],
+) -> dict[str, str]:
+    own = Interval(figure.value, figure.low, figure.high, figure.objects)
+    cells = [figure.metric, _text(own, ""), f"{figure.objects}, as sets"]
+    if other is not None:
+        cells += [_text(difference, "+"), f"{difference.n if difference else 0}, as sets"]
     return dict(zip(columns, cells, strict=True))
 
 
@@ -92,7 +109,7 @@ def _interval(values: Sequence[float], seed: int) -> Interval | None:
 
 def _text(interval: Interval | None, sign: str) -> str:
     """Four digits; a dash where nothing is known, the mean alone where there is no more."""
-    if interval is None:
+    if interval is None or math.isnan(interval.mean):
         return "–"
     mean, low, high = (f"{value:{sign}.4g}" for value in (interval.mean, interval.low, interval.high))
     return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"

@@ -53,14 +53,20 @@ def matrix_features(
     A ValueError names a traversal whose videos are too short for the network.
     """
     num_views, num_frames = matrix.shape[:2]
+    refuse_short(network, traversals, num_views, num_frames)
     cuts = {name: TRAVERSALS[name](num_views, num_frames) for name in traversals}
-    short = [f"{name} ({cut.cells.shape[1]})" for name, cut in cuts.items() if cut.cells.shape[1] < network.min_frames]
-    if short:
-        least = f"needs at least {network.min_frames} frames"
-        raise ValueError(f"{network.name}: {least}; leave out {', '.join(short)} or name another feature network")
     cells = encode_images(network, rearrange(matrix, "v f c h w -> (v f) c h w"), chunk=chunk)
     encoded = cells.unflatten(0, (num_views, num_frames))
     return {name: embed_videos(network, take(encoded, cut), chunk=chunk) for name, cut in cuts.items()}
+
+
+def refuse_short(network: FeatureNetwork, traversals: Sequence[str], num_views: int, num_frames: int) -> None:
+    """Raises a ValueError that names the traversals whose videos are too short for the network."""
+    lengths = {name: TRAVERSALS[name](num_views, num_frames).cells.shape[1] for name in traversals}
+    short = [f"{name} ({length})" for name, length in lengths.items() if length < network.min_frames]
+    if short:
+        least = f"needs at least {network.min_frames} frames"
+        raise ValueError(f"{network.name}: {least}; leave out {', '.join(short)} or name another feature network")
 
 
 def set_features(

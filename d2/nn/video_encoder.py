@@ -72,11 +72,18 @@ class VideoEncoder(nn.Module):
         self,
         maps: Tensor,  # b t c size/4 size/4
     ) -> Tensor:  # b dim
-        """One vector a sequence of encoded pictures."""
+        """One vector a sequence of encoded pictures: the mean of its frames'."""
+        return self.embed_frames(maps).mean(dim=1)
+
+    def embed_frames(
+        self,
+        maps: Tensor,  # b t c size/4 size/4
+    ) -> Tensor:  # b t dim
+        """One vector a frame, which has seen four frames either way."""
         x = rearrange(maps, "b t c h w -> b c t h w")
         for stage in self.stages:
             x = stage(x)
-        return self.head(F.silu(self.norm(x)).mean(dim=(2, 3, 4)))
+        return self.head(rearrange(F.silu(self.norm(x)).mean(dim=(3, 4)), "b c t -> b t c"))
 
 
 class Stage(nn.Module):

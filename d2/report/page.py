@@ -25,6 +25,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from d2.report.disagreement import disagreement_figure
+
 MAX_CELL = 256  # longest side of an embedded cell: 21 × 25 cells with their truth stay a page that a browser opens
 MAX_THUMBNAIL = 128  # longest side of a cell of the index
 MAX_PNG_CELL = 128  # cells up to this size are embedded without loss, larger ones as JPEG
@@ -55,6 +57,7 @@ def write_scene_page(
     baselines: list[dict[str, Any]] | None,  # {"method": name, metric: value, ...}
     config: str,  # YAML
     notes: str = "",
+    disagreement: tuple[Tensor, Tensor] | None = None,  # sigma n, distance n v f
 ) -> None:
     """Write the viewer of one matrix: drag across to change the view, up or down to change the time.
 
@@ -86,6 +89,7 @@ def write_scene_page(
     sections = [
         _section("Metrics", _ledger(metrics or {})),
         _section("Baselines", _table(own + rows, own=len(own))),
+        _section("Where the priors disagree", disagreement_figure(*disagreement, input_view) if disagreement else ""),
         _section("Notes", f'<p class="notes">{html.escape(notes)}</p>' if notes.strip() else ""),
     ]
     body = _fill("scene.html", sections="\n".join(sections), scene=json.dumps(scene))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2.sampling import Compose, Fields, Needs, Prediction, Step
+from d2.sampling import Compose, Fields, Needs, Prediction, State, Step
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]  # term -> (of uncond, of cond): v f
 CoefficientRule = Callable[[Fields, Fields], Coefficients]
@@ -81,3 +81,58 @@ def inclusion_exclusion(
     shares["unary"] = torch.full_like(weights["video"], 1 - 2 * alpha)
     scales = {"unary": torch.full_like(weights["video"], unary_scale), **scales}
     return {name: (share * (1 - scales[name]), share * scales[name]) for name, share in shares.items()}
+
+
+def holding(
+    *,
+    compose: Compose,
+    known: Tensor,  # matrix
+    where: Tensor,  # v f, bool
+) -> Compose:
+    """A composition whose denoised matrix is what is known of it, where it is (as RePaint, at the level of x0)."""
+
+    def held(
+        predictions: dict[str, Prediction],
+        weights: Fields,
+        scales: Fields,
+        x: Tensor,  # matrix
+        step: Step,
+        memory: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Any]]:
+        denoised, memory = compose(predictions, weights, scales, x, step, memory)
+        return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised), memory
+
+    needs = getattr(compose, "needs", None)
+    if needs is not None:
+        held.needs = lambda weights, scales: {  # type: ignore[attr-defined]
+            name: (uncond & ~where, cond & ~where) for name, (uncond, cond) in needs(weights, scales).items()
+        }
+    return held
+
+
+def disagreement(
+    state: State,
+) -> Tensor | None:  # v f
+    """Root mean square of what rows and columns, each under its guidance, say of a cell: 0 where they agree.
+
+    NaN where the rule does not weigh both; None where not both are terms.
+    """
+    if not {"video", "multiview"} <= state.predictions.keys() & state.weights.keys():
+        return None
+    row, column = (guided(state.predictions[name], state.scales[name]) for name in ("video", "multiview"))
+    asked = (state.weights["video"] != 0) & (state.weights["multiview"] != 0)
+    if row is None or column is None:
+        return None
+    distance = (row - column).square().mean(dim=(2, 3, 4)).sqrt()
+    return torch.where(asked.to(distance.device), distance, torch.nan)
+
+
+def guided(
+    prediction: Prediction,
+    scale: Tensor,  # v f
+) -> Tensor | None:  # matrix
+    """u + scale · (c − u), of one half where that is all there is (Ho & Salimans 2022)."""
+    uncond, cond = prediction
+    if uncond is None or cond is None:
+        return cond if uncond is None else uncond
+    return uncond + scale.to(cond)[:, :, None, None, None] * (cond - uncond)

@@ -82,3 +82,18 @@ def listed(cameras: Cameras, *, values: Sequence[float]) -> Tensor:
             "give one a view"
         )
     return torch.tensor(list(values), dtype=torch.float64)
+
+
+def alternating(step: Step, cameras: Cameras, num_frames: int, *, first: str = "video") -> Fields:
+    """The terms in turn, one an evaluation: rows at even ones, columns at odd ones, or `first` the other way round.
+
+    Only the prior whose turn it is is evaluated, so that an evaluation costs half; made for plans that return exactly
+    to their levels between the turns (Zero4D, Park et al. 2025; ViBiDSampler, Yang et al. 2024). An evaluation's number
+    is index · num_repeats + repeat, as if all levels were passed as often as this one. In short steps the turns
+    average: on exact Gaussian worlds, with returns or without, it errs as the even convex rule does.
+    """
+    if first not in ("video", "multiview"):
+        raise ValueError(f"weights.first={first}: choose video or multiview")
+    second = "multiview" if first == "video" else "video"
+    odd = (step.index * step.num_repeats + step.repeat) % 2
+    return alone(step, cameras, num_frames, term=second if odd else first)

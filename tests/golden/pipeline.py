@@ -13,11 +13,7 @@ from torch import Tensor
 from d2.data.scene import Scene
 from d2.matrix import camera_ring, columns, rows
 from d2.pipeline import (
-    Draw,
-    Priors,
     Rules,
-    Settings,
-    bind_condition,
     make_clip,
     make_orbit,
     sample_one_axis,
@@ -27,6 +23,7 @@ from d2.priors.prior import Condition, denoiser
 from d2.rules import composition, renoise, solver, weights
 from d2.rules.frequency import LowPass, low_pass, reinitialised
 from d2.sampling import Fields, State, Term, initial_x
+from d2.terms import Draw, Priors, Settings, bind_condition
 from golden.case import Case, load_engine
 from golden.networks import expect, load_first_stage, load_prior
 from golden.sampler import VRS_STEPS, curve_of, guider
@@ -97,12 +94,12 @@ def check_pipeline(case: Case) -> None:
     expect(clip, case.expected("ref_video"), 1e-4)
     check_conditions(case, priors, orbit, clip)
     scene = Scene("golden", 0, clip, torch.ones(len(clip), 1, *clip.shape[2:]), cameras, 1.0)
-    sampled = sample_scene(scene, priors, rules, settings, orbit=orbit, noise=noise)
+    sampled = sample_scene(scene, priors, rules, settings, orbits=orbit[None], noise=noise)
     assert sampled.matrix.latents is not None
     expect(sampled.matrix.latents, case.expected("z"), 1e-4)
     expect(sampled.matrix.pixels[..., ::2, ::2], case.expected("images_every2"), 1e-4)
     nothing, start = rules._replace(renoise=lambda sigmas: []), replace(settings, start="multiview")
-    begun = sample_scene(scene, priors, nothing, start, orbit=orbit, noise=noise)
+    begun = sample_scene(scene, priors, nothing, start, orbits=orbit[None], noise=noise)
     assert begun.matrix.latents is not None
     expect(begun.matrix.latents, initial_x(case.expected("noise_from_mv"), settings.sigmas[0]), 1e-4)
 

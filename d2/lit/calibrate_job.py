@@ -1,0 +1,136 @@
+"""`d2 calibrate`: the moments of all halves of all terms on scenes whose truth is known, and the composition of them.
+
+Writes output_dir/calibrated.json, which `composition=calibrated composition.file=PATH` reads, and calibrated.csv, the
+error that several rules leave at every level and distance from the input view.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d2.config import SampleConfig
+from d2.data.scene import Scene
+from d2.io import ensure_writable, write_json, write_text
+from d2.lit.callbacks import csv_text
+from d2.lit.matrix_sampler import MatrixSampler
+from d2.lit.sample_job import load_scenes, make_rules, make_settings
+from d2.lit.tiers import check_tier, facts_of, load_priors, sizes
+from d2.lit.trainer import make_trainer
+from d2.noise import draw
+from d2.pipeline import shard_of
+from d2.rules.calibrated import Grams, averaged, by_half, calibrated, errors, fit, levels, measured, stacked
+from d2.rules.composition import convex, linear
+from d2.sampling import Compose, Prediction, Step
+from d2.terms import joint_terms, to_images
+
+LEVELS = 12  # noise levels measured, from 0.05 to 80
+FORMAT = "d2 calibrated 1"
+
+
+class Measured(NamedTuple):
+    """Of one scene: the moments, and the error of the convex rule under the run's own weights and guidance."""
+
+    grams: Grams
+    convex: Tensor  # s d
+
+
+class GramMeter(MatrixSampler):
+    """In `Trainer.predict`, noises a scene's true latents and measures what every half of every term makes of them."""
+
+    @torch.no_grad()
+    def predict_step(self, batch: Scene, batch_idx: int) -> Measured:  # type: ignore[override]
+        scene, orbits = self.reference(batch.observed())
+        assert batch.truth is not None
+        noise, first_stage = partial(draw, scene.seed), self.priors.first_stage
+        truth = torch.stack([first_stage.encode(to_images(row.to(self.device))) for row in batch.truth.pixels])
+        terms = joint_terms(scene.pixels, orbits, scene.cameras, noise, self.priors, self.settings)
+        shard, plan = shard_of(self.settings), self.rules.renoise(self.settings.sigmas)
+        every = torch.ones(truth.shape[:2], dtype=torch.bool)
+        found, errs = [], []
+        for i, sigma in enumerate(levels(LEVELS)):
+            x = truth + sigma * noise("init", tuple(truth.shape), step=1 + i).to(truth)
+            predictions = {term.name: shard(term, x, sigma, (every, every)) for term in terms}
+            found.append(measured(predictions, truth, sigma))
+            step = min(plan, key=lambda s: abs(s.sigma / sigma - 1) + abs(sigma / s.sigma - 1))._replace(sigma=sigma)
+            denoised = self.convex(predictions, x, step, scene)
+            errs.append(measured({"rule": Prediction(None, denoised - truth)}, truth, sigma).outer[0, :, 0, 0])
+        return Measured(stacked(found), torch.stack(errs))
+
+    def convex(self, predictions: dict[str, Prediction], x: Tensor, step: Step, scene: Scene) -> Tensor:
+        """What the convex rule makes of them under the run's weights and guidance."""
+        place = step, scene.cameras, x.shape[1]
+        rule = linear(coefficients=convex)
+        return rule(predictions, self.rules.weights(*place), self.rules.guidance(*place), x, step, {})[0]
+
+
+def calibrate(config: SampleConfig, text: str) -> int:
+    """Run the job; `text` is the configuration as YAML. Returns the exit code."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    check_tier(config)
+    size, folder = sizes(config), Path(config.output_dir)
+    rules, settings = make_rules(config), make_settings(config)
+    if config.scenes.source != "world4d":
+        raise ValueError(f"scenes.source={config.scenes.source}: calibration needs truth; take scenes=world4d")
+    scenes = load_scenes(config, size).scenes
+    module = GramMeter(
+        load_priors(config), rules, settings, num_frames=size.num_frames, baselines=False, offload=config.offload
+    )
+    trainer = make_trainer(config.trainer, folder, [], [])
+    ensure_writable(folder)
+    results: Any = trainer.predict(module, DataLoader(scenes, batch_size=None))  # type: ignore[arg-type]
+    if rank_zero_only.rank == 0:
+        facts = {"split": config.scenes.split, "scenes": [s.name for s in scenes], **facts_of(config), "config": text}
+        write(folder, results, facts)
+    return 0
+
+
+def write(folder: Path, results: Sequence[Measured], facts: dict[str, Any]) -> None:
+    """calibrated.json and calibrated.csv."""
+    grams = averaged([r.grams for r in results])
+    tensors = {name: value.tolist() for name, value in grams._asdict().items() if isinstance(value, Tensor)}
+    write_json(folder / "calibrated.json", {"format": FORMAT, "halves": list(grams.halves), **tensors, "facts": facts})
+    found = {
+        "truth": grams.truth,
+        "convex": torch.stack([r.convex for r in results]).mean(dim=0),
+        **{f"{name}_alone": errors(grams, {f"{name}.cond": torch.ones(())}) for name in ("video", "multiview")},
+        "even": errors(grams, {"video.cond": torch.tensor(0.5), "multiview.cond": torch.tensor(0.5)}),
+        "calibrated": errors(grams, by_half(fit(grams))),
+        "sum_to_one": errors(grams, by_half(fit(grams, sum_to_one=True))),
+        "conditional": errors(grams, by_half(fit(grams, conditional=True))),
+    }
+    rows = [
+        {"sigma": sigma, "turns": turn, **{name: value[i, j].item() for name, value in found.items()}}
+        for i, sigma in enumerate(grams.sigmas.tolist())
+        for j, turn in enumerate(grams.turns.tolist())
+    ]
+    write_text(folder / "calibrated.csv", csv_text(rows))
+
+
+def read_grams(path: Path) -> Grams:
+    """What `write` wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert found["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"composition.file={path}: not a file that `d2 calibrate` has written") from error
+    tensors = {name: torch.tensor(found[name], dtype=torch.float64) for name in Grams._fields if name != "halves"}
+    return Grams(halves=tuple(found["halves"]), **tensors)
+
+
+def from_file(
+    *, file: str | None = None, ridge: float = 1e-4, sum_to_one: bool = False, conditional: bool = False
+) -> Compose:
+    """The calibrated composition of a file's moments, fitted as told (see `fit`)."""
+    if file is None:
+        raise ValueError("composition.file=null: give the file that `d2 calibrate` has written, calibrated.json")
+    return calibrated(table=fit(read_grams(Path(file)), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional))

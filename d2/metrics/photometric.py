@@ -1,0 +1,118 @@
+"""Whether neighbouring views show one thing: colours carried from view to view by the true depth, where it is known.
+
+Every solid pixel of a view goes out to its point in the world and from there into the neighbouring view; where that
+view sees the same point, by its own depth, the two colours are compared. Shading that turns with the camera, texture
+finer than a pixel and depth averaged over one leave a floor, which the truth itself shows.
+
+Axes: v views, f frames, n four neighbouring pixels, c h w. Pixels are in [0, 1], on white. Lengths are in world units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2.data.scene import Truth
+from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_positions
+
+SOLID = 0.999  # coverage of a pixel that shows the object alone
+TOLERANCE = 2.0  # of the depth test, in pixels' widths at the ring's centre: a surface is seen at a slant
+PSNR_CAP = 100.0  # dB, as in reference.py
+NAMES = ("photometric_error", "photometric_psnr", "photometric_ratio", "photometric_seen")
+
+
+class Seen(NamedTuple):
+    """Where the pixels of one view lie in another, at every frame."""
+
+    corners: Tensor  # f h w n, int64: flat indices of the pixels around, valid where visible
+    shares: Tensor  # f h w n: what each has in the colour there
+    visible: Tensor  # f h w, bool
+
+
+def photometric_metrics(
+    sample: Tensor,  # v f 3 h w
+    truth: Truth,
+    cameras: Cameras,
+) -> dict[str, float]:
+    """Over all pairs of neighbours on the ring, both ways, and all pixels of the one that the other sees too:
+
+    photometric_error: mean absolute difference of colours.
+    photometric_psnr: of their mean squared difference, in dB, at most 100.
+    photometric_ratio: photometric_error over that of the truth; 1 is ideal.
+    photometric_seen: share of the solid pixels that are compared; it depends on the truth alone.
+    NaN for a single view, or where nothing is compared.
+    """
+    assert sample.shape == truth.pixels.shape, f"sample {sample.shape}, truth {truth.pixels.shape}"
+    count = len(sample)
+    pairs = [(i, j % count) for i in range(count) for j in (i - 1, i + 1) if j % count != i]
+    absolute = squared = true_absolute = 0.0
+    compared = solid = 0
+    for view, other in pairs:
+        seen = seen_from(truth, cameras, view, other)
+        change = colour_change(sample, seen, view, other)
+        absolute, squared = absolute + float(change.abs().sum()), squared + float(change.square().sum())
+        true_absolute += float(colour_change(truth.pixels, seen, view, other).abs().sum())
+        compared += int(seen.visible.sum())
+        solid += int((truth.masks[view] > SOLID).sum())
+    if not compared:
+        return dict.fromkeys(NAMES, math.nan)
+    mean_square = squared / (3 * compared)
+    psnr = PSNR_CAP if mean_square == 0 else min(-10 * math.log10(mean_square), PSNR_CAP)
+    ratio = absolute / true_absolute if true_absolute > 0 else math.nan
+    return dict(zip(NAMES, (absolute / (3 * compared), psnr, ratio, compared / solid), strict=True))
+
+
+def colour_change(
+    pixels: Tensor,  # v f 3 h w
+    seen: Seen,
+    view: int,
+    other: int,
+) -> Tensor:  # 3 m, float64, over the m pixels that are visible
+    """Colours of the pixels of `view`, less those that `other` has of the same points."""
+    frames = torch.arange(pixels.shape[1], device=pixels.device)[:, None, None, None].expand_as(seen.corners)
+    corners, shares = seen.corners[seen.visible], seen.shares[seen.visible]  # m n
+    around = pixels[other].double().flatten(-2)[frames[seen.visible], :, corners]  # m n 3
+    own = pixels[view].double().movedim(1, 0)[:, seen.visible]
+    return own - (shares[..., None] * around).sum(dim=1).mT
+
+
+def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:
+    """Carry every pixel of `view` into `other`; visible is what all four pixels there show, solid and as far away."""
+    depth, solid = truth.depth.double().squeeze(2), truth.masks.squeeze(2) > SOLID  # v f h w
+    frames, height, width = depth.shape[1:]
+    step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / height  # of a pixel, on the plane at distance 1
+    axes, position = camera_axes(cameras).to(depth), camera_positions(cameras).to(depth)
+    y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
+    rays = torch.stack([x * step, y * step, torch.ones_like(x)], dim=-1).to(depth)  # h w 3
+    points = torch.where(solid[view], depth[view], 1.0)[..., None] * rays
+    there = (points @ axes[view] + position[view] - position[other]) @ axes[other].mT  # f h w 3
+    column = there[..., 0] / there[..., 2] / step + (width - 1) / 2
+    row = there[..., 1] / there[..., 2] / step + (height - 1) / 2
+    left, top = column.floor(), row.floor()
+    inside = (left >= 0) & (left < width - 1) & (top >= 0) & (top < height - 1)
+    left, top = left.clamp(0, width - 2), top.clamp(0, height - 2)
+    a, b = column - left, row - top
+    shares = torch.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b], dim=-1)
+    corner = (top * width + left).long()
+    corners = torch.stack([corner, corner + 1, corner + width, corner + width + 1], dim=-1)
+    frame = torch.arange(frames, device=depth.device)[:, None, None, None]
+    far = depth[other].flatten(1)[frame, corners]  # f h w n
+    same = (far - there[..., 2:]).abs() < TOLERANCE * step * RADIUS
+    agrees = (same & solid[other].flatten(1)[frame, corners]).all(dim=-1)
+    return Seen(corners, shares, solid[view] & inside & agrees)
+
+
+def camera_axes(cameras: Cameras) -> Tensor:  # v 3 3, float64
+    """World to camera: its rows point to the right, down and along the optical axis."""
+    a, e = cameras.azimuth_rad, cameras.elevation_rad
+    right = torch.stack([-a.sin(), a.cos(), torch.zeros_like(a)], dim=-1)
+    ahead = -camera_positions(cameras) / RADIUS
+    down = torch.stack([e.sin() * a.cos(), e.sin() * a.sin(), -e.cos()], dim=-1)
+    return torch.stack([right, down, ahead], dim=-2)
+
+
+def _centres(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64) - (count - 1) / 2

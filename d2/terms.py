@@ -1,0 +1,255 @@
+"""The terms of a scene: each prior under its conditions, on its cut of the matrix.
+
+Plain Python: no configuration, no Lightning, no files. Axes: v views, f frames, a anchor frames, b sequences, t along a
+sequence, c h w; pixels are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from d2.matrix import Cameras, Cut, column_windows, columns, row_windows, rows, single_cells
+from d2.noise import Stream
+from d2.priors.first_stage import FirstStage
+from d2.priors.prior import Condition, Prior, denoiser
+from d2.priors.tiny import motion_bucket, polar_rad
+from d2.sampling import Term, karras_sigmas
+
+
+class Draw(Protocol):
+    """Where noise comes from: `partial(draw, seed)`, or a record of it."""
+
+    def __call__(self, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor: ...
+
+
+class Priors(NamedTuple):
+    """The frozen networks of a run. Where a prior has no encoder or decoder of its own, the first stage serves."""
+
+    video: Prior
+    multiview: Prior
+    first_stage: FirstStage
+
+
+@dataclass(frozen=True)
+class Unary:
+    """Cells denoised as single images: by which network, and what it is told of them."""
+
+    prior: Literal["video", "multiview"] = "multiview"
+    told: Literal["none", "anchor", "column", "row"] = (
+        "anchor"  # the input at the anchor, at the cell's frame; its orbit
+    )
+    cond_aug: float | None = None  # None: the prior's own; more makes it less sure of what it is told
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The plain numbers of sampling."""
+
+    num_steps: int = 20
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    start: Literal["noise", "multiview"] = "noise"  # of the joint sampling: noise alone, or added to the orbit
+    hold: tuple[str, ...] = ()  # cells whose latents are known and stay: input_row, reference_column
+    reinit: int = 0  # further passes of orbit and clip, each from noise that remembers the pass before (FreeInit)
+    keep_picture: bool = True  # a clip made of a picture starts with the picture itself, not with the sampled frame
+    conv_blend: float | None = None  # share of a column itself in what its pixels attend to; None: all, and alone
+    azimuth_sign: Literal[1, -1] = 1  # -1 where the multi-view prior's azimuth grows clockwise seen from above
+    sequences_per_call: int | None = None
+    encode_chunk: int = 8  # pictures of reference encoded at once
+    decode_chunk: int | None = None  # frames of a clip decoded at once, unseen by the others; None: all
+    anchor_frames: tuple[int, ...] = (0,)  # an orbit is sampled at each, for the window of the rows that starts there
+    video_window: int | None = None  # frames that a row's prior sees at once; None: all
+    multiview_window: int | None = None  # views that a column's prior sees at once; None: all
+    multiview_dilation: int = 1  # views from one of a window to its next
+    unary: Unary | None = None
+    video_cond_aug: float = 0.02
+    multiview_cond_aug: float = 1e-5
+    fps_id: float = 7.0
+    motion_bucket_id: float | None = None  # None: measured on the clip
+
+    @property
+    def sigmas(self) -> list[float]:
+        return karras_sigmas(self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+
+
+def joint_terms(
+    clip: Tensor,  # f 3 h w, the input view
+    orbits: Tensor,  # a v 3 h w, of settings.anchor_frames
+    cameras: Cameras,
+    noise: Draw,
+    priors: Priors,
+    settings: Settings,
+) -> list[Term]:
+    """The terms of joint sampling: rows, columns, and cells by themselves where settings.unary says so."""
+    terms = [
+        video_term(orbits, clip, noise, priors, settings),
+        multiview_term(clip, cameras, noise, priors, settings),
+    ]
+    if settings.unary is not None:
+        terms.append(unary_term(settings.unary, clip, orbits[0], cameras, noise, priors, settings))
+    return terms
+
+
+def video_term(
+    orbits: Tensor,  # a v 3 h w, the pictures that rows are told
+    clip: Tensor,  # f 3 h w, whose motion is measured
+    noise: Draw,
+    priors: Priors,
+    settings: Settings,
+) -> Term:
+    """Rows under the orbit; in windows, each under the orbit of the anchor frame it starts at."""
+    v, f, window = orbits.shape[1], len(clip), settings.video_window
+    if window is None or window >= f:
+        if len(orbits) > 1:
+            raise ValueError(
+                f"scenes.anchor_frames={list(settings.anchor_frames)}: a whole row is told one picture; "
+                "give one frame, or video.window=N"
+            )
+        cut = rows(v, f)
+    else:
+        cut = row_windows(v, f, window, settings.anchor_frames)
+    unit = noise("augmentation", tuple(orbits.flatten(0, 1).shape), step=0)
+    scalars = video_scalars(clip, cut.cells.shape[:2], settings, settings.video_cond_aug)
+    references, first_stage = orbits.flatten(0, 1), priors.first_stage
+    condition = bind_condition(
+        priors.video, references, scalars, cut.cells.shape[1], unit, first_stage, settings.encode_chunk
+    )
+    return Term("video", cut, denoiser(priors.video, *condition))
+
+
+def multiview_term(
+    references: Tensor,  # f 3 h w, the input view's picture each column is told
+    cameras: Cameras,
+    noise: Draw,
+    priors: Priors,
+    settings: Settings,
+) -> Term:
+    """Columns under the frames of the input view, in the order in which the prior's azimuth grows."""
+    v, f = cameras.num_views, len(references)
+    window = settings.multiview_window or v
+    cut = columns(v, f) if window >= v else column_windows(v, f, window, settings.multiview_dilation)
+    azimuth = prior_azimuth(cameras, settings)
+    order = azimuth[cut.cells[..., 0]].argsort(dim=1, stable=True)
+    cut = Cut(
+        cut.cells.gather(1, order[..., None].expand(-1, -1, 2)),
+        cut.blend.gather(1, order),
+    )
+    views, frame = cut.cells[..., 0], cut.cells[:, 0, 1]
+    scalars = multiview_scalars(azimuth[views], cameras.elevation_rad[views], settings.multiview_cond_aug, references)
+    unit = noise("augmentation", tuple(references.shape), step=1)
+    condition = bind_condition(
+        priors.multiview,
+        references[frame],
+        scalars,
+        views.shape[1],
+        unit[frame],
+        priors.first_stage,
+        settings.encode_chunk,
+    )
+    return Term("multiview", cut, denoiser(priors.multiview, *condition, blend_weight=settings.conv_blend))
+
+
+def unary_term(
+    unary: Unary,
+    clip: Tensor,  # f 3 h w, the input view
+    orbit: Tensor,  # v 3 h w
+    cameras: Cameras,
+    noise: Draw,
+    priors: Priors,
+    settings: Settings,
+) -> Term:
+    """Cells as single images (`image_only_indicator` 1).
+
+    Told its row's picture, a cell of the multi-view prior is told that picture as one of its own camera.
+    """
+    v, f = cameras.num_views, len(clip)
+    anchor = settings.anchor_frames[0]
+    references, axes = {
+        "none": (clip[anchor : anchor + 1], "1 (v f)"),
+        "anchor": (clip[anchor : anchor + 1], "1 (v f)"),
+        "column": (clip, "f v"),
+        "row": (orbit, "v f"),
+    }[unary.told]
+    own = settings.video_cond_aug if unary.prior == "video" else settings.multiview_cond_aug
+    aug = own if unary.cond_aug is None else unary.cond_aug
+    if unary.prior == "video":
+        grid = video_scalars(clip, (v, f), settings, aug)
+    else:
+        azimuth = torch.full((v,), 2 * math.pi) if unary.told == "row" else prior_azimuth(cameras, settings)
+        azimuth, elevation = (repeat(angle, "v -> v f", f=f) for angle in (azimuth, cameras.elevation_rad))
+        grid = multiview_scalars(azimuth, elevation, aug, clip)
+    scalars = {name: rearrange(value, f"v f -> {axes}") for name, value in grid.items()}
+    unit = noise("augmentation", tuple(references.shape), step=2)
+    prior = priors.video if unary.prior == "video" else priors.multiview
+    length = scalars["cond_aug"].shape[1]
+    halves = bind_condition(prior, references, scalars, length, unit, priors.first_stage, settings.encode_chunk)
+    cond, uncond = (
+        Condition(*(rearrange(part, f"{axes} ... -> (v f) 1 ...", v=v, f=f) for part in half)) for half in halves
+    )
+    cond = uncond if unary.told == "none" else cond
+    return Term("unary", single_cells(v, f), denoiser(prior, cond, uncond, image_only=True))
+
+
+def prior_azimuth(cameras: Cameras, settings: Settings) -> Tensor:
+    """Azimuths as the multi-view prior counts them, the input view's 2π, as published: v."""
+    azimuth = (settings.azimuth_sign * cameras.azimuth_rad).remainder(2 * math.pi)
+    return torch.where(azimuth < 1e-6, 2 * math.pi, azimuth)
+
+
+def video_scalars(
+    clip: Tensor,  # f 3 h w
+    shape: tuple[int, ...],
+    settings: Settings,
+    cond_aug: float,
+) -> dict[str, Tensor]:
+    """What a video prior is told of every cell."""
+    motion = settings.motion_bucket_id
+    motion = float(motion_bucket(clip)) if motion is None else motion
+    facts = {"fps_id": settings.fps_id, "motion_bucket_id": motion, "cond_aug": cond_aug}
+    return {name: torch.full(tuple(shape), value, device=clip.device) for name, value in facts.items()}
+
+
+def multiview_scalars(
+    azimuth_rad: Tensor,  # b t
+    elevation_rad: Tensor,  # b t
+    cond_aug: float,
+    like: Tensor,
+) -> dict[str, Tensor]:
+    """What a multi-view prior is told of every cell."""
+    angles = {"polars_rad": polar_rad(elevation_rad), "azimuths_rad": azimuth_rad}
+    scalars = {name: angle.to(like.device) for name, angle in angles.items()}
+    return scalars | {"cond_aug": torch.full(azimuth_rad.shape, cond_aug, device=like.device)}
+
+
+@torch.no_grad()
+def bind_condition(
+    prior: Prior,
+    references: Tensor,  # b 3 h w, in [0, 1]
+    scalars: dict[str, Tensor],  # name -> b t
+    length: int,
+    noise: Tensor,  # b 3 h w, unit
+    encoder: FirstStage,  # of priors that have none of their own
+    chunk: int,  # pictures at once
+) -> tuple[Condition, Condition]:
+    """Conditional and unconditional halves of a term's sequences."""
+    own, unit = None if prior.encoder is not None else encoder, noise.to(references)
+    parts = [
+        prior.condition(
+            to_images(references[i]), unit[i], {name: scalars[name][i] for name, _ in prior.config.scalars}, length, own
+        )
+        for i in torch.arange(len(references)).split(chunk)
+    ]
+    cond, uncond = (Condition(*map(torch.cat, zip(*half, strict=True))) for half in zip(*parts, strict=True))
+    return cond, uncond
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1]."""
+    return pixels * 2 - 1

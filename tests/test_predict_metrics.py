@@ -1,0 +1,238 @@
+"""Metrics inside the predict loop of `d2 sample`: the arithmetic of `d2 evaluate`, whatever ranks do which scene."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_encoder import random_matrix, save_small_encoder, small_encoder
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d2 import cli
+from d2.config import TrainerConfig
+from d2.data import world4d
+from d2.data.scene import Scene
+from d2.lit.callbacks import SceneOutputs
+from d2.lit.matrix_sampler import BASELINES, MatrixSampler
+from d2.lit.sample_job import load_scenes, make_rules, make_settings
+from d2.lit.scene_figures import measure_scene, tables_of
+from d2.lit.tiers import load_priors, sizes
+from d2.lit.trainer import make_trainer
+from d2.matrix import camera_ring
+from d2.metrics.clip import matrix_embeddings, neighbour_similarity
+from d2.metrics.features import FeatureNetwork, Resize
+from d2.metrics.metric import METRIC_NAMES, matrix_metrics
+from d2.metrics.suite import Suite
+from d2.metrics.video_sets import TRAVERSALS, set_features, video_distances
+
+Predict = Callable[..., Path]
+SMALL = ["sampler.num_steps=2", "sampler.sequences_per_call=1", "matrix.num_views=3", "matrix.num_frames=3"]
+METHODS = ["joint", *BASELINES, "true_orbit_repeated", "autoencoder_ceiling"]
+IMAGE_NAMES = ["similarity[patches]", "neighbour_frames[patches]", "neighbour_views[patches]"]
+
+
+def patches() -> FeatureNetwork:
+    """A network of pictures that is none: the mean colours of 2 × 2 patches."""
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+    resize = Resize(64, "bilinear", antialias=True, crop=True)
+    return FeatureNetwork("patches", "", "", resize, "x", 1, None, 12, encode, None)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    metrics = ("reference", "consistency", "video", "clip")
+    return Suite(metrics, tuple(TRAVERSALS), small_encoder(tmp_path), (patches(),), (), {})
+
+
+@pytest.fixture
+def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_path: Path) -> Predict:
+    """A predict loop over four scenes, baselines and all, with the callback in so many processes: the run's folder."""
+
+    def run(world: int, scenes: list[Scene] | None = None) -> Path:
+        cli.register()
+        config = cli.composed_from("sample", [*small_weights, *SMALL, "scenes.count=4"]).config
+        scenes = load_scenes(config, sizes(config)).scenes if scenes is None else scenes
+        rules, settings = make_rules(config), make_settings(config)
+        module = MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=True)
+        folder = tmp_path / f"world_{world}"
+        outputs = SceneOutputs(folder, config="", facts={}, pages=False, load_suite=lambda _: suite)
+        trainer = TrainerConfig("cpu", world, "ddp_fork" if world > 1 else "auto")
+        loader = DataLoader(scenes, batch_size=None)  # type: ignore[arg-type]
+        make_trainer(trainer, folder, [], [outputs]).predict(module, loader, return_predictions=False)
+        return folder
+
+    return run
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(row: dict[str, str]) -> dict[str, float]:
+    return {key: float(value) for key, value in row.items() if key not in ("scene", "method", "metric", "network")}
+
+
+def truth_of(scene: Scene) -> Any:
+    assert scene.truth is not None
+    return scene.truth
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same_tables(predict: Predict) -> None:
+    """Four scenes: one process has none of the fourth round, and features come together in the order of scenes."""
+    one = predict(1)
+    for world in (2, 3):
+        many = predict(world)
+        for name in ("metrics.csv", "set_metrics.csv"):
+            mine, theirs = rows_of(one / name), rows_of(many / name)
+            assert len(mine) == len(theirs) > 0
+            for a, b in zip(mine, theirs, strict=True):
+                assert numbers(a) == pytest.approx(numbers(b), abs=1e-6, rel=1e-6, nan_ok=True)
+                assert [a.get(k) for k in ("scene", "method", "metric")] == [
+                    b.get(k) for k in ("scene", "method", "metric")
+                ]
+
+
+def test_the_tables_hold_every_scene_once_and_every_set(predict: Predict) -> None:
+    folder = predict(1)
+    rows, sets = rows_of(folder / "metrics.csv"), rows_of(folder / "set_metrics.csv")
+    assert [(row["method"], row["scene"]) for row in rows] == [(m, f"test_000{i}") for m in METHODS for i in range(4)]
+    assert list(rows[0]) == ["scene", "method", *METRIC_NAMES, *IMAGE_NAMES]
+    assert [row["method"] for row in sets] == [m for m in METHODS for _ in range(2 * len(TRAVERSALS) + 2)]
+    joint = {row["metric"]: row for row in sets if row["method"] == "joint"}
+    fvd, fid = joint["fvd_f[world4d-encoder]"], joint["fid[patches]"]
+    assert (fvd["network"], fvd["objects"], fvd["sampled"], fvd["true"]) == ("world4d-encoder", "4", "12", "12")
+    assert (fid["network"], fid["sampled"]) == ("patches", "36")
+    assert float(fvd["low"]) < float(fvd["value"]) < float(fvd["high"])
+
+
+def test_the_figures_are_those_of_d2_evaluate(predict: Predict, suite: Suite, tmp_path: Path) -> None:
+    """Which reads the same pictures from the run's files, where they have 8 bits."""
+    folder = predict(1)
+    save_small_encoder(tmp_path / "encoder.safetensors")
+    line = [
+        f"run={folder}",
+        f"output_dir={tmp_path / 'evaluated'}",
+        f"features_file={tmp_path / 'encoder.safetensors'}",
+    ]
+    assert cli.run(["evaluate", *line, "trainer=cpu"]) == 0
+    evaluated = {(r["object"], r["metric"]): float(r["value"]) for r in rows_of(tmp_path / "evaluated" / "results.csv")}
+    joint = [row for row in rows_of(folder / "metrics.csv") if row["method"] == "joint"]
+    for row in joint:
+        own = {name: float(row[name]) for name in METRIC_NAMES}
+        theirs = {name: evaluated[row["scene"], name] for name in METRIC_NAMES}
+        assert own == pytest.approx(theirs, rel=2e-2, abs=2e-2, nan_ok=True)
+    sets = [
+        r for r in rows_of(folder / "set_metrics.csv") if (r["method"], r["network"]) == ("joint", "world4d-encoder")
+    ]
+    assert len(sets) == 2 * len(TRAVERSALS)
+    for row in sets:
+        assert float(row["value"]) == pytest.approx(evaluated["all", row["metric"]], rel=2e-2, abs=1e-4)
+
+
+def scene(index: int, *, truth: bool = True) -> Scene:
+    made = world4d.scene("test", index, num_views=3, num_frames=4, size=16)
+    return made if truth else made._replace(truth=None)
+
+
+def test_measuring_is_what_the_functions_say(suite: Suite) -> None:
+    scenes = [scene(i) for i in range(3)]
+    samples = [random_matrix(i, 3, 4) for i in range(3)]
+    measured = {i: measure_scene(suite, {"joint": samples[i]}, scenes[i]) for i in (2, 0, 1)}
+    tables = tables_of(suite, measured)
+    assert list(tables.scenes["joint"]) == [0, 1, 2]
+    for i, figures in tables.scenes["joint"].items():
+        wanted = matrix_metrics(samples[i], truth_of(scenes[i]), scenes[i].cameras)
+        assert {name: figures[name] for name in METRIC_NAMES} == pytest.approx(wanted, nan_ok=True)
+        near = neighbour_similarity(matrix_embeddings(suite.images[0], samples[i]))
+        assert figures["neighbour_views[patches]"] == pytest.approx(near["views"])
+    assert suite.video is not None
+    sides = [set_features(side, suite.video) for side in (samples, [truth_of(each).pixels for each in scenes])]
+    found = {figure.metric: figure.value for figure in tables.sets["joint"]}
+    wanted = video_distances(sides[0], sides[1], suite.video.name)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    psnr = [figures["psnr"] for figures in tables.scenes["joint"].values()]
+    assert tables.means["joint"]["psnr"] == pytest.approx(sum(psnr) / 3)
+
+
+def test_a_scene_without_truth_has_what_needs_none_and_is_in_no_set(suite: Suite) -> None:
+    scenes = {i: scene(i, truth=i != 1) for i in range(3)}
+    measured = {i: measure_scene(suite, {"joint": random_matrix(i, 3, 4)}, each) for i, each in scenes.items()}
+    tables = tables_of(suite, measured)
+    assert set(tables.scenes["joint"][1]) == {"neighbour_frames[patches]", "neighbour_views[patches]"}
+    assert math.isnan(tables.means["joint"]["psnr"])
+    others = tables_of(suite, {i: measured[i] for i in (0, 2)})
+    assert tables.sets == others.sets and {figure.objects for figure in tables.sets["joint"]} == {2}
+
+
+def test_nothing_measured_nothing_in_the_tables(suite: Suite) -> None:
+    alone = measure_scene(suite._replace(metrics=("reference", "consistency"), video=None, images=()), {}, scene(0))
+    assert alone == {} and tables_of(None, {0: alone}) == ({}, {}, {})
+
+
+def test_camera_figures_follow_the_scene() -> None:
+    """The input view is the cameras', not the last one by chance."""
+    made, sample = scene(0), random_matrix(0, 3, 4)
+    figures = partial(matrix_metrics, sample, truth_of(made))
+    turned = camera_ring(3)._replace(input_view=0)
+    assert figures(made.cameras)["psnr_unseen"] != figures(turned)["psnr_unseen"]
+    assert figures(made.cameras)["psnr"] == figures(turned)["psnr"]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_measures_videos(d2_sample: Callable[..., int], tmp_path: Path) -> None:
+    save_small_encoder(tmp_path / "encoder.safetensors")
+    line = ["metrics=[reference,video]", f"features_file={tmp_path / 'encoder.safetensors'}", "scenes.count=2"]
+    assert d2_sample(*line, "logger=csv", "pages=true") == 0
+    out = tmp_path / "out"
+    assert list(rows_of(out / "metrics.csv")[0]) == ["scene", "method", *METRIC_NAMES]
+    sets = {row["metric"]: row for row in rows_of(out / "set_metrics.csv")}
+    assert len(sets) == 2 * len(TRAVERSALS) and sets["fv4d[world4d-encoder]"]["sampled"] == "2"
+    logged = [row["set/fvd_f[world4d-encoder]"] for row in rows_of(out / "log" / "metrics.csv")]
+    assert [value for value in logged if value] == [sets["fvd_f[world4d-encoder]"]["value"]]
+    assert "fvd_f[world4d-encoder]" in (out / "index.html").read_text()
+    assert d2_sample("scenes.count=2") == 0 and not (out / "set_metrics.csv").exists()  # of the run before
+    assert load_file(out / "test_0000" / "matrix.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["metrics=[reference,video]", "features_file=none.safetensors"], "features=world4d-encoder: none.safetensors"),
+        (["metrics=[video]", "features=i3d", "features_file=none.pt"], "features=i3d: none.pt is not there; put it"),
+        (["metrics=[clip]"], "clip.file=null: metrics=[clip] needs a file of weights"),
+        (["metrics=[clip]", "clip.file=none.pt"], "none.pt: no such file; put open_clip's weights of ViT-B-32 there"),
+        (["metrics=[energy]"], "choose from [reference, video, clip], or [] for none"),
+        (["metrics=[video]", "features=c3d"], "features=c3d: choose world4d-encoder or i3d"),
+    ],
+)
+def test_what_is_missing_stops_the_run_at_its_start(
+    line: list[str], says: str, d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert d2_sample(*line) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert says in said and said.startswith("d2: ") and not (tmp_path / "out").exists()
+
+
+def test_matrices_too_small_for_the_network_are_refused_before_they_are_sampled(
+    d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_small_encoder(tmp_path / "encoder.safetensors")
+    line = ["metrics=[video]", f"features_file={tmp_path / 'encoder.safetensors'}", "matrix.num_frames=1"]
+    assert d2_sample(*line) == 2
+    said = capfd.readouterr().err
+    assert "needs at least 2 frames; leave out f (1), diag (1)" in said and said.count("\n") == 1

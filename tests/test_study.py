@@ -1,0 +1,283 @@
+"""Studies, single runs and sweeps leave the same long table; what was finished is not sampled again."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from d2 import cli
+from d2.io import read_matrix, read_truth
+from d2.lit import study
+from d2.lit.cost import cell_evaluations
+from d2.lit.results import COST, Row, by_variant, table_rows
+from d2.metrics.energy import energy_score, object_disc
+from d2.pipeline import Rules
+from d2.rules import renoise, solver, weights
+from d2.rules.composition import convex, linear
+from d2.terms import Settings, Unary
+
+Run = Callable[..., int]
+TWO = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
+HEAD = ["variant", "scene", "metric", "value", "seed", "config", "commit"]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as f:
+        return list(csv.DictReader(f))
+
+
+def value(path: Path, **key: str) -> float:
+    (row,) = [row for row in rows_of(path) if all(row[name] == wanted for name, wanted in key.items())]
+    return float(row["value"])
+
+
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "plot", lambda *_: None)  # seconds
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The folders that a study sampled, with the number of their scenes."""
+    own, folders = study.predict, []
+
+    def predict(config: Any, module: Any, scenes: Any, folder: Path, text: str) -> None:
+        folders.append((folder.name if folder.name != "out" else ".", len(scenes)))
+        own(config, module, scenes, folder, text)
+
+    monkeypatch.setattr(study, "predict", predict)
+    return folders
+
+
+# --- the long table --------------------------------------------------------------------------------------------------
+
+
+def test_a_single_run_leaves_its_figures_under_its_own_name(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("seed=7", "baselines=true") == 0
+    rows = rows_of(tmp_path / "out" / "results.csv")
+    assert list(rows[0]) == HEAD and {row["seed"] for row in rows} == {"7"}
+    assert {row["variant"] for row in rows} >= {"out", "columns_alone", "rows_alone", "show_input"}
+    metrics = {row["method"]: row for row in rows_of(tmp_path / "out" / "metrics.csv")}
+    for variant, method in (("out", "joint"), ("columns_alone", "columns_alone")):
+        for name in ("psnr_masked", "sharpness", "own_frame"):
+            found = value(tmp_path / "out" / "results.csv", variant=variant, scene="test_0000", metric=name)
+            assert found == float(metrics[method][name])
+    assert all(row["config"] == "" for row in rows if row["variant"] != "out")
+
+
+def test_several_seeds_are_samples_of_one_scene(
+    d2_sample: Run, tmp_path: Path, predicted: list[tuple[str, int]]
+) -> None:
+    assert d2_sample(TWO, "seeds=[0,3]", "compare_to=columns") == 0
+    assert predicted == [("seed_0", 1)] * 2 + [("seed_3", 1)] * 2
+    out = tmp_path / "out"
+    folders = [out / "whole" / f"seed_{seed}" / "test_0000" for seed in (0, 3)]
+    samples = torch.stack([read_matrix(folder).pixels for folder in folders])
+    truth = read_truth(folders[0])
+    assert truth is not None and not torch.equal(samples[0], samples[1])
+    energy = energy_score(samples, truth.pixels, object_disc(64, 64))
+    of_all = {"variant": "whole", "scene": "test_0000", "seed": "all"}
+    for name, wanted in (("energy", energy.score), ("energy_error", energy.error), ("energy_spread", energy.spread)):
+        assert value(out / "results.csv", metric=name, **of_all) == pytest.approx(wanted, rel=1e-9)
+    # the mean of two samples is nearer to the truth than they are, in decibels at least on average
+    both = [value(out / "results.csv", variant="whole", metric="psnr_masked", seed=seed) for seed in ("0", "3")]
+    assert value(out / "results.csv", metric="psnr_masked_of_mean", **of_all) > sum(both) / 2
+    table = (out / "table.md").read_text()
+    assert "seeds 0, 3" in table and "| energy " in table and "cell_evaluations" in table
+
+    # A seed of a study is the run of that seed.
+    assert d2_sample("renoise=none", "seed=3", f"output_dir={tmp_path / 'alone'}") == 0
+    assert torch.equal(read_matrix(tmp_path / "alone" / "test_0000").pixels, samples[1])
+
+
+def test_seeds_need_no_variants(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("seeds=[0,1]") == 0
+    assert {row["variant"] for row in rows_of(tmp_path / "out" / "results.csv")} == {"out"}
+    assert (tmp_path / "out" / "seed_1" / "test_0000" / "matrix.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["seeds=[0,0]"], "seeds=[0, 0]: give different numbers"),
+        (["seeds=[-1]"], "seeds=[-1]: give different numbers, none below 0"),
+        (["seeds=[0,1]", "metrics=[]"], "a study compares figures"),
+        (["-m", "weights.curve.scale=0.2,0.8", "objective=nosuch"], "objective=nosuch: no such figure; choose energy"),
+        (["-m", "weights.curve.scale=0.2,0.8", "objective=energy"], "objective=energy: wants several samples"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    line: list[str], says: str, d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert d2_sample(*line) == 2
+    err = capfd.readouterr().err
+    assert says in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+# --- going on after a kill -------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone; nothing catches it."""
+
+
+def test_a_study_goes_on_with_the_scene_at_which_it_was_killed(
+    d2_sample: Run, tmp_path: Path, predicted: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [TWO, "scenes.count=3", "baselines=true"]
+    assert d2_sample(*line, f"output_dir={tmp_path / 'straight'}") == 0
+    predicted.clear()
+    own = study.MatrixSampler.predict_step
+
+    def kill(self: Any, batch: Any, batch_idx: int) -> Any:
+        if batch.name == "test_0002":
+            raise Killed
+        return own(self, batch, batch_idx)
+
+    monkeypatch.setattr(study.MatrixSampler, "predict_step", kill)
+    with pytest.raises(BaseException):  # noqa: B017  (Lightning may wrap it)
+        d2_sample(*line)
+    assert not (tmp_path / "out" / "results.csv").exists()
+    monkeypatch.setattr(study.MatrixSampler, "predict_step", own)
+    assert d2_sample(*line) == 0
+    assert predicted == [("whole", 3), ("whole", 1), ("columns", 3)]
+    assert rows_of(tmp_path / "out" / "whole" / "metrics.csv") == rows_of(
+        tmp_path / "straight" / "whole" / "metrics.csv"
+    )
+    named = [{**row, "config": ""} for row in rows_of(tmp_path / "out" / "results.csv")]
+    assert named == [{**row, "config": ""} for row in rows_of(tmp_path / "straight" / "results.csv")]
+    predicted.clear()
+    assert d2_sample(*line) == 0
+    assert predicted == []
+
+
+def test_scenes_of_another_configuration_are_not_taken_for_its_own(
+    d2_sample: Run, tmp_path: Path, predicted: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert d2_sample("+variants={a:[]}", "scenes.count=2") == 0
+    own = study.MatrixSampler.predict_step
+    monkeypatch.setattr(study.MatrixSampler, "predict_step", lambda *_: (_ for _ in ()).throw(Killed()))
+    changed = ["+variants={a:['weights=video']}", "scenes.count=2"]
+    with pytest.raises(BaseException):  # noqa: B017
+        d2_sample(*changed)
+    monkeypatch.setattr(study.MatrixSampler, "predict_step", own)
+    predicted.clear()
+    assert d2_sample(*changed) == 0
+    assert predicted == [("a", 2)]
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_leaves_one_table_of_all_its_points(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("-m", "renoise=none", "weights.curve.scale=0.2,0.8", "seed=0,1") == 0
+    rows = rows_of(tmp_path / "out" / "results.csv")
+    assert list(rows[0]) == HEAD
+    names = ["weights.curve.scale=0.2", "weights.curve.scale=0.8"]
+    assert sorted({row["variant"] for row in rows}) == names  # the seed is no variant, what is fixed no part of a name
+    assert {row["seed"] for row in rows} == {"0", "1", "all"}
+    for point, (name, seed) in enumerate((n, s) for n in names for s in "01"):
+        own = rows_of(tmp_path / "out" / str(point) / "results.csv")
+        assert {(row["variant"], row["seed"]) for row in own} == {(name, seed)}
+        assert all(row in rows for row in own)
+    assert "energy" in (tmp_path / "out" / "table.md").read_text()
+    assert not (tmp_path / "out" / ".codes").exists()
+
+
+def test_a_finished_point_is_not_run_again(d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = ["-m", "weights.curve.scale=0.2,0.8"]
+    assert d2_sample(*line) == 0
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/matrix.safetensors")}
+    table = rows_of(tmp_path / "out" / "results.csv")
+    assert len(stamps) == 2
+    (tmp_path / "out" / "1" / "test_0000" / "matrix.safetensors").unlink()
+    capfd.readouterr()
+    assert d2_sample(*line) == 0
+    err = capfd.readouterr().err.splitlines()
+    assert err == [f"d2: {tmp_path / 'out' / '0'}: finished before, not run again", "sampling test_0000 (1 of 1)"]
+    for path, stamp in stamps.items():
+        assert (path.stat().st_mtime_ns == stamp) == (path.parts[-3] == "0")
+    assert rows_of(tmp_path / "out" / "results.csv") == table
+    assert d2_sample("-m", "weights.curve.scale=0.3,0.8") == 0  # the first point is another one
+    assert (tmp_path / "out" / "0" / "test_0000" / "matrix.safetensors").stat().st_mtime_ns not in stamps.values()
+
+
+def test_only_sampling_and_training_have_points(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["report", "-m", "seed=0,1"]) == 2
+    assert "-m: d2 report has no points" in capfd.readouterr().err
+
+
+# --- what a rule costs -----------------------------------------------------------------------------------------------
+
+
+def rules(**changes: Any) -> Rules:
+    def share(step: Any, cameras: Any, num_frames: int) -> Any:
+        return weights.scheduled(
+            step, cameras, num_frames, curve=partial(weights.constant, scale=0.5), profile=weights.flat
+        )
+
+    def one(step: Any, cameras: Any, num_frames: int) -> Any:
+        ones = torch.ones(cameras.num_views, num_frames, dtype=torch.float64)
+        return {"video": ones, "multiview": ones}
+
+    return Rules(renoise.none, share, one, linear(coefficients=convex), solver.euler)._replace(**changes)
+
+
+def two(step: Any, cameras: Any, num_frames: int) -> Any:
+    twos = torch.full((cameras.num_views, num_frames), 2.0, dtype=torch.float64)
+    return {"video": twos, "multiview": twos}
+
+
+def test_the_cost_of_a_rule_is_counted_by_hand() -> None:
+    v, f, n = 4, 3, 5
+    settings = Settings(num_steps=n)
+    assert cell_evaluations(rules(), settings, v, f) == 2 * n * v * f  # scale 1: the conditional halves alone
+    assert cell_evaluations(rules(guidance=two), settings, v, f) == 4 * n * v * f
+    alone = rules(weights=partial(weights.alone, term="video"))
+    assert cell_evaluations(alone, settings, v, f) == n * v * f
+    assert cell_evaluations(rules(solver=solver.heun), settings, v, f) == 2 * (2 * n - 1) * v * f
+    vrs = rules(renoise=partial(renoise.vrs, steps=2, repeats=2))
+    assert cell_evaluations(vrs, settings, v, f) == 2 * (n + 2) * v * f
+    unary = Settings(num_steps=n, unary=Unary())
+
+    def three(w: Any, scales: Any) -> Any:
+        zero = torch.zeros_like(w["video"])
+        return {name: (zero, torch.ones_like(zero)) for name in ("video", "multiview", "unary")}
+
+    assert cell_evaluations(rules(compose=linear(coefficients=three)), unary, v, f) == 3 * n * v * f
+
+
+def test_the_table_of_a_run_holds_the_cost_of_its_own_rule(d2_sample: Run, tmp_path: Path) -> None:
+    assert d2_sample("baselines=true", "renoise=none", "guidance=none", "weights=constant") == 0
+    results = tmp_path / "out" / "results.csv"
+    costs = {name: value(results, variant=name, metric=COST) for name in ("out", "columns_alone", "rows_alone")}
+    assert costs["out"] == 2 * 2 * 9 and costs["columns_alone"] == costs["rows_alone"] == 2 * 9
+
+
+# --- averages --------------------------------------------------------------------------------------------------------
+
+
+def long(variant: str, scene: str, seed: int, value: float, metric: str = "psnr_masked") -> Row:
+    return Row(variant, scene, metric, value, str(seed), "c", "")
+
+
+def test_a_scene_counts_once_however_many_seeds_it_has() -> None:
+    rows = [long("a", "s", seed, float(seed)) for seed in range(4)] + [long("a", "t", 0, 9.5)]
+    assert by_variant(rows) == {"a": {"psnr_masked": {"s": 1.5, "t": 9.5}}}
+    (row,) = table_rows(by_variant(rows))
+    assert row["scenes"] == "2" and row["psnr_masked"].startswith("5.50 [1.50, 9.50]")
+
+
+def test_differences_are_paired_by_scene() -> None:
+    rows = [long("a", f"s{i}", 0, 10.0 * i) for i in range(8)]
+    rows += [long("b", f"s{i}", 0, 10.0 * i + 1 + 0.1 * (i % 2)) for i in reversed(range(6))]
+    (row,) = table_rows(by_variant(rows), baseline="a")
+    assert row["variant"] == "b" and row["scenes"] == "6"  # scenes that both have
+    mean, low, high = (float(part.strip(",[]")) for part in row["psnr_masked"].split())
+    assert mean == pytest.approx(1.05) and 1.0 <= low < mean < high <= 1.1
