@@ -1,4 +1,4 @@
-"""`d2 sample | train | evaluate | report [group=choice] [key=value] [-m]`,
+"""`d2 sample | train | evaluate | calibrate | report [group=choice] [key=value] [-m]`,
 `d2 checkpoints list | verify FILE | download NAME`.
 
 With config.py the only user of hydra and omegaconf.
@@ -35,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 from d2.config import SampleConfig, asset, check, register, rule_files, rule_node
 
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
-COMMANDS = ("sample", "train", "evaluate", "report")
+COMMANDS = ("sample", "train", "evaluate", "calibrate", "report")
 RULES = ("renoise", "weights", "guidance", "composition", "solver")
 RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
 USAGE = f"usage: d2 {'|'.join(COMMANDS)} [group=choice] [key=value] [-m], or {CHECKPOINTS}"
@@ -120,6 +120,11 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
         quiet()
         return evaluate(composed.config)
+    if command == "calibrate":
+        from d2.lit.calibrate_job import calibrate
+
+        quiet()
+        return calibrate(composed.config, composed.text)
     if command == "report":
         from d2.lit.report_job import report
 
@@ -150,7 +155,9 @@ def composed_from(command: str, overrides: list[str]) -> Composed:
 
 
 def node_from(command: str, overrides: list[str]) -> DictConfig:
-    """Hydra's composition of conf/COMMAND.yaml with overrides."""
+    """Hydra's composition of conf/COMMAND.yaml with overrides; what is calibrated is configured as what is sampled."""
+    if command == "calibrate":
+        command, overrides = "sample", ["output_dir=outputs/calibrate", *overrides]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(asset("conf")), version_base="1.3"):
         try:

@@ -107,12 +107,22 @@ class LoggerConfig:
 
 
 @dataclass
+class ClipConfig:
+    file: str | None = None  # weights, safetensors or a plain state dict
+    model: str = "ViT-B-32"  # open_clip's name of them
+    text: str | None = None  # what every picture is compared with
+
+
+@dataclass
 class SampleConfig:
     """`d2 sample`."""
 
     seed: int = 0  # shifts every noise stream; a scene's own seed is added to it
     output_dir: str = "outputs/sample"  # a scene's folder of the same name is replaced
-    metrics: list[str] = field(default_factory=lambda: ["reference"])  # where truth is known; [] for none
+    metrics: list[str] = field(default_factory=lambda: ["reference"])  # of reference, video, clip; [] for none
+    features: str = "world4d-encoder"  # of metrics=[video]
+    features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/
+    clip: ClipConfig = field(default_factory=ClipConfig)  # of metrics=[clip]
     baselines: bool = True  # sample columns alone and rows alone too, for the table
     pages: bool = True  # write the HTML pages
     variants: dict[str, list[str]] = field(default_factory=dict)  # name -> overrides: a study in one process
@@ -172,13 +182,6 @@ class TrainConfig:
     prior: TrainPriorConfig = field(default_factory=TrainPriorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-
-
-@dataclass
-class ClipConfig:
-    file: str | None = None  # weights, safetensors or a plain state dict
-    model: str = "ViT-B-32"  # open_clip's name of them
-    text: str | None = None  # what every picture is compared with
 
 
 @dataclass
@@ -333,9 +336,9 @@ def _check_sample(config: SampleConfig) -> None:
             f"multiview.conv_blend={config.multiview.conv_blend}: columns in windows have no neighbours to look at; "
             "leave multiview.window or multiview.conv_blend null"
         )
-    unknown = set(config.metrics) - {"reference"}
+    unknown = set(config.metrics) - {"reference", "video", "clip"}
     if unknown:
-        raise ValueError(f"metrics={sorted(unknown)}: choose from [reference], or [] for none")
+        raise ValueError(f"metrics={sorted(unknown)}: choose from [reference, video, clip], or [] for none")
 
 
 def _check_evaluate(config: EvaluateConfig) -> None:

@@ -167,7 +167,7 @@ def write_disagreement(
     if not len(sigma):
         return
     write_tensors(folder / "disagreement.safetensors", {"sigma": sigma, "distance": distance}, {})
-    means = zip(sigma.tolist(), distance.flatten(1).nanmean(dim=1).tolist(), strict=True)
+    means = zip(sigma.tolist(), distance.cpu().flatten(1).nanmean(dim=1).tolist(), strict=True)
     lines = [f"{index},{s:.6g},{mean:.6g}" for index, (s, mean) in enumerate(means)]
     write_text(folder / "disagreement.csv", "\n".join(["step,sigma,video_multiview", *lines]) + "\n")
 

@@ -101,7 +101,7 @@ def sample_scene(
     def see(state: State) -> None:
         distance = disagreement(state)
         if distance is not None:
-            seen.append((state.step.sigma, distance.cpu().masked_fill(where, torch.nan)))
+            seen.append((state.step.sigma, distance.masked_fill(where.to(x.device), torch.nan)))
         if on_step:
             on_step(state)
 

@@ -60,6 +60,8 @@ LAYERS = {
         "d2.pipeline",
         "d2.terms",
         "d2.planner",
+        "d2.noise",
+        "d2.nn.video_encoder",
         "d2.rehearsal",
         "d2.config",
     ),

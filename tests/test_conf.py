@@ -26,6 +26,9 @@ ELSEWHERE = {  # group/option -> the test file that runs it: what needs other pr
     "multiview/sv3d_u": "test_published_sampling.py",
     "multiview/sv3d_p": "test_published_sampling.py",
     "matting/rembg": "test_published_sampling.py",
+    "composition/superposition_or": "test_superposition.py",  # of noise between all levels
+    "composition/superposition_and": "test_superposition.py",
+    "composition/calibrated": "test_calibrated.py",  # of a file
     "composition/inclusion_exclusion": "test_terms.py",  # of three terms
 }
 STEP = Step(0, 2, 0, 1, sigma=1.0, sigma_next=0.5)

@@ -234,6 +234,11 @@ def test_a_comparison_is_paired_and_refused_where_choices_differ(
     gain = sum(a[name, "0", "psnr"] - b[name, "0", "psnr"] for name in NAMES[:3]) / 3
     assert cells[3] == "3" and cells[5] == "3" and cells[4].startswith(f"{gain:+.4g} [")
     assert gain == pytest.approx(6.02, abs=0.5)  # half the error
+    assert d2_evaluate(f"run={run_folder}", "objects=[ant,bee,cat]", f"output_dir={tmp_path / 'same'}") == 0
+    name = "fvd_f[world4d-encoder]"  # of the objects that both have
+    gain = a["all", "all", name] - table(tmp_path / "same")["all", "all", name]
+    cells = [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {name} ")).split("|")]
+    assert cells[3] == cells[5] == "3, as sets" and gain < 0 and cells[4].startswith(f"{gain:+.4g} [")
     capfd.readouterr()
     assert d2_evaluate(f"run={better}", f"compare_to={tmp_path / 'base'}", "size=32") == 2
     assert "made otherwise: resize" in capfd.readouterr().err

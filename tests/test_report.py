@@ -41,7 +41,7 @@ def write_run(
 ) -> Path:
     """What `d2 sample` leaves, without the sampling."""
     rows = []
-    for variant, cost in variants.items():
+    for number, (variant, cost) in enumerate(variants.items()):
         for seed in seeds:
             place = folder / variant / f"seed_{seed}" if inside else folder
             text = f"variant: {variant}\nseed: {seed}\n"
@@ -49,7 +49,7 @@ def write_run(
             (place / "config.yaml").write_text(text)
             for index, scene in enumerate(scenes):
                 (place / scene).mkdir()
-                Image.new("RGB", (900, 450), (40 * index, 90, 10)).save(place / scene / "grid.png")
+                Image.new("RGB", (900, 450), (40 * index, 90, 60 * number)).save(place / scene / "grid.png")
                 lines = [f"{i},{sigma},{0.1 * (i + 1) + 0.01 * seed}" for i, sigma in enumerate((80.0, 8.0, 0.8))]
                 (place / scene / "disagreement.csv").write_text(
                     "\n".join(["step,sigma,video_multiview", *lines]) + "\n"

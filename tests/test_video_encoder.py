@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from d2 import cli
 from d2.config import asset
 from d2.data import world4d
 from d2.data.creature import sample_creatures
@@ -20,6 +21,7 @@ from d2.data.datamodule import rendered
 from d2.lit import encoder_trainer
 from d2.lit.encoder_trainer import (
     BLOCKS,
+    RIDGE,
     WEIGHTS,
     Drawn,
     EncoderTrainer,
@@ -30,6 +32,7 @@ from d2.lit.encoder_trainer import (
     corrupted,
     displaced,
     draw,
+    ridged_roots,
     targets,
 )
 from d2.lit.prior_trainer import LossConfig, OptimizerConfig
@@ -247,19 +250,36 @@ def test_what_a_run_writes_is_what_the_metrics_read(job: Callable[..., TrainJob]
     assert meta["validation"].keys() == {f"val/{name}" for name in BLOCKS} and BLOCKS.keys() == WEIGHTS.keys()
 
 
-def test_standard_features_tell_the_same(videos: Videos) -> None:
-    """Scaling the embeddings leaves alone what is read off them."""
+def test_the_command_trains_it(job: Callable[..., TrainJob], tmp_path: Path) -> None:
+    short = ["prior.max_steps=2", "prior.batch_size=3", "num_scenes=4", "num_validation_scenes=2", "trainer=cpu"]
+    places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={job().cache_dir}"]
+    assert cli.run(["train", "prior=tiny_video_encoder", *short, *places]) == 0
+    assert load_video_encoder(tmp_path / "out" / "tiny_video_encoder.safetensors").dim == 12
+
+
+def test_whitened_features_tell_the_same(videos: Videos, batch: dict[str, Tensor]) -> None:
+    """Another basis of the embeddings leaves alone what is read off them."""
     torch.manual_seed(0)
-    module = EncoderTrainer(
-        Reader(VideoEncoder(VideoEncoderConfig(stem=(8, 8), widths=(16,), dim=12))), OptimizerConfig()
-    )
-    pixels = torch.stack([videos[i]["pixels"] for i in range(8)]).float() / 255
+    encoder = VideoEncoder(VideoEncoderConfig(stem=(8, 8), widths=(16,), dim=12))
+    module = EncoderTrainer(Reader(encoder), OptimizerConfig())
+    pixels = batch["pixels"].float() / 255
     with torch.no_grad():
         before = module.ema(pixels)
-        module.standardize(videos)
-        torch.testing.assert_close(module.ema(pixels), before, rtol=1e-4, atol=1e-4)
-        embedded = module.ema.encoder(pixels)
-    assert embedded.mean(dim=0).abs().max() < 1e-3 and embedded.var(dim=0).mean() == pytest.approx(1, rel=1e-3)
+        module.whiten(videos, 64)
+        torch.testing.assert_close(module.ema(pixels), before, rtol=1e-3, atol=1e-4)
+        state = torch.random.get_rng_state()
+        module.whiten(videos, 64)  # of what is white: no change but the ridge's
+        assert torch.equal(state, torch.random.get_rng_state())
+        torch.testing.assert_close(module.ema(pixels), before, rtol=1e-3, atol=1e-4)
+
+
+def test_the_roots_are_those_of_the_covariance() -> None:
+    members = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(-3, 1, 6))
+    root, inverse = ridged_roots(members.mT.cov())
+    torch.testing.assert_close(root @ inverse, torch.eye(6), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(root @ root, members.mT.cov() + RIDGE * members.var(dim=0).mean() * torch.eye(6))
+    white = (members @ inverse).var(dim=0)
+    assert white.max() < 1.001 and white[-1] > 0.9 and white[0] < 0.01  # what is nearly nothing stays nearly nothing
 
 
 def test_blocks_are_averaged_each() -> None:

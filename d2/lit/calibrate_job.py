@@ -128,7 +128,7 @@ def read_grams(path: Path) -> Grams:
 
 
 def from_file(
-    *, file: str | None = None, ridge: float = 1e-4, sum_to_one: bool = False, conditional: bool = False
+    *, file: str | None = None, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
 ) -> Compose:
     """The calibrated composition of a file's moments, fitted as told (see `fit`)."""
     if file is None:

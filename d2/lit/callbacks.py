@@ -26,7 +26,6 @@ from d2.lit.matrix_sampler import MatrixSampler, SceneResult
 from d2.lit.scene_figures import JOINT, Figures, Tables, figures_of, measure_scene, scene_rows, set_rows, tables_of
 from d2.matrix import ImageMatrix
 from d2.metrics.baselines import true_orbit_repeated
-from d2.metrics.metric import PLAIN
 from d2.metrics.suite import Measured, Suite
 from d2.metrics.table import TABLE_COLUMNS
 from d2.pipeline import Sampled
@@ -87,11 +86,10 @@ class SceneOutputs(L.Callback):
         config: str,
         facts: dict[str, str],
         pages: bool,
-        load_suite: Callable[[torch.device], Suite | None] | None = None,  # what is measured; None: nothing
-        metrics: bool = False,
+        load_suite: Callable[[torch.device], Suite | None],  # what is measured; None: nothing
     ):
         self.folder, self.config, self.facts, self.pages = folder, config, facts, pages
-        self.load_suite = load_suite or (lambda _: PLAIN if metrics else None)
+        self.load_suite = load_suite
         self.suite: Suite | None = None
         self.entries: dict[int, SceneEntry] = {}
         self.measured: dict[int, dict[str, Measured]] = {}  # scene's index -> method -> what was found

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from d2.data import world4d
 from d2.data.creature import sample_creatures
@@ -29,6 +29,7 @@ KERNEL_RADIUS = 6  # pixels, three standard deviations of the widest blur
 SHORTEST = 4  # frames of a video in training
 BLOCKS = {"blur": 1, "noise": 1, "order": 4, "colour": 6, "angle": 3, "gait": 2}  # targets, as `targets` stacks them
 WEIGHTS = {"blur": 2.0, "noise": 2.0, "order": 4.0, "colour": 1.0, "angle": 2.0, "gait": 1.0}  # of their mean errors
+RIDGE = 0.01  # of the mean variance: directions of less than that hold nothing that was asked for
 Batch = dict[str, Tensor]
 
 
@@ -126,20 +127,34 @@ class EncoderTrainer(Trained):
             self.log(f"val/{name}", 1 - error / spreads[name])
 
     @torch.no_grad()
-    def standardize(self, videos: Dataset, count: int = 2048) -> None:
-        """Centre the averaged encoder's embeddings of `count` videos, and scale them to a mean variance of 1.
+    def whiten(self, videos: Dataset, count: int = 2048) -> None:
+        """Centre the averaged encoder's embeddings of `count` corrupted videos, and give them unit covariance.
 
-        The head takes it back, so that what is read does not change. A distance between features is in this unit.
+        Without, few directions of great spread, colours and blur among them, hide what is read off the others. The head
+        takes it back, so that what is read does not change.
         """
-        chosen = range(0, len(videos), max(1, len(videos) // count))  # type: ignore[arg-type]
-        pixels = [videos[i]["pixels"].to(self.device).float() / 255 for i in chosen]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            total = len(videos)  # type: ignore[arg-type]
+            chosen = torch.randint(total, (min(count, total),)).split(16)
+            batches = (default_collate([videos[int(i)] for i in part]) for part in chosen)
+            found = [self.ema.encoder(corrupted(batch)[0].to(self.device)) for batch in batches]
+        mean, covariance = torch.cat(found).mean(dim=0), torch.cat(found).mT.cov()
+        root, inverse = ridged_roots(covariance)
         encoder, head = self.ema.encoder, self.ema.head
-        found = torch.cat([encoder(torch.stack(pixels[i : i + 16])) for i in range(0, len(pixels), 16)])
-        mean, scale = found.mean(dim=0), found.var(dim=0).mean().sqrt()
         head.bias.add_(head.weight @ mean)
-        head.weight.mul_(scale)
-        encoder.head.bias.sub_(mean).div_(scale)
-        encoder.head.weight.div_(scale)
+        head.weight.copy_(head.weight @ root)
+        encoder.head.bias.copy_(inverse @ (encoder.head.bias - mean))
+        encoder.head.weight.copy_(inverse @ encoder.head.weight)
+
+
+def ridged_roots(
+    covariance: Tensor,  # d d
+) -> tuple[Tensor, Tensor]:  # d d each
+    """The symmetric root of a covariance whose small eigenvalues are lifted, and the inverse of this root."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    scale = (values.clamp(min=0) + RIDGE * values.mean()).sqrt()
+    return ((vectors * scale) @ vectors.mT).to(covariance), ((vectors / scale) @ vectors.mT).to(covariance)
 
 
 def block_means(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from d2.data.preprocess import preprocess_clip
 from d2.data.scene import Scene
 from d2.io import ensure_writable
 from d2.lit.callbacks import SamplerProgress, SceneOutputs
+from d2.lit.evaluation_networks import sample_suite
 from d2.lit.matrix_sampler import MatrixSampler
 from d2.lit.planning import choice_of, planned
 from d2.lit.tiers import Sizes, check_tier, facts_of, is_tiny, load_priors, sizes
@@ -55,6 +57,7 @@ def sample(config: SampleConfig, text: str) -> int:
         return 0
     if config.matting.kind == "rembg" and config.scenes.source == "folder":
         open_model(matting_model(config))  # what is missing stops the run
+    sample_suite(config, size.num_views, size.num_frames)  # so does a missing network of a metric
     priors = load_priors(config)
     found = load_scenes(config, size)
     baselines = config.baselines and any(scene.truth for scene in found.scenes)  # else nothing measures them
@@ -72,12 +75,13 @@ def sample(config: SampleConfig, text: str) -> int:
 def predict(config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene], folder: Path, text: str) -> None:
     """One predict loop over the scenes, with everything written into `folder`."""
     evaluations = len(module.rules.renoise(module.settings.sigmas)) * (3 if module.baselines else 1)
+    size = sizes(config)
     outputs = SceneOutputs(
         folder,
         config=text,
         facts=facts_of(config),
         pages=config.pages,
-        metrics="reference" in config.metrics,
+        load_suite=partial(sample_suite, config, size.num_views, size.num_frames),
     )
     callbacks = [SamplerProgress(len(scenes), evaluations), outputs]
     trainer = make_trainer(config.trainer, folder, make_loggers(config.logger, folder), callbacks)

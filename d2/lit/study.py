@@ -23,6 +23,7 @@ from d2.data.scene import Scene
 from d2.io import write_text
 from d2.lit.callbacks import csv_text
 from d2.lit.cost import of_methods
+from d2.lit.evaluation_networks import sample_suite
 from d2.lit.matrix_sampler import BASELINES, MatrixSampler
 from d2.lit.results import (
     COLUMNS,
@@ -73,6 +74,7 @@ def study(config: SampleConfig, compose: Compose, name: str) -> int:
         )
         for run in runs
     }
+    sample_suite(config, size.num_views, size.num_frames)  # what is missing stops the study
     found = load_scenes(config, size)
     if any(scene.truth is None for scene in found.scenes):
         raise ValueError(f"scenes.source={config.scenes.source}: a study compares with truth; take scenes=world4d")

@@ -109,7 +109,7 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     if isinstance(module, AutoencoderTrainer) and not module.decoder_only:
         finish_autoencoder(module, data)
     if isinstance(module, EncoderTrainer):
-        module.standardize(data.train)
+        module.whiten(data.train)
     trainer.validate(module, data, verbose=False)
     return weights
 
@@ -131,6 +131,7 @@ def train_command(config: TrainConfig) -> int:
             max_steps=p.max_steps,
             warmup_steps=p.warmup_steps,
             decay_steps=p.decay_steps,
+            ema_decay=0.99 if p.kind == "video_encoder" else 0.999,  # of a run that short
         ),
         loss=LossConfig(singles=p.singles),
         num_scenes=config.num_scenes,
@@ -185,8 +186,8 @@ def build_video_encoder(job: TrainJob) -> tuple[EncoderTrainer, WorldData]:
         Videos(rendered(job.cache_dir, "orbits", split, n), rendered(job.cache_dir, "clips", split, n), split)
         for split, n in sizes.items()
     )
-    optimizer = dataclasses.replace(job.optimizer, ema_decay=0.99)  # of a run this short
-    return EncoderTrainer(Reader(encoder), optimizer), WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
+    module = EncoderTrainer(Reader(encoder), job.optimizer)
+    return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
 
 def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:

@@ -13,6 +13,7 @@ from d2.metrics.energy import OBJECT_RADIUS
 from d2.metrics.features import Resize
 from d2.metrics.features import card as network_card
 from d2.metrics.frechet import KERNEL_DEGREE
+from d2.metrics.photometric import SOLID, TOLERANCE
 from d2.metrics.reference import DILATION, PSNR_CAP, VISIBLE
 from d2.metrics.suite import Suite
 
@@ -24,6 +25,10 @@ TRAVERSAL_TEXT = {
     "4d_columns": "raster: one video a matrix, frame by frame, every other column backwards (column-major)",
 }
 MASK_TEXT = f"true coverage > {VISIBLE}, or a sampled channel < 1 - {VISIBLE}; dilated by {DILATION} pixels"
+PHOTOMETRIC_TEXT = (
+    f"both neighbours on the ring; true coverage > {SOLID:g}; depths within {TOLERANCE:g} pixels' widths; bilinear; "
+    "where cameras and true depth are known and pictures are not resized"
+)
 DISC_TEXT = f"all that can show a ball of radius {OBJECT_RADIUS}; every pixel where the cameras are not those of d2"
 
 
@@ -43,6 +48,7 @@ def choices(
         "ssim": "torchmetrics: Gaussian window, sigma 1.5; mean over pictures; ssim_masked: pooled over masked pixels",
         "mask": MASK_TEXT,
         "energy_mask": DISC_TEXT,
+        "photometric": PHOTOMETRIC_TEXT,
         "perceptual": [{"name": d.name, "file": d.file, "sha256": d.sha256} for d in suite.distances],
         "video_features": None if suite.video is None else network_card(suite.video),
         "image_features": [network_card(network) for network in suite.images],

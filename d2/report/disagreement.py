@@ -20,6 +20,7 @@ def disagreement_figure(
 
     "" where nothing is known.
     """
+    distance = distance.cpu()
     known = ~distance.flatten(1).isnan().all(dim=1) if distance.numel() else torch.zeros(0, dtype=torch.bool)
     if not known.any():
         return ""

@@ -41,6 +41,7 @@ def adaptive(*, temperature: float = 1.0) -> Compose:
         return torch.einsum("kvf,kvfchw->vfchw", shares, torch.stack(list(terms.values()))), memory
 
     compose.needs = plain.needs  # type: ignore[attr-defined]
+    compose.couples_cells = True  # type: ignore[attr-defined]  # so that cells held are evaluated too
     return compose
 
 

@@ -100,10 +100,11 @@ def distances(num_views: int) -> Tensor:
     return torch.minimum(steps, num_views - steps).double() / num_views
 
 
-def fit(grams: Grams, *, ridge: float = 1e-4, sum_to_one: bool = False, conditional: bool = False) -> Table:
-    """The weights w that minimise E|x0 − w·p|² + ridge · E|p|²/k · |w − even|², of sum one where told.
+def fit(grams: Grams, *, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False) -> Table:
+    """The weights w that minimise E|x0 − w·p|² + ridge · e · |w − even|², of sum one where told.
 
-    `even` is half of each conditional half, to which a large ridge leads. `conditional` leaves unconditional halves
+    `even` is half of each conditional half, to which a large ridge leads; e is the mean over the halves of their own
+    errors E|x0 − p|², so that the ridge means the same at every level. `conditional` leaves unconditional halves
     out, and with them half of the network calls.
     """
     if ridge < 0:
@@ -112,7 +113,8 @@ def fit(grams: Grams, *, ridge: float = 1e-4, sum_to_one: bool = False, conditio
     halves = tuple(grams.halves[i] for i in kept)
     outer, with_truth = grams.outer[:, :, kept][..., kept], grams.with_truth[:, :, kept]
     even = torch.tensor([0.5 * (half in CONDITIONAL) for half in halves], dtype=torch.float64)
-    penalty = ridge * outer.diagonal(dim1=2, dim2=3).mean(dim=2)[:, :, None]
+    own = outer.diagonal(dim1=2, dim2=3) - 2 * with_truth + grams.truth[:, :, None]
+    penalty = ridge * own.mean(dim=2, keepdim=True)
     matrix = outer + torch.diag_embed(penalty.expand_as(with_truth))
     weights = torch.linalg.solve(matrix, with_truth + penalty * even)
     if sum_to_one:  # the nearest in the metric of the error itself: a multiplier for the constraint

@@ -103,7 +103,9 @@ def holding(
         return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised), memory
 
     needs = getattr(compose, "needs", None)
-    if needs is not None:
+    if needs is not None and getattr(compose, "couples_cells", False):  # what is known of a cell serves others
+        held.needs = needs  # type: ignore[attr-defined]
+    elif needs is not None:
         held.needs = lambda weights, scales: {  # type: ignore[attr-defined]
             name: (uncond & ~where, cond & ~where) for name, (uncond, cond) in needs(weights, scales).items()
         }

@@ -57,6 +57,7 @@ def frequency_split(
         return {name: (scales[name] != 1, scales[name] != 0) for name in OTHER}
 
     compose.needs = needs  # type: ignore[attr-defined]
+    compose.couples_cells = along != "space"  # type: ignore[attr-defined]  # so that cells held are evaluated too
     return compose
 
 

@@ -111,6 +111,7 @@ def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
         changed = {name: adjusted(p, scales.get(name, one)) for name, p in predictions.items()}
         return compose(changed, weights, scales, x, step, memory)
 
-    if hasattr(compose, "needs"):
-        rule.needs = compose.needs  # type: ignore[attr-defined]
+    for known in ("needs", "couples_cells"):
+        if hasattr(compose, known):
+            setattr(rule, known, getattr(compose, known))
     return rule

@@ -102,6 +102,7 @@ def superposed(*, share: Share) -> Compose:
         return {name: (scales[name] != 1, scales[name] != 0) for name in TERMS}
 
     compose.needs = needs  # type: ignore[attr-defined]
+    compose.couples_cells = True  # type: ignore[attr-defined]  # so that cells held are evaluated too
     return compose
 
 
