@@ -18,7 +18,12 @@ from d2 import config as schema
 
 PAGE = Path(__file__).parent / "configuration.md"
 RULES = ("renoise", "weights", "guidance", "composition", "solver")
-ROOTS = {"sample": schema.SampleConfig, "train": schema.TrainConfig, "evaluate": schema.EvaluateConfig}
+ROOTS = {
+    "sample": schema.SampleConfig,
+    "train": schema.TrainConfig,
+    "evaluate": schema.EvaluateConfig,
+    "report": schema.ReportConfig,
+}
 
 
 def filled(text: str) -> str:

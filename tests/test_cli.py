@@ -17,8 +17,8 @@ from d2 import cli
 from d2.cli import complain, is_users, values_in_turn
 from d2.config import CamerasConfig, SampleConfig
 from d2.lit import matrix_sampler
+from d2.lit.results import read_metrics
 from d2.lit.sample_job import make_cameras
-from d2.lit.study import read_rows
 
 Run = Callable[..., int]
 Break = Callable[[Path], None]
@@ -333,7 +333,7 @@ def test_only_what_d2_raises_itself_is_a_message_to_the_user(tmp_path: Path) -> 
 
     (tmp_path / "metrics.csv").write_text("scene,method,psnr\ntest_0000,joint,high\n")
     assert of(lambda: make_cameras(SampleConfig(cameras=CamerasConfig(elevation_deg="high")), 3))
-    assert not of(lambda: read_rows(tmp_path))  # raised by Python in d2
+    assert not of(lambda: read_metrics(tmp_path))  # raised by Python in d2
     assert not of(lambda: make_cameras(None, 3) if int("x") else None)  # raised elsewhere
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from d2.metrics.intervals import Interval, bootstrap_mean, paired_difference
+from d2.metrics.intervals import Interval
 
 TABLE_COLUMNS = (
     "psnr_masked",
@@ -19,31 +19,6 @@ TABLE_COLUMNS = (
     "temporal_flicker_ratio",
     "cross_view_change_ratio",
 )
-
-
-def summary_table(
-    results: Mapping[str, Sequence[Mapping[str, float]]],  # variant -> the same scenes, each with its figures
-    *,
-    baseline: str | None = None,  # show paired differences from this variant
-    seed: int = 0,  # of the bootstrap
-) -> str:
-    """A markdown table of `TABLE_COLUMNS`, one row a variant: mean and 95 % bootstrap interval over scenes."""
-    rows = []
-    for name, scenes in results.items():
-        if name == baseline:
-            continue
-        row: dict[str, str] = {"variant": name, "scenes": str(len(scenes))}
-        for column in TABLE_COLUMNS:
-            values = [scene[column] for scene in scenes]
-            if baseline is None:
-                interval = bootstrap_mean(values, seed=seed)
-            else:
-                others = results[baseline]
-                assert [s["scene"] for s in scenes] == [s["scene"] for s in others], f"{name}: other scenes"
-                interval = paired_difference(values, [scene[column] for scene in others], seed=seed)
-            row[column] = interval_text(interval, signed=baseline is not None)
-        rows.append(row)
-    return markdown_table(rows, ("variant", "scenes", *TABLE_COLUMNS))
 
 
 def markdown_table(
