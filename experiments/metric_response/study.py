@@ -158,9 +158,15 @@ def tables(results: list[Result]) -> str:
             for damage, strength in dict.fromkeys((r.damage, r.strength) for r in results):
                 cells = [by_key[damage, strength, against, name] for name in names]
                 label = damage if damage == "none" else f"{damage} {strength:g}"
-                lines.append(f"| {label} | {' | '.join(f'{r.mean:.4g} ± {r.sd:.2g}' for r in cells)} |")
+                lines.append(f"| {label} | {' | '.join(map(spread, cells))} |")
             parts.append(f"{kind} to {truth}.\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, responses(results)]) + "\n"
+
+
+def spread(result: Result) -> str:
+    """Mean ± standard deviation over the halves; what is rounding is 0."""
+    small = abs(result.mean) + result.sd < 1e-9
+    return "0" if small else f"{result.mean:.3g} ± {result.sd:.1g}"
 
 
 def responses(results: list[Result]) -> str:
