@@ -153,7 +153,7 @@ class SampleConfig:
 
 @dataclass
 class TrainPriorConfig:
-    kind: str = MISSING  # autoencoder | video | multiview
+    kind: str = MISSING  # autoencoder | video | multiview | video_encoder
     optimizer: str = "adamw"  # adamw | muon
     lr: float = 6e-4  # at its plateau
     max_steps: int = 8000  # optimiser steps
@@ -284,7 +284,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "matting.kind": ("none", "rembg"),
     "logger.kind": ("csv", "wandb"),
     "prior.optimizer": ("adamw", "muon"),
-    "prior.kind": ("autoencoder", "video", "multiview"),
+    "prior.kind": ("autoencoder", "video", "multiview", "video_encoder"),
     "features": ("world4d-encoder", "i3d", "i3d_torchscript", "videomae"),
     "features_resize": ("stylegan-v", "consistent4d"),
 }

@@ -26,6 +26,7 @@ ELSEWHERE = {  # group/option -> the test file that runs it: what needs other pr
     "multiview/sv3d_u": "test_published_sampling.py",
     "multiview/sv3d_p": "test_published_sampling.py",
     "matting/rembg": "test_published_sampling.py",
+    "prior/tiny_video_encoder": "test_video_encoder.py",  # no prior: nothing is sampled with it
     "composition/superposition_or": "test_superposition.py",  # of noise between all levels
     "composition/superposition_and": "test_superposition.py",
     "composition/calibrated": "test_calibrated.py",  # of a file
@@ -96,7 +97,7 @@ def test_what_is_run_elsewhere_is_run() -> None:
         assert option in options()[group] and f'"{group}={option}"' in (TESTS / file).read_text()
 
 
-@pytest.mark.parametrize("prior", options()["prior"])
+@pytest.mark.parametrize("prior", [n for n in options()["prior"] if f"prior/{n}" not in ELSEWHERE])
 def test_every_prior_trains(prior: str, small_networks: None, small_weights: list[str], tmp_path: Path) -> None:
     overrides = [f"prior={prior}", "prior.max_steps=2", "prior.batch_size=3", "num_scenes=4", "num_validation_scenes=2"]
     kind = composed(f"prior={prior}", command="train").prior.kind

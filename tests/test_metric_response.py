@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ assert spec is not None and spec.loader is not None
 study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
 
+Damage = Callable[[Tensor, torch.Generator], Tensor]
 FRECHET = ("f", "v", "diag", "4d", "4d_columns")
 
 
@@ -35,7 +38,7 @@ def matrices() -> list[Tensor]:
     return [random_matrix(seed, 6, 6) for seed in range(6)]
 
 
-def distances(network: FeatureNetwork, matrices: list[Tensor], damage: study.Damage) -> dict[str, float]:
+def distances(network: FeatureNetwork, matrices: list[Tensor], damage: Damage) -> dict[str, float]:
     """Fréchet distances of the damaged matrices to themselves, by traversal."""
     true = joined(study.features_of(matrices, network, lambda matrix, _: matrix))
     found = video_distances(joined(study.features_of(matrices, network, damage)), true, "x")
@@ -58,7 +61,7 @@ def distances(network: FeatureNetwork, matrices: list[Tensor], damage: study.Dam
     ],
 )
 def test_a_set_that_stays_has_no_distance_and_others_have(
-    network: FeatureNetwork, matrices: list[Tensor], damage: study.Damage, stay: set[str]
+    network: FeatureNetwork, matrices: list[Tensor], damage: Damage, stay: set[str]
 ) -> None:
     found = distances(network, matrices, damage)
     floor = 1e-9  # of features near 1: rounding, in float64
@@ -104,7 +107,7 @@ def test_truth_of_other_scenes_is_of_other_scenes() -> None:
 
 
 def test_the_table_says_what_rises_and_what_stays() -> None:
-    def results(damage: str, strength: float, value: float) -> list[study.Result]:
+    def results(damage: str, strength: float, value: float) -> list[Any]:
         return [
             study.Result(damage, strength, against, figure, value, 0.0)
             for against in ("same", "others")

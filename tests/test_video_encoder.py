@@ -142,6 +142,10 @@ def test_a_corruption_is_the_seeds_alone(batch: dict[str, Tensor]) -> None:
         found.append(corrupted(batch))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     assert found[0][0].shape != found[2][0].shape or not torch.equal(found[0][0], found[2][0])
+    for seed in range(8):  # a batch in which nothing, or everything, is blurred
+        torch.manual_seed(seed)
+        videos, wanted = corrupted({name: part[:1] for name, part in batch.items()})
+        assert videos.isfinite().all() and wanted.shape == (1, videos.shape[1], sum(BLOCKS.values()))
 
 
 # --- what is read off ------------------------------------------------------------------------------------------------

@@ -180,8 +180,8 @@ def corrupted(batch: Batch, *, shortest: int = SHORTEST) -> tuple[Tensor, Tensor
     count, frames = batch["pixels"].shape[:2]
     drawn = Drawn(*(part.to(batch["pixels"].device) for part in draw(count, frames, shortest=shortest)))
     videos = shown(batch["pixels"], drawn.order).float() / 255
-    some = drawn.blur > 0
-    videos[some] = blurred(videos[some], drawn.blur[some])
+    if (some := drawn.blur > 0).any():
+        videos[some] = blurred(videos[some], drawn.blur[some])
     videos = videos + drawn.noise[:, None, None, None, None] * torch.randn_like(videos)
     return videos.clamp(0, 1), targets(batch, drawn, frames)
 
