@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from d2.matrix import put, take
 from d2.sampling import Prediction, Shard, Term, sequences_needed
+
+_BY_ITSELF: ContextVar[bool] = ContextVar("_BY_ITSELF", default=False)
 
 
 def make_shard(*, sequences_per_call: int | None = None) -> Shard:
@@ -61,7 +65,19 @@ def gather_objects(own: Any) -> list[Any]:
 
 def place() -> tuple[int, int]:
     """This process's rank and the world size."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if not dist.is_initialized() or _BY_ITSELF.get():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within it this process works as if there were no other: for what one of them alone has to find out."""
+    token = _BY_ITSELF.set(True)
+    try:
+        yield
+    finally:
+        _BY_ITSELF.reset(token)
 
 
 def denoise_share(

@@ -153,7 +153,7 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("+nosuch=1", "nosuch: no such key; there are seed, output_dir"),
         ("+sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
         ("sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
-        ("weights=nosuch", "weights/nosuch'; choose constant or cosine"),
+        ("weights=nosuch", "weights/nosuch'; choose alternating or constant or cosine"),
         ("preset=nosuch", "choose official or official_short"),
         ("experiment=nosuch", "experiment=nosuch: no such experiment"),
         ("video=nosuch", "choose svd or svd_xt or tiny"),

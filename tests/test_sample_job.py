@@ -73,6 +73,7 @@ def test_a_run_writes_everything(d2_sample: Run, tmp_path: Path) -> None:
     names = ["test_20000001", "test_20000002"]
     assert {p.name for p in out.iterdir()} == {"metrics.csv", "results.csv", "config.yaml", "index.html", "log", *names}
     files = {"matrix.safetensors", "truth.safetensors", "rows", "grid.png", "preview.mp4"}
+    files |= {"disagreement.csv", "disagreement.safetensors"}
     for name in names:
         assert {p.name for p in (out / name).iterdir()} == files | {"transforms.json", "index.html", "metrics.json"}
         assert len(list((out / name / "rows").glob("*.mp4"))) == 3

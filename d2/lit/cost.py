@@ -18,6 +18,7 @@ from d2.pipeline import Rules, sample_scene
 from d2.priors.prior import Condition
 from d2.rules.composition import convex, linear
 from d2.rules.weights import alone
+from d2.shard import by_itself
 from d2.terms import Priors, Settings
 
 SIZE = 4  # pixels of a side, which are the latents' too
@@ -66,7 +67,8 @@ def cell_evaluations(rules: Rules, settings: Settings, num_views: int, num_frame
     clip = torch.zeros(num_frames, 3, SIZE, SIZE)
     scene = Scene("cost", 0, clip, clip[:, :1], camera_ring(num_views), 1.0)
     orbits = torch.zeros(len(settings.anchor_frames), num_views, 3, SIZE, SIZE)
-    sample_scene(scene, priors, rules, settings, orbits=orbits)
+    with by_itself():
+        sample_scene(scene, priors, rules, settings, orbits=orbits)
     return video.cells + multiview.cells
 
 
