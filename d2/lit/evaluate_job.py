@@ -158,6 +158,9 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
     truth = None if true is None else _truth(true, device)
     centred = all(layout_of(folder) == "ours" for folder in each.samples)
     has_depth = true is not None and true.depth is not None
+    cameras = read_matrix(each.samples[0]).cameras if centred and has_depth else None
+    if suite.places is not None and cameras is None:
+        raise ValueError("metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave it out")
     result = measure(
         [sample.pixels.to(device) for sample in samples],
         truth,
@@ -165,7 +168,7 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
         true={} if truth is None else encoded(truth.pixels, suite),
         masked=true is not None and true.masks is not None,
         input_view=input_view,
-        cameras=read_matrix(each.samples[0]).cameras if centred and has_depth else None,
+        cameras=cameras,
         centred=centred,
     )
     return Kept(result.rows, result.features, [first[0], first[1], first[-2], first[-1]])

@@ -43,9 +43,10 @@ def load_suite(config: EvaluateConfig, device: torch.device) -> Suite:
             texts[clip.images.name] = clip.texts([config.clip.text])[0].cpu()
     if "efficientnet" in metrics:
         images.append(features.load_efficientnet_lite0(device))
+    places = features.load_efficientnet_lite0(device) if "features_3d" in metrics else None
     distances = tuple(load_distance(name, device) for name in PERCEPTUAL if name in metrics)
     video = load_video_features(config, device) if wants_video else None
-    return Suite(tuple(metrics), tuple(config.traversals), video, tuple(images), distances, texts)
+    return Suite(tuple(metrics), tuple(config.traversals), video, tuple(images), distances, texts, places)
 
 
 def sample_suite(

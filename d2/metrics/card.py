@@ -52,6 +52,7 @@ def choices(
         "perceptual": [{"name": d.name, "file": d.file, "sha256": d.sha256} for d in suite.distances],
         "video_features": None if suite.video is None else network_card(suite.video),
         "image_features": [network_card(network) for network in suite.images],
+        "feature_maps": None if suite.places is None else network_card(suite.places),
         "texts": {name: _digest(text.tolist()) for name, text in suite.texts.items()},
         "traversals": {name: TRAVERSAL_TEXT[name] for name in suite.traversals},
         "set_distances": f"float64; Fréchet: unbiased covariances; kernel: unbiased MMD², (xy / d + 1)^{KERNEL_DEGREE}",

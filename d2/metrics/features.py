@@ -52,12 +52,13 @@ class FeatureNetwork(NamedTuple):
     dim: int
     encode: Callable[[Tensor], Tensor]  # n 3 h w -> n ...: what is done to a picture by itself
     embed: Callable[[Tensor], Tensor] | None  # b t ... -> b d: from encoded pictures to a video's features
+    maps: Callable[[Tensor], Tensor] | None = None  # n 3 h w -> n c y x: features with their places in the picture
 
 
 def card(network: FeatureNetwork) -> dict[str, str | int | bool | None]:
     """The facts of a network as flat plain data."""
     facts = network._asdict()
-    del facts["encode"], facts["embed"], facts["resize"]
+    del facts["encode"], facts["embed"], facts["maps"], facts["resize"]
     return facts | {f"resize_{key}": value for key, value in network.resize._asdict().items()}
 
 
@@ -70,6 +71,23 @@ def encode_images(
 ) -> Tensor:  # n ...
     """Every picture by itself; of an image network these are its features, n d."""
     return torch.cat([network.encode(part) for part in images.split(chunk)])
+
+
+@torch.no_grad()
+def feature_maps(
+    network: FeatureNetwork,
+    matrix: Tensor,  # v f 3 h w
+    *,
+    chunk: int = 64,  # pictures at a time
+) -> Tensor:  # v f c h w, on the CPU
+    """Features at every pixel of square pictures: the network's maps brought to their size, corner to corner."""
+    assert network.maps is not None, f"{network.name} has none"
+    size = (matrix.shape[-2], matrix.shape[-1])
+    if size[0] != size[1]:  # the network is shown a square
+        raise ValueError(f"metrics=[features_3d]: wants square pictures, not {size[1]}×{size[0]}; leave it out")
+    maps = [network.maps(part) for part in matrix.flatten(0, 1).split(chunk)]
+    full = [F.interpolate(part.float(), size, mode="bilinear", align_corners=False).cpu() for part in maps]
+    return torch.cat(full).unflatten(0, matrix.shape[:2])
 
 
 @torch.no_grad()
@@ -229,4 +247,5 @@ def load_efficientnet_lite0(device: torch.device | str = "cpu") -> FeatureNetwor
         dim=efficientnet.DIM,
         encode=lambda images: net(efficientnet.normalize(fit(images.to(device), resize))),
         embed=None,
+        maps=lambda images: net.maps(efficientnet.normalize(fit(images.to(device), resize))),
     )

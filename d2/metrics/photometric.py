@@ -1,4 +1,4 @@
-"""Whether neighbouring views show one thing: colours carried from view to view by the true depth, where it is known.
+"""Whether neighbouring views show one thing: what they show is carried from one to the other by the true depth.
 
 Every solid pixel of a view goes out to its point in the world and from there into the neighbouring view; where that
 view sees the same point, by its own depth, the two colours are compared. Shading that turns with the camera, texture
@@ -13,6 +13,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2.data.scene import Truth
@@ -21,6 +22,7 @@ from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_positions
 SOLID = 0.999  # coverage of a pixel that shows the object alone
 TOLERANCE = 2.0  # of the depth test, in pixels' widths at the ring's centre: a surface is seen at a slant
 PSNR_CAP = 100.0  # dB, as in reference.py
+FEATURE_NAMES = ("feature_error", "feature_ratio")
 NAMES = ("photometric_error", "photometric_psnr", "photometric_ratio", "photometric_seen")
 
 
@@ -72,11 +74,43 @@ def colour_change(
     other: int,
 ) -> Tensor:  # 3 m, float64, over the m pixels that are visible
     """Colours of the pixels of `view`, less those that `other` has of the same points."""
+    own, carried = carried_over(pixels.double(), seen, view, other)
+    return own - carried
+
+
+def feature_metrics(
+    sample: Tensor,  # v f c h w, features at every pixel
+    true: Tensor,  # v f c h w, of the true pictures
+    truth: Truth,
+    cameras: Cameras,
+) -> dict[str, float]:
+    """Over the same pixels, 1 − cosine of the features that neighbouring views have of a point (as MEt3R, Asim et al.
+    2025, there with points from a network): its mean, and that over the truth's. NaN where nothing is compared."""
+    count = len(sample)
+    total, of_truth, compared = 0.0, 0.0, 0
+    for view, other in [(i, j % count) for i in range(count) for j in (i - 1, i + 1) if j % count != i]:
+        seen = seen_from(truth, cameras, view, other)
+        for features in (sample, true):
+            apart = float((1 - F.cosine_similarity(*carried_over(features, seen, view, other), dim=0)).double().sum())
+            total, of_truth = (total + apart, of_truth) if features is sample else (total, of_truth + apart)
+        compared += int(seen.visible.sum())
+    if not compared:
+        return dict.fromkeys(FEATURE_NAMES, math.nan)
+    ratio = total / of_truth if of_truth > 0 else math.nan
+    return dict(zip(FEATURE_NAMES, (total / compared, ratio), strict=True))
+
+
+def carried_over(
+    pixels: Tensor,  # v f c h w
+    seen: Seen,
+    view: int,
+    other: int,
+) -> tuple[Tensor, Tensor]:  # c m each, over the m pixels that are visible
+    """What `view` has at its pixels, and what `other` has at the same points."""
     frames = torch.arange(pixels.shape[1], device=pixels.device)[:, None, None, None].expand_as(seen.corners)
-    corners, shares = seen.corners[seen.visible], seen.shares[seen.visible]  # m n
-    around = pixels[other].double().flatten(-2)[frames[seen.visible], :, corners]  # m n 3
-    own = pixels[view].double().movedim(1, 0)[:, seen.visible]
-    return own - (shares[..., None] * around).sum(dim=1).mT
+    corners, shares = seen.corners[seen.visible], seen.shares[seen.visible].to(pixels)  # m n
+    around = pixels[other].flatten(-2)[frames[seen.visible], :, corners]  # m n c
+    return pixels[view].movedim(1, 0)[:, seen.visible], (shares[..., None] * around).sum(dim=1).mT
 
 
 def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:

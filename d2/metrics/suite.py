@@ -16,18 +16,18 @@ from d2.matrix import Cameras
 from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_similarity, text_similarity
 from d2.metrics.consistency import consistency_metrics
 from d2.metrics.energy import energy_score, object_disc
-from d2.metrics.features import FeatureNetwork
+from d2.metrics.features import FeatureNetwork, feature_maps
 from d2.metrics.frechet import paired_logit_distance
 from d2.metrics.image import ImageDistance, image_figures, picture_psnr
 from d2.metrics.intervals import Interval
-from d2.metrics.photometric import photometric_metrics
+from d2.metrics.photometric import feature_metrics, photometric_metrics
 from d2.metrics.reference import reference_metrics
 from d2.metrics.set_intervals import set_difference, set_interval
 from d2.metrics.video_sets import figure_name, matrix_features
 
 PERCEPTUAL = ("lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg")
 IMAGE_NETWORKS = ("clip", "efficientnet")
-METRICS = ("reference", "consistency", "video", "energy", "legacy", *IMAGE_NETWORKS, *PERCEPTUAL)
+METRICS = ("reference", "consistency", "video", "energy", "legacy", "features_3d", *IMAGE_NETWORKS, *PERCEPTUAL)
 NEED_TRUTH = frozenset(METRICS) - {"consistency", *IMAGE_NETWORKS}
 ALL = "all"  # in the place of a sample or an object: the figure belongs to all of them together
 
@@ -41,6 +41,7 @@ class Suite(NamedTuple):
     images: tuple[FeatureNetwork, ...]
     distances: tuple[ImageDistance, ...]
     texts: Mapping[str, Tensor]  # image network -> the text's features, d
+    places: FeatureNetwork | None = None  # of metrics=[features_3d]: one that has maps
 
 
 class Row(NamedTuple):
@@ -92,6 +93,10 @@ def measure(
         figures = dict(_figures(sample, truth, suite, masked=masked, input_view=input_view))
         if truth is not None and cameras is not None and "consistency" in suite.metrics:
             figures |= photometric_metrics(sample, truth, cameras)
+        if truth is not None and cameras is not None and suite.places is not None:
+            both = (feature_maps(suite.places, pixels) for pixels in (sample, truth.pixels))
+            found = feature_metrics(*both, truth, cameras)
+            figures |= {f"{name}[{suite.places.name}]": value for name, value in found.items()}
         figures |= dict(_feature_figures(own, true, suite))
         rows += [Row(str(index), name, value) for name, value in figures.items()]
     if "energy" in suite.metrics:

@@ -47,10 +47,21 @@ class EfficientNetLite0(nn.Module):
         self,
         images: Tensor,  # n 3 224 224 in [-1, 1], as `normalize` has it
     ) -> Tensor:  # n 1280
-        x = F.relu6(self._bn0(conv_same(images, self._conv_stem)))
-        for block in self._blocks:
-            x = block(x)
+        x = self._stages(images, len(self._blocks))
         return F.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
+
+    def maps(
+        self,
+        images: Tensor,  # n 3 224 224 in [-1, 1], as `normalize` has it
+    ) -> Tensor:  # n 40 28 28
+        """Features with their places, from before the third halving: parts, not yet whole things."""
+        return self._stages(images, sum(repeats for repeats, *_ in STAGES[:3]))
+
+    def _stages(self, images: Tensor, count: int) -> Tensor:
+        x = F.relu6(self._bn0(conv_same(images, self._conv_stem)))
+        for block in self._blocks[:count]:
+            x = block(x)
+        return x
 
     def classify(
         self,
