@@ -5,6 +5,8 @@ Axes: v views, f frames, t video frames, c h w. Pixels are in [0, 1].
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -158,6 +160,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         )
 
 
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as CSV."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
 def write_disagreement(
     folder: Path,
     sigma: Tensor,  # n
@@ -168,8 +179,8 @@ def write_disagreement(
         return
     write_tensors(folder / "disagreement.safetensors", {"sigma": sigma, "distance": distance}, {})
     means = zip(sigma.tolist(), distance.cpu().flatten(1).nanmean(dim=1).tolist(), strict=True)
-    lines = [f"{index},{s:.6g},{mean:.6g}" for index, (s, mean) in enumerate(means)]
-    write_text(folder / "disagreement.csv", "\n".join(["step,sigma,video_multiview", *lines]) + "\n")
+    rows = [{"step": i, "sigma": f"{s:.6g}", "video_multiview": f"{mean:.6g}"} for i, (s, mean) in enumerate(means)]
+    write_text(folder / "disagreement.csv", csv_text(rows))
 
 
 def write_png(

@@ -51,6 +51,11 @@ class Rules(NamedTuple):
     low_pass: LowPass = low_pass  # what a further pass of a reference keeps of the pass before
 
 
+def under_one_prior(rules: Rules, term: str) -> Rules:
+    """The same plan, guidance and solver, with one term in all cells: columns alone, rows alone."""
+    return rules._replace(weights=partial(alone, term=term), compose=linear(coefficients=convex))
+
+
 class Sampled(NamedTuple):
     """What the job makes of one scene."""
 

@@ -12,9 +12,13 @@ from torch import Tensor
 from d2.data import world4d
 from d2.data.scene import Truth
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_positions, camera_ring
-from d2.metrics.photometric import NAMES, camera_axes, photometric_metrics
+from d2.metrics.photometric import NAMES, camera_axes, neighbours, photometric_metrics
 
 BALL = 0.4  # radius
+
+
+def metrics_of(sample: Tensor, truth: Truth, cameras: Cameras) -> dict[str, float]:
+    return photometric_metrics(sample, truth, neighbours(truth, cameras))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_a_painted_ball_agrees_with_itself(elevation_deg: float) -> None:
     errors = []
     for size in (32, 64):
         truth, surface = ball(cameras, size=size)
-        found = photometric_metrics(painted(truth, surface), truth, cameras)
+        found = metrics_of(painted(truth, surface), truth, cameras)
         assert found["photometric_seen"] > 0.25
         errors.append(found["photometric_error"])
     assert errors[1] < 5e-4 and errors[1] < 0.5 * errors[0]
@@ -69,10 +73,10 @@ def test_views_of_different_colours_differ_by_them() -> None:
     truth, surface = ball(cameras, size=64)
     right = painted(truth, surface)
     constant = torch.arange(6.0)[:, None, None, None, None].expand_as(right) / 10
-    found = photometric_metrics(constant, truth, cameras)
+    found = metrics_of(constant, truth, cameras)
     assert found["photometric_error"] == pytest.approx((5 * 0.1 + 0.5) / 6, rel=1e-4)
     assert found["photometric_psnr"] == pytest.approx(-10 * math.log10((5 * 0.01 + 0.25) / 6), rel=1e-4)
-    assert photometric_metrics(right.flip(0), truth, cameras)["photometric_error"] > 0.1
+    assert metrics_of(right.flip(0), truth, cameras)["photometric_error"] > 0.1
 
 
 def test_the_axes_are_those_of_a_camera() -> None:
@@ -86,13 +90,13 @@ def test_the_axes_are_those_of_a_camera() -> None:
 
 def test_the_truth_is_near_its_floor_and_confused_views_are_not(scene: tuple[Truth, Cameras]) -> None:
     truth, cameras = scene
-    right = photometric_metrics(truth.pixels, truth, cameras)
+    right = metrics_of(truth.pixels, truth, cameras)
     assert right["photometric_error"] < 0.05 and right["photometric_psnr"] > 22
     assert right["photometric_ratio"] == 1 and 0.3 < right["photometric_seen"] < 0.9
     swapped = truth.pixels.clone()
     swapped[[2, 3]] = swapped[[3, 2]]
     errors = [
-        photometric_metrics(pixels, truth, cameras)["photometric_ratio"]
+        metrics_of(pixels, truth, cameras)["photometric_ratio"]
         for pixels in (truth.pixels, swapped, truth.pixels.roll(1, 0), truth.pixels.flip(0))
     ]
     assert errors == sorted(errors) and errors[1] > 2
@@ -103,21 +107,21 @@ def test_frames_out_of_step_are_seen(scene: tuple[Truth, Cameras]) -> None:
     truth, cameras = scene
     late = truth.pixels.clone()
     late[::2] = late[::2].flip(1)
-    assert photometric_metrics(late, truth, cameras)["photometric_ratio"] > 1.2
+    assert metrics_of(late, truth, cameras)["photometric_ratio"] > 1.2
 
 
 def test_the_ring_has_no_first_view_and_frames_no_order(scene: tuple[Truth, Cameras]) -> None:
     truth, cameras = scene
-    right = photometric_metrics(truth.pixels, truth, cameras)
+    right = metrics_of(truth.pixels, truth, cameras)
     turned = cameras._replace(azimuth_rad=cameras.azimuth_rad.roll(3), elevation_rad=cameras.elevation_rad.roll(3))
     moved = Truth(*(part.roll(3, 0).flip(1) for part in truth))
-    assert photometric_metrics(moved.pixels, moved, turned) == pytest.approx(right, rel=1e-6)
+    assert metrics_of(moved.pixels, moved, turned) == pytest.approx(right, rel=1e-6)
 
 
 def test_what_lies_outside_the_object_does_not_count(scene: tuple[Truth, Cameras]) -> None:
     truth, cameras = scene
     other = torch.where(truth.masks > 0.999, truth.pixels, torch.rand(truth.pixels.shape))
-    assert photometric_metrics(other, truth, cameras) == photometric_metrics(truth.pixels, truth, cameras)
+    assert metrics_of(other, truth, cameras) == metrics_of(truth.pixels, truth, cameras)
 
 
 def test_nothing_to_compare_is_nan(scene: tuple[Truth, Cameras]) -> None:
@@ -125,5 +129,5 @@ def test_nothing_to_compare_is_nan(scene: tuple[Truth, Cameras]) -> None:
     alone = Truth(*(part[:1] for part in truth))
     one = cameras._replace(azimuth_rad=cameras.azimuth_rad[:1], elevation_rad=cameras.elevation_rad[:1], input_view=0)
     empty = truth._replace(masks=torch.zeros_like(truth.masks), depth=torch.full_like(truth.depth, math.inf))
-    for found in (photometric_metrics(alone.pixels, alone, one), photometric_metrics(truth.pixels, empty, cameras)):
+    for found in (metrics_of(alone.pixels, alone, one), metrics_of(truth.pixels, empty, cameras)):
         assert list(found) == list(NAMES) and all(math.isnan(value) for value in found.values())

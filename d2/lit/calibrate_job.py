@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader
 
 from d2.config import SampleConfig
 from d2.data.scene import Scene
-from d2.io import ensure_writable, write_json, write_text
-from d2.lit.callbacks import csv_text
+from d2.io import csv_text, ensure_writable, write_json, write_text
 from d2.lit.matrix_sampler import MatrixSampler
 from d2.lit.sample_job import load_scenes, make_rules, make_settings
 from d2.lit.tiers import check_tier, facts_of, load_priors, sizes

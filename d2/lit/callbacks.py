@@ -6,8 +6,6 @@ first rank has what all have found, and makes the run's tables of it in the orde
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -162,7 +160,7 @@ class SceneOutputs(L.Callback):
         rows = scene_rows(tables, {index: entry.name for index, entry in entries.items()})
         for name, lines in (("metrics.csv", rows), ("set_metrics.csv", set_rows(tables))):
             if lines:
-                files.write_text(self.folder / name, csv_text(lines))
+                files.write_text(self.folder / name, files.csv_text(lines))
             else:
                 (self.folder / name).unlink(missing_ok=True)  # of an earlier run
         files.write_text(self.folder / "config.yaml", self.config)
@@ -217,12 +215,3 @@ def shown(figures: Figures) -> Figures:
 
 def on_cpu(matrix: ImageMatrix) -> ImageMatrix:
     return matrix._replace(pixels=matrix.pixels.cpu(), latents=None if matrix.latents is None else matrix.latents.cpu())
-
-
-def csv_text(rows: list[dict[str, Any]]) -> str:
-    """Rows of equal keys as CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from d2.data.scene import Scene
 from d2.matrix import camera_ring
-from d2.pipeline import Rules, sample_scene
+from d2.pipeline import Rules, sample_scene, under_one_prior
 from d2.priors.prior import Condition
-from d2.rules.composition import convex, linear
-from d2.rules.weights import alone
 from d2.shard import by_itself
 from d2.terms import Priors, Settings
 
@@ -79,7 +77,6 @@ def of_methods(
     cost = partial(cell_evaluations, settings=settings, num_views=num_views, num_frames=num_frames)
     methods = {"joint": rules}
     if baselines:
-        plain = rules._replace(compose=linear(coefficients=convex))
-        methods |= {"columns_alone": plain._replace(weights=partial(alone, term="multiview"))}
-        methods |= {"rows_alone": plain._replace(weights=partial(alone, term="video"))}
+        methods["columns_alone"] = under_one_prior(rules, "multiview")
+        methods["rows_alone"] = under_one_prior(rules, "video")
     return {name: float(cost(one)) for name, one in methods.items()}

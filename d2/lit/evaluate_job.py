@@ -33,13 +33,23 @@ from d2.data.evaluation_folders import (
     read_true,
 )
 from d2.data.scene import Truth
-from d2.io import ensure_writable, read_matrix, write_json, write_tensors, write_text
-from d2.lit.callbacks import csv_text
+from d2.io import csv_text, ensure_writable, read_matrix, write_json, write_tensors, write_text
 from d2.lit.evaluation_networks import load_suite
 from d2.lit.trainer import make_trainer
 from d2.metrics import card, features
 from d2.metrics.intervals import Interval
-from d2.metrics.suite import ALL, NEED_TRUTH, Row, SetFigure, Suite, encoded, measure, set_differences, set_figures
+from d2.metrics.suite import (
+    ALL,
+    NEED_TRUTH,
+    Row,
+    SetFigure,
+    Suite,
+    encoded,
+    measure,
+    seen_pairs,
+    set_differences,
+    set_figures,
+)
 from d2.metrics.summary import Evaluation, object_values, read_evaluation, summary
 
 
@@ -168,7 +178,7 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
         true={} if truth is None else encoded(truth.pixels, suite),
         masked=true is not None and true.masks is not None,
         input_view=input_view,
-        cameras=cameras,
+        pairs=seen_pairs(suite, truth, cameras),
         centred=centred,
     )
     return Kept(result.rows, result.features, [first[0], first[1], first[-2], first[-1]])

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from d2.data.scene import Scene
 from d2.metrics.baselines import repeat_orbit, show_input
-from d2.pipeline import Rules, Sampled, make_clip, make_orbit, sample_scene, to_pixels
+from d2.pipeline import Rules, Sampled, make_clip, make_orbits, sample_scene, to_pixels, under_one_prior
 from d2.priors.placement import place
-from d2.rules.composition import convex, linear
-from d2.rules.weights import alone
 from d2.sampling import State
 from d2.terms import Priors, Settings, to_images
 
@@ -70,9 +68,8 @@ class MatrixSampler(L.LightningModule):
         sampled = self.sample(scene, orbits, self.rules, "joint")
         if not self.baselines:
             return SceneResult(sampled, {})
-        plain = self.rules._replace(compose=linear(coefficients=convex))
         columns, rows = (
-            self.sample(scene, orbits, plain._replace(weights=partial(alone, term=term)), f"{term} alone")
+            self.sample(scene, orbits, under_one_prior(self.rules, term), f"{term} alone")
             for term in ("multiview", "video")
         )
         matrices = (
@@ -95,13 +92,8 @@ class MatrixSampler(L.LightningModule):
                 scene = scene._replace(
                     pixels=make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
                 )
-            anchors = settings.anchor_frames
-            outside = [anchor for anchor in anchors if anchor >= len(scene.pixels)]
-            if outside:
-                raise ValueError(f"scenes.anchor_frame={outside[0]}: the clip has frames 0 to {len(scene.pixels) - 1}")
-            pictures = [given[0] if len(given) == 1 and anchor == 0 else scene.pixels[anchor] for anchor in anchors]
-            make = partial(make_orbit, priors=self.priors, rules=rules, settings=settings)
-            orbits = torch.stack([make(picture, scene.cameras, scene.seed) for picture in pictures])
+            pictures = torch.cat([given, scene.pixels[len(given) :]])  # what was given, not what was made of it
+            orbits = make_orbits(pictures, scene.cameras, scene.seed, self.priors, rules, settings)
             self.references[scene.name] = scene, orbits
         return self.references[scene.name]
 

@@ -11,7 +11,19 @@ from typing import NamedTuple
 
 from d2.config import ReportConfig
 from d2.io import ensure_writable
-from d2.lit.results import ALL, COLUMNS, COST, Figures, Row, by_variant, config_hash, read_rows, table_rows, write_rows
+from d2.lit.results import (
+    ALL,
+    COLUMNS,
+    COST,
+    Figures,
+    Row,
+    by_variant,
+    config_hash,
+    is_ratio,
+    read_rows,
+    table_rows,
+    write_rows,
+)
 from d2.lit.trainer import make_loggers, start_loggers
 from d2.metrics.intervals import bootstrap_mean
 from d2.report.charts import Curve, Point, lines, scatter
@@ -108,10 +120,6 @@ def badness(name: str, value: float) -> float:
     if is_ratio(name):
         return abs(math.log(value)) if value > 0 else math.inf
     return -value
-
-
-def is_ratio(name: str) -> bool:
-    return name.startswith("sharpness") or name.endswith("_ratio")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

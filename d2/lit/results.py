@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import torch
 
-from d2.io import read_matrix, read_truth, write_text
-from d2.lit.callbacks import csv_text
+from d2.io import csv_text, read_matrix, read_truth, write_text
 from d2.lit.scene_figures import JOINT
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.intervals import bootstrap_mean, paired_difference
 from d2.metrics.reference import reference_metrics
-from d2.metrics.table import TABLE_COLUMNS, markdown_table
+from d2.metrics.table import TABLE_COLUMNS, interval_text, markdown_table
 
 ALL = "all"  # in the place of a seed
 OF_SAMPLES = ("energy", "energy_error", "energy_spread", "psnr_masked_of_mean", "sharpness_of_mean")
@@ -125,6 +124,16 @@ def by_variant(rows: Iterable[Row]) -> dict[str, Figures]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+def columns_of(results: Mapping[str, Figures]) -> list[str]:
+    """The figures of `COLUMNS` that any variant has."""
+    return [name for name in COLUMNS if any(name in figures for figures in results.values())]
+
+
+def is_ratio(name: str) -> bool:
+    """Whether a figure is best at 1."""
+    return name.startswith("sharpness") or name.endswith("_ratio")
+
+
 def table_rows(
     results: Mapping[str, Figures],
     *,
@@ -135,7 +144,7 @@ def table_rows(
 
     PSNR stands beside sharpness, retrieval and, of several samples, the energy score: alone it rewards blur.
     """
-    columns = [name for name in COLUMNS if any(name in figures for figures in results.values())]
+    columns = columns_of(results)
     rows = []
     for variant, figures in results.items():
         if variant == baseline:
@@ -178,10 +187,9 @@ def _cell(name: str, values: Mapping[str, float], others: Mapping[str, float] | 
     else:
         interval = paired_difference(own, [others[scene] for scene in both], seed=seed)
     digits = 0 if name == COST else 4 if name.startswith("energy") else 2
-    style = f"{'' if others is None else '+'}.{digits}f"
-    if math.isnan(interval.low) or interval.low == interval.high:
-        return format(interval.mean, style)
-    return f"{interval.mean:{style}} [{interval.low:{style}}, {interval.high:{style}}]"
+    if interval.low == interval.high:
+        interval = interval._replace(low=math.nan, high=math.nan)
+    return interval_text(interval, f"{'' if others is None else '+'}.{digits}f")
 
 
 # --- where they come from --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from d2.data.scene import Scene
-from d2.metrics.suite import Measured, SetFigure, Suite, encoded, measure, set_figures, without_truth
+from d2.metrics.suite import Measured, SetFigure, Suite, encoded, measure, seen_pairs, set_figures, without_truth
 
 JOINT = "joint"  # the method that is the sample itself; others are what it has to beat
 Figures = dict[str, float]  # by their names
@@ -40,7 +40,7 @@ def measure_scene(suite: Suite, methods: Mapping[str, Tensor], scene: Scene) -> 
         true=true,
         masked=True,
         input_view=scene.cameras.input_view,
-        cameras=scene.cameras,
+        pairs=seen_pairs(suite, truth, scene.cameras),
         centred=True,
     )
     return {name: one([pixels.cpu()]) for name, pixels in methods.items()}

@@ -20,18 +20,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from d2.config import SampleConfig
 from d2.data.folder import list_clips
 from d2.data.scene import Scene
-from d2.io import write_text
-from d2.lit.callbacks import csv_text
+from d2.io import csv_text, write_text
 from d2.lit.cost import of_methods
 from d2.lit.evaluation_networks import sample_suite
 from d2.lit.matrix_sampler import BASELINES, MatrixSampler
 from d2.lit.results import (
-    COLUMNS,
     COST,
     OF_SAMPLES,
     Figures,
     Row,
     by_variant,
+    columns_of,
+    is_ratio,
     read_rows,
     run_rows,
     sample_rows,
@@ -267,7 +267,7 @@ def plot(path: Path, results: Mapping[str, Figures]) -> None:
     from d2.metrics.intervals import bootstrap_mean
 
     names = list(results)
-    columns = [name for name in COLUMNS if any(name in figures for figures in results.values())]
+    columns = columns_of(results)
     grid = (-(-len(columns) // 5), 5)
     figure, axes = plt.subplots(*grid, figsize=(17, (0.8 + 0.28 * len(names)) * grid[0]), sharey=True, squeeze=False)
     figure.set_layout_engine("constrained")
@@ -280,7 +280,7 @@ def plot(path: Path, results: Mapping[str, Figures]) -> None:
                 interval = bootstrap_mean(values, seed=0)
                 axis.plot([interval.low, interval.high], [y, y], color="0.6", lw=2, solid_capstyle="round")
                 axis.plot(interval.mean, y, "o", color="C0")
-        if metric == "sharpness" or metric.endswith("_ratio"):
+        if is_ratio(metric):
             axis.axvline(1, color="0.8", lw=1, zorder=0)
         axis.set_title(metric, fontsize=9)
         axis.set_yticks(range(len(names)), names, fontsize=8)

@@ -23,6 +23,7 @@ from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig
 from d2.lit.trainer import make_loggers, make_trainer
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
+from d2.priors.checkpoint import fingerprint
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 
@@ -203,7 +204,7 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     prior = Prior(tiny.VIDEO if job.kind == "video" else tiny.MULTIVIEW)
     _warm_start(prior, job)
     ensure_writable(job.output_dir)
-    name = tiny.hash_of(job.autoencoder)
+    name = fingerprint(job.autoencoder)
     parts: list[Sequences] = []
     sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
     for split, count in sizes.items():

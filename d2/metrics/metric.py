@@ -12,7 +12,7 @@ from d2.matrix import Cameras
 from d2.metrics.consistency import CHANGE_NAMES
 from d2.metrics.photometric import NAMES as PHOTOMETRIC_NAMES
 from d2.metrics.reference import POOLED_NAMES
-from d2.metrics.suite import Suite, measure
+from d2.metrics.suite import Suite, measure, seen_pairs
 
 METRIC_NAMES = (
     *POOLED_NAMES,
@@ -31,6 +31,6 @@ def matrix_metrics(
     cameras: Cameras,
 ) -> dict[str, float]:
     """The figures `METRIC_NAMES` of one matrix; see reference.py, consistency.py and photometric.py."""
-    view = cameras.input_view
-    measured = measure([sample], truth, PLAIN, true={}, masked=True, input_view=view, cameras=cameras, centred=True)
+    view, pairs = cameras.input_view, seen_pairs(PLAIN, truth, cameras)
+    measured = measure([sample], truth, PLAIN, true={}, masked=True, input_view=view, pairs=pairs, centred=True)
     return {row.metric: row.value for row in measured.rows}

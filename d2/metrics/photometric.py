@@ -10,6 +10,7 @@ Axes: v views, f frames, n four neighbouring pixels, c h w. Pixels are in [0, 1]
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,17 +28,21 @@ NAMES = ("photometric_error", "photometric_psnr", "photometric_ratio", "photomet
 
 
 class Seen(NamedTuple):
-    """Where the pixels of one view lie in another, at every frame."""
+    """The pixels of one view, at all frames, that another view sees too, and where they lie in it."""
 
-    corners: Tensor  # f h w n, int64: flat indices of the pixels around, valid where visible
-    shares: Tensor  # f h w n: what each has in the colour there
-    visible: Tensor  # f h w, bool
+    view: int
+    other: int
+    solid: int  # how many pixels of the view could be seen
+    frame: Tensor  # m
+    pixel: Tensor  # m, flat index in the view
+    corners: Tensor  # m n, flat indices of the pixels around in the other
+    shares: Tensor  # m n: what each has in the colour there
 
 
 def photometric_metrics(
     sample: Tensor,  # v f 3 h w
     truth: Truth,
-    cameras: Cameras,
+    pairs: Sequence[Seen],  # `neighbours` of the truth
 ) -> dict[str, float]:
     """Over all pairs of neighbours on the ring, both ways, and all pixels of the one that the other sees too:
 
@@ -48,17 +53,14 @@ def photometric_metrics(
     NaN for a single view, or where nothing is compared.
     """
     assert sample.shape == truth.pixels.shape, f"sample {sample.shape}, truth {truth.pixels.shape}"
-    count = len(sample)
-    pairs = [(i, j % count) for i in range(count) for j in (i - 1, i + 1) if j % count != i]
     absolute = squared = true_absolute = 0.0
     compared = solid = 0
-    for view, other in pairs:
-        seen = seen_from(truth, cameras, view, other)
-        change = colour_change(sample, seen, view, other)
+    for seen in pairs:
+        change = colour_change(sample, seen)
         absolute, squared = absolute + float(change.abs().sum()), squared + float(change.square().sum())
-        true_absolute += float(colour_change(truth.pixels, seen, view, other).abs().sum())
-        compared += int(seen.visible.sum())
-        solid += int((truth.masks[view] > SOLID).sum())
+        true_absolute += float(colour_change(truth.pixels, seen).abs().sum())
+        compared += len(seen.frame)
+        solid += seen.solid
     if not compared:
         return dict.fromkeys(NAMES, math.nan)
     mean_square = squared / (3 * compared)
@@ -70,47 +72,52 @@ def photometric_metrics(
 def colour_change(
     pixels: Tensor,  # v f 3 h w
     seen: Seen,
-    view: int,
-    other: int,
 ) -> Tensor:  # 3 m, float64, over the m pixels that are visible
     """Colours of the pixels of `view`, less those that `other` has of the same points."""
-    own, carried = carried_over(pixels.double(), seen, view, other)
+    own, carried = carried_over(pixels.double(), seen)
     return own - carried
 
 
 def feature_metrics(
     sample: Tensor,  # v f c h w, features at every pixel
     true: Tensor,  # v f c h w, of the true pictures
-    truth: Truth,
-    cameras: Cameras,
+    pairs: Sequence[Seen],  # `neighbours` of the truth
 ) -> dict[str, float]:
     """Over the same pixels, 1 − cosine of the features that neighbouring views have of a point (as MEt3R, Asim et al.
     2025, there with points from a network): its mean, and that over the truth's. NaN where nothing is compared."""
-    count = len(sample)
     total, of_truth, compared = 0.0, 0.0, 0
-    for view, other in [(i, j % count) for i in range(count) for j in (i - 1, i + 1) if j % count != i]:
-        seen = seen_from(truth, cameras, view, other)
-        for features in (sample, true):
-            apart = float((1 - F.cosine_similarity(*carried_over(features, seen, view, other), dim=0)).double().sum())
-            total, of_truth = (total + apart, of_truth) if features is sample else (total, of_truth + apart)
-        compared += int(seen.visible.sum())
+    for seen in pairs:
+        total, of_truth = total + feature_change(sample, seen), of_truth + feature_change(true, seen)
+        compared += len(seen.frame)
     if not compared:
         return dict.fromkeys(FEATURE_NAMES, math.nan)
     ratio = total / of_truth if of_truth > 0 else math.nan
     return dict(zip(FEATURE_NAMES, (total / compared, ratio), strict=True))
 
 
+def feature_change(
+    features: Tensor,  # v f c h w
+    seen: Seen,
+) -> float:
+    """1 − cosine of what both views have of a point, summed over the pixels that are visible."""
+    return float((1 - F.cosine_similarity(*carried_over(features, seen), dim=0)).double().sum())
+
+
 def carried_over(
     pixels: Tensor,  # v f c h w
     seen: Seen,
-    view: int,
-    other: int,
 ) -> tuple[Tensor, Tensor]:  # c m each, over the m pixels that are visible
     """What `view` has at its pixels, and what `other` has at the same points."""
-    frames = torch.arange(pixels.shape[1], device=pixels.device)[:, None, None, None].expand_as(seen.corners)
-    corners, shares = seen.corners[seen.visible], seen.shares[seen.visible].to(pixels)  # m n
-    around = pixels[other].flatten(-2)[frames[seen.visible], :, corners]  # m n c
-    return pixels[view].movedim(1, 0)[:, seen.visible], (shares[..., None] * around).sum(dim=1).mT
+    own = pixels[seen.view].flatten(-2)[seen.frame, :, seen.pixel]  # m c
+    around = pixels[seen.other].flatten(-2)[seen.frame[:, None], :, seen.corners]  # m n c
+    return own.mT, (seen.shares.to(pixels)[..., None] * around).sum(dim=1).mT
+
+
+def neighbours(truth: Truth, cameras: Cameras) -> list[Seen]:
+    """Every view in the one before and the one behind it on the ring: all that depends on the truth alone."""
+    count = len(truth.depth)
+    pairs = [(i, j % count) for i in range(count) for j in (i - 1, i + 1) if j % count != i]
+    return [seen_from(truth, cameras, view, other) for view, other in pairs]
 
 
 def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:
@@ -136,7 +143,9 @@ def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:
     far = depth[other].flatten(1)[frame, corners]  # f h w n
     same = (far - there[..., 2:]).abs() < TOLERANCE * step * RADIUS
     agrees = (same & solid[other].flatten(1)[frame, corners]).all(dim=-1)
-    return Seen(corners, shares, solid[view] & inside & agrees)
+    visible = solid[view] & inside & agrees
+    at, *place = visible.nonzero(as_tuple=True)
+    return Seen(view, other, int(solid[view].sum()), at, place[0] * width + place[1], corners[visible], shares[visible])
 
 
 def camera_axes(cameras: Cameras) -> Tensor:  # v 3 3, float64

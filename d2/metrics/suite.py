@@ -20,7 +20,7 @@ from d2.metrics.features import FeatureNetwork, feature_maps
 from d2.metrics.frechet import paired_logit_distance
 from d2.metrics.image import ImageDistance, image_figures, picture_psnr
 from d2.metrics.intervals import Interval
-from d2.metrics.photometric import feature_metrics, photometric_metrics
+from d2.metrics.photometric import Seen, feature_metrics, neighbours, photometric_metrics
 from d2.metrics.reference import reference_metrics
 from d2.metrics.set_intervals import set_difference, set_interval
 from d2.metrics.video_sets import figure_name, matrix_features
@@ -80,7 +80,7 @@ def measure(
     true: Mapping[str, Tensor],  # `encoded` of the truth's pixels; empty where there is none
     masked: bool,  # whether the truth's masks are known; else they are no part of any figure
     input_view: int | None,  # None: no view is told apart as seen
-    cameras: Cameras | None,  # of the truth's depth; None: no depth is known
+    pairs: Sequence[Seen] | None,  # `seen_pairs` of the truth
     centred: bool,  # whether all cameras are those of d2, so that the object's disc is known beforehand
 ) -> Measured:
     """The figures of every sample, those of all samples together, and the features that set distances need."""
@@ -91,11 +91,11 @@ def measure(
         for name, value in own.items():
             features.setdefault(f"sampled/{name}", []).append(value.flatten(0, -2))
         figures = dict(_figures(sample, truth, suite, masked=masked, input_view=input_view))
-        if truth is not None and cameras is not None and "consistency" in suite.metrics:
-            figures |= photometric_metrics(sample, truth, cameras)
-        if truth is not None and cameras is not None and suite.places is not None:
+        if truth is not None and pairs is not None and "consistency" in suite.metrics:
+            figures |= photometric_metrics(sample, truth, pairs)
+        if truth is not None and pairs is not None and suite.places is not None:
             both = (feature_maps(suite.places, pixels) for pixels in (sample, truth.pixels))
-            found = feature_metrics(*both, truth, cameras)
+            found = feature_metrics(*both, pairs)
             figures |= {f"{name}[{suite.places.name}]": value for name, value in found.items()}
         figures |= dict(_feature_figures(own, true, suite))
         rows += [Row(str(index), name, value) for name, value in figures.items()]
@@ -109,6 +109,12 @@ def measure(
         ]
     kept = {name: torch.cat(values) for name, values in features.items()}
     return Measured(rows, kept | {f"true/{name}": value.flatten(0, -2) for name, value in true.items()})
+
+
+def seen_pairs(suite: Suite, truth: Truth | None, cameras: Cameras | None) -> list[Seen] | None:
+    """What neighbouring views see of each other, once for all samples; None where no figure wants it or can have it."""
+    wanted = "consistency" in suite.metrics or suite.places is not None
+    return neighbours(truth, cameras) if wanted and truth is not None and cameras is not None else None
 
 
 def set_figures(

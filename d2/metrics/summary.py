@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 from d2.metrics.intervals import Interval, bootstrap_mean, paired_difference
 from d2.metrics.suite import ALL, SetFigure
-from d2.metrics.table import markdown_table
+from d2.metrics.table import interval_text, markdown_table
 
 SET_NOTE = (
     "A distance between sets has the spread of its resamples around it: how much it would vary with other objects, as "
     "many as these. It is larger for smaller sets, whatever they hold: compare equal sizes only."
 )
+DIGITS = ".4g"
+UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
 Values = dict[str, dict[str, float]]  # metric -> object (or ALL) -> mean over its samples
 
 
@@ -81,12 +83,14 @@ def _row(
     seed: int,
 ) -> dict[str, str]:
     known = {name: value for name, value in objects.items() if not math.isnan(value)}
-    cells = [metric, _text(_interval(list(known.values()), seed), ""), str(len(known))]
+    own = bootstrap_mean(list(known.values()), seed=seed) if known else UNKNOWN
+    cells = [metric, interval_text(own, DIGITS), str(len(known))]
     if other is not None:
         theirs = other.values.get(metric, {})
         both = [name for name in known if not math.isnan(theirs.get(name, math.nan))]
         pairs = [known[name] for name in both], [theirs[name] for name in both]
-        cells += [_text(paired_difference(*pairs, seed=seed) if both else None, "+"), str(len(both))]
+        apart = paired_difference(*pairs, seed=seed) if both else UNKNOWN
+        cells += [interval_text(apart, f"+{DIGITS}"), str(len(both))]
     return dict(zip(columns, cells, strict=True))
 
 
@@ -97,19 +101,8 @@ def _set_row(
     columns: Sequence[str],
 ) -> dict[str, str]:
     own = Interval(figure.value, figure.low, figure.high, figure.objects)
-    cells = [figure.metric, _text(own, ""), f"{figure.objects}, as sets"]
+    cells = [figure.metric, interval_text(own, DIGITS), f"{figure.objects}, as sets"]
     if other is not None:
-        cells += [_text(difference, "+"), f"{difference.n if difference else 0}, as sets"]
+        apart = difference or UNKNOWN
+        cells += [interval_text(apart, f"+{DIGITS}"), f"{apart.n}, as sets"]
     return dict(zip(columns, cells, strict=True))
-
-
-def _interval(values: Sequence[float], seed: int) -> Interval | None:
-    return bootstrap_mean(values, seed=seed) if values else None
-
-
-def _text(interval: Interval | None, sign: str) -> str:
-    """Four digits; a dash where nothing is known, the mean alone where there is no more."""
-    if interval is None or math.isnan(interval.mean):
-        return "–"
-    mean, low, high = (f"{value:{sign}.4g}" for value in (interval.mean, interval.low, interval.high))
-    return mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"

@@ -33,9 +33,8 @@ def markdown_table(
     )
 
 
-def interval_text(interval: Interval, *, signed: bool = False) -> str:
+def interval_text(interval: Interval, style: str = ".2f") -> str:
     """As `18.31 [17.90, 18.70]`; a dash where there is nothing to tell, the mean alone where it is all there is."""
-    style = "+.2f" if signed else ".2f"
     if math.isnan(interval.mean):
         return "–"
     if math.isnan(interval.low):

@@ -5,7 +5,6 @@ One safetensors file each, half precision, with the configuration that made it a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +112,6 @@ def load_into(module: nn.Module, file: WeightsFile, path: Path) -> None:
             want = tuple(own[name].shape) if name in own else "absent"
             raise ValueError(f"{path}: {name} is {have}, this network wants {want}; use weights of the same sizes")
     module.load_state_dict(file.state)
-
-
-def hash_of(path: Path) -> str:
-    """The first twelve digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def load_first_stage(path: Path) -> FirstStage:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2.rules.composition import convex, guided, linear
+from d2.rules.composition import convex, linear
+from d2.rules.guidance import guided
 from d2.sampling import Compose, Fields, Prediction, Step
 
 

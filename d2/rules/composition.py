@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2.rules.guidance import guided
 from d2.sampling import Compose, Fields, Needs, Prediction, State, Step
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]  # term -> (of uncond, of cond): v f
@@ -127,14 +128,3 @@ def disagreement(
         return None
     distance = (row - column).square().mean(dim=(2, 3, 4)).sqrt()
     return torch.where(asked.to(distance.device), distance, torch.nan)
-
-
-def guided(
-    prediction: Prediction,
-    scale: Tensor,  # v f
-) -> Tensor | None:  # matrix
-    """u + scale · (c − u), of one half where that is all there is (Ho & Salimans 2022)."""
-    uncond, cond = prediction
-    if uncond is None or cond is None:
-        return cond if uncond is None else uncond
-    return uncond + scale.to(cond)[:, :, None, None, None] * (cond - uncond)

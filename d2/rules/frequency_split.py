@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from d2.rules.composition import guided
 from d2.rules.frequency import mix
+from d2.rules.guidance import guided, guided_needs
 from d2.sampling import Compose, Fields, Needs, Prediction, Step
 
 OTHER = {"video": "multiview", "multiview": "video"}
@@ -54,7 +54,7 @@ def frequency_split(
         return split(of_low, of_high, along, cutoff, kind, order), memory
 
     def needs(weights: Fields, scales: Fields) -> Needs:
-        return {name: (scales[name] != 1, scales[name] != 0) for name in OTHER}
+        return guided_needs(scales, names=OTHER)
 
     compose.needs = needs  # type: ignore[attr-defined]
     compose.couples_cells = along != "space"  # type: ignore[attr-defined]  # so that cells held are evaluated too

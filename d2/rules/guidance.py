@@ -5,14 +5,14 @@ A term's result is u + scale · (c − u) (Ho & Salimans 2022); scale 1 is the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from d2.matrix import Cameras
-from d2.sampling import Compose, Fields, Prediction, Schedule, Step
+from d2.sampling import Compose, Fields, Needs, Prediction, Schedule, Step
 
 Curve = Callable[[int], Tensor]
 
@@ -80,6 +80,22 @@ def interval(
     return {name: torch.ones_like(scale) for name, scale in scales.items()}
 
 
+def guided(
+    prediction: Prediction,
+    scale: Tensor,  # v f
+) -> Tensor | None:  # matrix
+    """u + scale · (c − u), of one half where that is all there is (Ho & Salimans 2022)."""
+    uncond, cond = prediction
+    if uncond is None or cond is None:
+        return cond if uncond is None else uncond
+    return uncond + scale.to(cond)[:, :, None, None, None] * (cond - uncond)
+
+
+def guided_needs(scales: Fields, *, names: Iterable[str]) -> Needs:
+    """The halves that `guided` makes use of."""
+    return {name: (scales[name] != 1, scales[name] != 0) for name in names}
+
+
 def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
     """A linear composition whose guided results get the spread of their conditional halves (Lin et al. 2023, 3.4).
 
@@ -93,9 +109,10 @@ def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
         uncond, cond = prediction
         if uncond is None or cond is None:
             return prediction
-        guided = uncond + scale.to(cond)[:, :, None, None, None] * (cond - uncond)
-        there = (spread(guided) > 0) & (spread(cond) > 0)  # zero where nobody asked for a half
-        ratio = torch.where(there, spread(cond) / spread(guided), 1.0)
+        result = guided(prediction, scale)
+        assert result is not None
+        there = (spread(result) > 0) & (spread(cond) > 0)  # zero where nobody asked for a half
+        ratio = torch.where(there, spread(cond) / spread(result), 1.0)
         factor = share * ratio + 1 - share
         return Prediction(uncond * factor, cond * factor)
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from d2.rules.composition import guided
+from d2.rules.guidance import guided, guided_needs
 from d2.sampling import Compose, Fields, Needs, Prediction, Step
 
 TERMS = ("video", "multiview")
@@ -99,7 +99,7 @@ def superposed(*, share: Share) -> Compose:
         return of_video * denoised["video"] + (1 - of_video) * denoised["multiview"], memory
 
     def needs(weights: Fields, scales: Fields) -> Needs:
-        return {name: (scales[name] != 1, scales[name] != 0) for name in TERMS}
+        return guided_needs(scales, names=TERMS)
 
     compose.needs = needs  # type: ignore[attr-defined]
     compose.couples_cells = True  # type: ignore[attr-defined]  # so that cells held are evaluated too
