@@ -80,7 +80,7 @@ class PriorConfig:
 class UnaryConfig:
     """A third term: cells denoised as single images."""
 
-    prior: str | None = None  # multiview | video: by whose network; null: no such term
+    prior: str | None = None  # multiview | video: by whose network; cell: by one that saw 4D pairs; null: no such term
     told: str = "anchor"  # none | anchor | column | row: the input at the anchor, at the cell's frame, or its orbit
     cond_aug: float | None = None  # noise on that picture; null: the prior's own
 
@@ -138,6 +138,7 @@ class SampleConfig:
     multiview: PriorConfig = field(default_factory=PriorConfig)
     unary: UnaryConfig = field(default_factory=UnaryConfig)
     autoencoder: str | None = None  # weights file of the tiny tier's first stage; null: the shipped one
+    cell: str | None = None  # weights file of unary.prior=cell, from d2 train prior=tiny_cell; none ships
     precision: str = "fp32"  # fp32 | bf16 | fp16: of the priors' weights and activations
     offload: str = "none"  # none | idle | sequential: what of the priors waits in host memory
     plan: bool = False  # print what would be evaluated and what memory it takes, and stop
@@ -153,7 +154,7 @@ class SampleConfig:
 
 @dataclass
 class TrainPriorConfig:
-    kind: str = MISSING  # autoencoder | video | multiview | video_encoder
+    kind: str = MISSING  # autoencoder | video | multiview | cell | video_encoder
     optimizer: str = "adamw"  # adamw | muon
     lr: float = 6e-4  # at its plateau
     max_steps: int = 8000  # optimiser steps
@@ -277,14 +278,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scenes.split": ("test", "validation"),
     "video.network": ("tiny", "svd", "svd_xt"),
     "multiview.network": ("tiny", "sv3d_u", "sv3d_p"),
-    "unary.prior": ("multiview", "video"),
+    "unary.prior": ("multiview", "video", "cell"),
     "unary.told": ("none", "anchor", "column", "row"),
     "precision": ("fp32", "bf16", "fp16"),
     "offload": ("none", "idle", "sequential"),
     "matting.kind": ("none", "rembg"),
     "logger.kind": ("csv", "wandb"),
     "prior.optimizer": ("adamw", "muon"),
-    "prior.kind": ("autoencoder", "video", "multiview", "video_encoder"),
+    "prior.kind": ("autoencoder", "video", "multiview", "cell", "video_encoder"),
     "features": ("world4d-encoder", "i3d", "i3d_torchscript", "videomae"),
     "features_resize": ("stylegan-v", "consistent4d"),
 }
@@ -336,6 +337,12 @@ def _check_sample(config: SampleConfig) -> None:
             f"multiview.conv_blend={config.multiview.conv_blend}: columns in windows have no neighbours to look at; "
             "leave multiview.window or multiview.conv_blend null"
         )
+    if config.unary.prior == "cell" and config.cell is None:
+        raise ValueError(
+            "cell=null: the network of unary.prior=cell does not ship; train prior=tiny_cell, give cell=FILE"
+        )
+    if config.unary.prior == "cell" and config.unary.told not in ("none", "anchor"):
+        raise ValueError(f"unary.told={config.unary.told}: the network of unary.prior=cell was told anchors alone")
     unknown = set(config.metrics) - {"reference", "video", "clip"}
     if unknown:
         raise ValueError(f"metrics={sorted(unknown)}: choose from [reference, video, clip], or [] for none")

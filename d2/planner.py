@@ -146,7 +146,7 @@ def choose(
 def peaks_of(seen: Rehearsal, cast: Cast, offload: str) -> list[Peak]:
     """Weights and tensors while each network runs, and until the next one does."""
     return [
-        Peak(name or "before", resident_bytes(cast.priors, cast.units.get(name), offload), tensors)
+        Peak(name or "before", resident_bytes(cast.priors.present, cast.units.get(name), offload), tensors)
         for name, tensors in seen.peaks.items()
     ]
 
@@ -168,7 +168,7 @@ def host_of(job: Job, cast: Cast, choice: Choice, *, pinned: bool) -> dict[str, 
     latents = cells * job.first_stage.channels * (job.size // job.first_stage.factor) ** 2
     parts = {
         "process": int(PROCESS),
-        "waiting weights": waiting_bytes(cast.priors, choice.offload, pinned=pinned),
+        "waiting weights": waiting_bytes(cast.priors.present, choice.offload, pinned=pinned),
         "noise": latents * 4,  # a draw of the whole matrix in float32
         "pixels": 2 * cells * 3 * job.size**2 * 4,  # the result, and once more while it is written
     }

@@ -143,7 +143,7 @@ def build(job: Job, dtype: torch.dtype) -> Cast:
     with torch.device("meta"):
         priors = Priors(Prior(job.video), Prior(job.multiview), FirstStage(job.first_stage))
         priors.multiview.decoder = None if job.decoder is None else FirstStage(job.decoder)
-    for holder in priors:
+    for holder in priors.present:
         holder.to(dtype).eval().requires_grad_(False)
     cast = Cast(priors, {}, Meter(), {})
     for name, network, unit in called(priors):

@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2.matrix import Cameras, Cut, column_windows, columns, row_windows, rows, single_cells
 from d2.noise import Stream
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition, Prior, denoiser
-from d2.priors.tiny import motion_bucket, polar_rad
+from d2.priors.tiny import FRAMES, motion_bucket, polar_rad
 from d2.sampling import Term, karras_sigmas
 
 
@@ -34,13 +34,18 @@ class Priors(NamedTuple):
     video: Prior
     multiview: Prior
     first_stage: FirstStage
+    cell: Prior | None = None  # of the tiny tier, trained on 4D pairs
+
+    @property
+    def present(self) -> list[nn.Module]:
+        return [network for network in self if network is not None]
 
 
 @dataclass(frozen=True)
 class Unary:
     """Cells denoised as single images: by which network, and what it is told of them."""
 
-    prior: Literal["video", "multiview"] = "multiview"
+    prior: Literal["video", "multiview", "cell"] = "multiview"  # cell: one that saw 4D pairs, a ceiling for the others
     told: Literal["none", "anchor", "column", "row"] = (
         "anchor"  # the input at the anchor, at the cell's frame; its orbit
     )
@@ -185,9 +190,11 @@ def unary_term(
         azimuth = torch.full((v,), 2 * math.pi) if unary.told == "row" else prior_azimuth(cameras, settings)
         azimuth, elevation = (repeat(angle, "v -> v f", f=f) for angle in (azimuth, cameras.elevation_rad))
         grid = multiview_scalars(azimuth, elevation, aug, clip)
+        grid["frames"] = repeat((torch.arange(f) - anchor) * (FRAMES / f), "f -> v f", v=v).to(clip)
     scalars = {name: rearrange(value, f"v f -> {axes}") for name, value in grid.items()}
     unit = noise("augmentation", tuple(references.shape), step=2)
-    prior = priors.video if unary.prior == "video" else priors.multiview
+    prior = {"video": priors.video, "multiview": priors.multiview, "cell": priors.cell}[unary.prior]
+    assert prior is not None, "Priors.cell is wanted"
     length = scalars["cond_aug"].shape[1]
     halves = bind_condition(prior, references, scalars, length, unit, priors.first_stage, settings.encode_chunk)
     cond, uncond = (

@@ -24,7 +24,7 @@ def small(config: PriorConfig) -> PriorConfig:
     return dataclasses.replace(config, unet=unet, tower=dataclasses.replace(config.tower, layers=1, mlp_ratio=1.0))
 
 
-VIDEO, MULTIVIEW = small(tiny.VIDEO), small(tiny.MULTIVIEW)
+VIDEO, MULTIVIEW, CELL = small(tiny.VIDEO), small(tiny.MULTIVIEW), small(tiny.CELL)
 AUTOENCODER = FirstStageConfig(
     AutoencoderConfig(
         in_channels=192,
@@ -74,6 +74,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny tier is the small networks."""
     monkeypatch.setattr(tiny, "VIDEO", VIDEO)
     monkeypatch.setattr(tiny, "MULTIVIEW", MULTIVIEW)
+    monkeypatch.setattr(tiny, "CELL", CELL)
     monkeypatch.setattr(tiny, "AUTOENCODER", AUTOENCODER)
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CELL, randomized
 from PIL import Image, ImageDraw
 
 from d2 import cli
 from d2.config import asset, bind, check
 from d2.lit.sample_job import make_rules, make_settings
 from d2.matrix import camera_ring
+from d2.priors import tiny
+from d2.priors.prior import Prior
 from d2.sampling import Step
 
 TESTS = Path(__file__).parent
@@ -101,8 +104,9 @@ def test_what_is_run_elsewhere_is_run() -> None:
 def test_every_prior_trains(prior: str, small_networks: None, small_weights: list[str], tmp_path: Path) -> None:
     overrides = [f"prior={prior}", "prior.max_steps=2", "prior.batch_size=3", "num_scenes=4", "num_validation_scenes=2"]
     kind = composed(f"prior={prior}", command="train").prior.kind
-    key = "autoencoder" if kind == "autoencoder" else f"{kind}.checkpoint"
-    start = next(w for w in small_weights if w.startswith(f"{key}=")).replace(key, "init_from", 1)
+    key = kind if kind in ("autoencoder", "cell") else f"{kind}.checkpoint"
+    start = "multiview.checkpoint" if kind == "cell" else key
+    start = next(w for w in small_weights if w.startswith(f"{start}=")).replace(start, "init_from", 1)
     singles = [] if kind == "autoencoder" else ["prior.singles=1"]
     places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", small_weights[-1], "trainer=cpu"]
     assert cli.run(["train", *overrides, *singles, *places, start]) == 0
@@ -110,16 +114,24 @@ def test_every_prior_trains(prior: str, small_networks: None, small_weights: lis
     short = ["sampler.num_steps=1", "matrix.num_views=2", "matrix.num_frames=2", "baselines=false", "pages=false"]
     sampled = ["trainer=cpu", f"output_dir={tmp_path / 'sampled'}"]
     given = [w for w in small_weights if not w.startswith(f"{key}=")]
+    given += ["unary.prior=cell", "composition=inclusion_exclusion"] if kind == "cell" else []
     assert cli.run(["sample", *given, f"{key}={weights}", *short, *sampled]) == 0  # what is trained can be used
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in asset("experiments").glob("*/sweep.yaml")))
-def test_every_experiment_runs(name: str, d2_sample: Callable[..., int], tmp_path: Path) -> None:
+def test_every_experiment_runs(
+    name: str, d2_sample: Callable[..., int], small_weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = composed(f"experiment={name}")
-    assert (
-        d2_sample(f"experiment={name}", "scenes.count=1", "matrix.num_views=2", "matrix.num_frames=2", "baselines=true")
-        == 0
-    )
+    monkeypatch.chdir(tmp_path)  # where what other commands leave is looked for
+    smallest = ["scenes.count=1", "matrix.num_views=2", "matrix.num_frames=2"]
+    if "composition=calibrated" in str(config.variants):
+        calibrate = ["calibrate", *small_weights, *smallest, "trainer=cpu", "scenes.split=validation"]
+        assert cli.run([*calibrate, "output_dir=outputs/calibrate"]) == 0
+    if config.cell is not None:
+        (tmp_path / config.cell).parent.mkdir(parents=True)
+        tiny.save_weights(tmp_path / config.cell, "cell", randomized(Prior(CELL), 4), {})
+    assert d2_sample(f"experiment={name}", *smallest, "baselines=true") == 0
     for variant in config.variants or {}:
         assert (tmp_path / "out" / variant / "metrics.csv").exists()
     assert (tmp_path / "out" / "table.md").exists()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_prior import small_prior
 from test_pipeline import RULES, SEED, SETTINGS, F, V, scene, small_priors
 from torch import Tensor
 
@@ -136,9 +137,11 @@ def heard(monkeypatch: pytest.MonkeyPatch, unary: Unary) -> tuple[Tensor, dict[s
     settings = replace(SETTINGS, motion_bucket_id=9.0)
     names = {
         "video": ("fps_id", "motion_bucket_id", "cond_aug"),
-        "multiview": ("polars_rad", "azimuths_rad", "cond_aug"),
+        "multiview": ("polars_rad", "azimuths_rad", "cond_aug", "frames"),
     }
-    term = unary_term(unary, clip, orbit, camera_ring(v), partial(draw, 0), small_priors(), settings)
+    names["cell"] = names["multiview"]
+    priors = small_priors()._replace(cell=small_prior(4))
+    term = unary_term(unary, clip, orbit, camera_ring(v), partial(draw, 0), priors, settings)
     assert term.name == "unary" and term.cut.cells.shape == (v * f, 1, 2)
     colour = seen[0].crossattn.reshape(v, f)
     return colour, {name: seen[0].vector[:, 0, i].reshape(v, f) for i, name in enumerate(names[unary.prior])}
@@ -160,6 +163,13 @@ def test_a_cell_is_told_what_was_chosen(monkeypatch: pytest.MonkeyPatch, prior: 
         if prior == "multiview":
             ring = torch.full((3,), 2 * math.pi) if told == "row" else camera_ring(3).azimuth_rad.float()
             torch.testing.assert_close(scalars["azimuths_rad"], ring[:, None].expand(3, 4))
+
+
+def test_a_network_of_pairs_is_told_frames_of_a_clip_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    colour, scalars = heard(monkeypatch, Unary("cell", "anchor"))
+    assert torch.equal(colour, torch.zeros(3, 4))
+    torch.testing.assert_close(scalars["frames"], torch.tensor([0.0, 2.0, 4.0, 6.0]).expand(3, 4))
+    torch.testing.assert_close(scalars["azimuths_rad"], camera_ring(3).azimuth_rad.float()[:, None].expand(3, 4))
 
 
 def test_three_terms_at_one_half_are_the_convex_rule_at_even_weights() -> None:
@@ -249,6 +259,7 @@ def test_the_job_samples_with_three_terms_windows_and_known_cells(
         "sampler.hold=[everything]": "choose from",
         "scenes.anchor_frames=[0,9]": "the clip has frames 0 to",
         "unary.told=all": "choose none or anchor",
+        "unary.prior=cell": "cell=null",
     }.items():
         assert d2_sample(wrong) == 2
         assert word in capfd.readouterr().err

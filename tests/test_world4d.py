@@ -328,6 +328,17 @@ def test_a_scene_carries_its_truth_beside_the_input() -> None:
     assert torch.equal(scene.pixels, world4d.clips("test", [3], num_frames=3, size=48).pixels[0])
 
 
+def test_pairs_are_cells_of_the_matrix() -> None:
+    views, frame = world4d.pairs("validation", [4, 7], num_cells=6)
+    matrix = world4d.full_matrix("validation", [4, 7])
+    view = (views.azimuth_rad[..., None] - matrix.azimuth_rad[:, None]).abs().argmin(-1)  # b t
+    scene = torch.arange(2)[:, None]
+    assert torch.equal(views.pixels, matrix.pixels[scene, view, frame])
+    assert torch.equal(views.elevation_rad, matrix.elevation_rad[scene, view])
+    assert view[:, 0].tolist() == [7, 7] and frame[:, 0].tolist() == [0, 0]
+    assert all(len(set(cells.tolist())) == 6 for cells in view * 8 + frame)
+
+
 def test_training_never_gets_a_matrix() -> None:
     with pytest.raises(ValueError, match="evaluation only"):
         world4d.full_matrix("train", [0])

@@ -1,7 +1,8 @@
 """Training data: world4d rendered once into memory-mapped files, and batches drawn from them.
 
 A set of views is N sequences of T pictures: frozen orbits for the multi-view prior, single-camera clips for the video
-prior. No file ever holds more than one axis of a scene's matrix.
+prior; neither holds more than one axis of a matrix. Pairs, a first picture and a few cells from anywhere, are 4D
+data, for the unary term that is a ceiling.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from d2.data import world4d
 from d2.io import write_text
 
-Kind = Literal["orbits", "clips"]
+Kind = Literal["orbits", "clips", "pairs"]
 SHARD = 256  # scenes rendered, and recorded as done, at a time
 
 
@@ -35,6 +36,7 @@ class ViewSet(NamedTuple):
     pixels: np.ndarray  # n t 3 h w, uint8, memory-mapped
     elevation_rad: np.ndarray  # n t
     azimuth_rad: np.ndarray  # n t
+    frame: np.ndarray  # n t, of pairs; else 0
     folder: Path
 
 
@@ -42,9 +44,12 @@ def render_shard(shard: int, *, folder: Path, kind: Kind, split: world4d.Split, 
     """Render one shard into the open files of `folder`."""
     files = open_files(folder, "r+")
     indices = range(shard * SHARD, min((shard + 1) * SHARD, num_scenes))
-    render = world4d.static_orbits if kind == "orbits" else world4d.clips
-    views = render(split, list(indices))
     span = slice(indices.start, indices.stop)
+    if kind == "pairs":
+        views, frame = world4d.pairs(split, list(indices))
+        files.frame[span] = frame.numpy()
+    else:
+        views = (world4d.static_orbits if kind == "orbits" else world4d.clips)(split, list(indices))
     files.pixels[span] = (views.pixels * 255).round().to(torch.uint8).numpy()
     files.elevation_rad[span] = views.elevation_rad.numpy()
     files.azimuth_rad[span] = views.azimuth_rad.numpy()
@@ -53,8 +58,12 @@ def render_shard(shard: int, *, folder: Path, kind: Kind, split: world4d.Split, 
 
 def open_files(folder: Path, mode: Literal["r", "r+"]) -> ViewSet:
     """Map the arrays of a folder."""
-    names = ("pixels", "elevation_rad", "azimuth_rad")
-    return ViewSet(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names), folder=folder)
+    pixels, elevation, azimuth = (
+        np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("pixels", "elevation_rad", "azimuth_rad")
+    )
+    frame = folder / "frame.npy"
+    frames = np.load(frame, mmap_mode=mode) if frame.exists() else np.zeros_like(azimuth)
+    return ViewSet(pixels, elevation, azimuth, frames, folder)
 
 
 def rendered(
@@ -68,6 +77,8 @@ def rendered(
         if not progress.exists():
             angles = (num_scenes, length)
             shapes = {"pixels": (*angles, 3, size, size), "elevation_rad": angles, "azimuth_rad": angles}
+            if kind == "pairs":
+                shapes["frame"] = angles
             for name, shape in shapes.items():
                 dtype = np.uint8 if name == "pixels" else np.float32
                 np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
@@ -121,6 +132,7 @@ class Sequences(Dataset):
             "motion_bucket_id": self.motion[index],
             "elevation_rad": torch.from_numpy(self.views.elevation_rad[index].copy()),  # t
             "azimuth_rad": torch.from_numpy(self.views.azimuth_rad[index].copy()),  # t
+            "frame": torch.from_numpy(self.views.frame[index].copy()),  # t
         }
 
 

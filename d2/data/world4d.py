@@ -24,7 +24,7 @@ from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at
 from d2.data.scene import Scene, Truth
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
 
-__all__ = ["WORLD_VERSION", "Split", "Views", "static_orbits", "clips", "full_matrix", "scene", "render"]
+__all__ = ["WORLD_VERSION", "Split", "Views", "static_orbits", "clips", "pairs", "full_matrix", "scene", "render"]
 
 AMBIENT, SKY, HEADLIGHT = 0.50, 0.26, 0.24  # they sum to 1: a surface facing both lights shows its own colour
 EDGE = 0.15  # half width of the border between two colours of a part, of its radius
@@ -58,6 +58,28 @@ def clips(
     """The input view over time."""
     creatures = sample_creatures(split, indices)
     return _squeeze(_views(creatures, _times(creatures, num_frames), _ring(1), size, device), frame=None)
+
+
+def pairs(
+    split: Split, indices: Sequence[int], *, num_cells: int = 8, size: int = 64, device: torch.device | str = "cpu"
+) -> tuple[Views, Tensor]:
+    """The input view's first frame, then other cells drawn from the whole 8 × 8 matrix; and their frames, b t.
+
+    This is 4D data: a picture, and how its scene looks from elsewhere at another time. Neither prior ever gets it.
+    """
+    creatures, ring = sample_creatures(split, indices), _ring(8)
+    order = [torch.randperm(63, generator=torch.Generator().manual_seed(index))[: num_cells - 1] for index in indices]
+    cells = torch.stack([torch.cat([torch.tensor([56]), o + (o >= 56)]) for o in order])  # view · 8 + frame
+    view, frame = cells // 8, cells % 8
+    azimuth, elevation = ring[view], elevation_at(creatures, ring).gather(1, view)
+    posed, facts = pose(creatures, frame / 8.0), (creatures.radii, creatures.colours, creatures.split)
+    ellipsoids = Ellipsoids(
+        *(rearrange(x, "b t ... -> (b t) ...").to(device) for x in posed),
+        *(repeat(x, "b ... -> (b t) ...", t=num_cells).to(device) for x in facts),
+    )
+    pictures = render(ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size)
+    pictures = (rearrange(x, "(b t) c h w -> b t c h w", t=num_cells) for x in pictures)
+    return Views(*pictures, azimuth, elevation), frame
 
 
 def full_matrix(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +60,14 @@ class Through(nn.Module):
 
 def cell_evaluations(rules: Rules, settings: Settings, num_views: int, num_frames: int) -> int:
     """Cells through networks in one joint sampling; a cell with both halves of guidance counts twice."""
-    priors = cast(Priors, (video := Counting(), multiview := Counting(), Through()))
-    priors = Priors(*priors)
+    networks = [Counting(), Counting(), Counting()]
+    priors = Priors(networks[0], networks[1], Through(), networks[2])  # type: ignore[arg-type]
     clip = torch.zeros(num_frames, 3, SIZE, SIZE)
     scene = Scene("cost", 0, clip, clip[:, :1], camera_ring(num_views), 1.0)
     orbits = torch.zeros(len(settings.anchor_frames), num_views, 3, SIZE, SIZE)
     with by_itself():
         sample_scene(scene, priors, rules, settings, orbits=orbits)
-    return video.cells + multiview.cells
+    return sum(network.cells for network in networks)
 
 
 def of_methods(

@@ -49,7 +49,7 @@ class MatrixSampler(L.LightningModule):
         super().__init__()
         self.offload, self.placed = offload, False
         if offload == "none":
-            self.networks = nn.ModuleList(priors)  # Lightning moves them
+            self.networks = nn.ModuleList(priors.present)  # Lightning moves them
         object.__setattr__(self, "priors", priors)  # else they are placed where the offload wants them
         self.rules, self.settings = rules, settings
         self.reference_rules, self.reference_settings = rules, settings
@@ -59,7 +59,7 @@ class MatrixSampler(L.LightningModule):
 
     def on_predict_start(self) -> None:
         if self.offload != "none" and not self.placed:
-            place(self.priors, self.device, self.offload)
+            place(self.priors.present, self.device, self.offload)
             self.placed = True
 
     @torch.no_grad()

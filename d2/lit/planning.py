@@ -30,6 +30,8 @@ def choice_of(config: SampleConfig) -> Choice:
 def job_of(config: SampleConfig, rules: Rules) -> Job:
     """What is to be sampled, by sizes alone."""
     size = sizes(config)
+    if config.unary.prior == "cell":
+        raise ValueError("unary.prior=cell: no plan knows this network; take unary.prior=multiview")
     if is_tiny(config):
         return Job(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, rules, *size)
     video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]

@@ -159,7 +159,7 @@ class LossConfig:
 class PriorTrainer(Trained):
     """EDM training of a prior on sequences, and on single images with the temporal branch switched off.
 
-    A batch holds sequences; the last `loss.singles` of them give one element each.
+    A batch holds sequences; the last `loss.singles` of them give one element each. Of pairs all are single images.
     """
 
     network: Prior
@@ -170,7 +170,7 @@ class PriorTrainer(Trained):
         self,
         network: Prior,
         first_stage: FirstStage,
-        kind: Literal["video", "multiview"],
+        kind: Literal["video", "multiview", "cell"],
         optimizer: OptimizerConfig,
         loss: LossConfig,
     ):
@@ -193,6 +193,8 @@ class PriorTrainer(Trained):
         element = torch.randint(batch["latents"].shape[1], (len(singles),))
         x0 = batch["latents"]
         single = type(condition)(*(part[singles, element][:, None] for part in condition))
+        if self.kind == "cell":
+            return self.cell_loss(x0, condition)
         losses = [self.v_loss(x0[sequences], condition.select(sequences), image_only=False)]
         if len(singles):
             losses.append(self.v_loss(x0[singles, element][:, None], single, image_only=True))
@@ -200,6 +202,17 @@ class PriorTrainer(Trained):
         total = sum((v.mean() * m for v, m in zip(losses, elements, strict=False)), x0.new_zeros(())) / sum(elements)
         self.log("train/loss", losses[0].mean())
         return total
+
+    def cell_loss(
+        self,
+        x0: Tensor,  # b t c h w
+        condition: Any,
+    ) -> Tensor:
+        """The loss of every element by itself, each at a noise level of its own."""
+        flat = type(condition)(*(part.flatten(0, 1)[:, None] for part in condition))
+        loss = self.v_loss(x0.flatten(0, 1)[:, None], flat, image_only=True).mean()
+        self.log("train/loss", loss)
+        return loss
 
     def v_loss(
         self,
@@ -252,7 +265,12 @@ class PriorTrainer(Trained):
             noise = torch.randn(batch["latents"].shape, generator=g)
             sigma, noise = sigma.to(self.device), noise.to(self.device)
             value = self.v_loss(
-                batch["latents"], condition, image_only=False, sigma=sigma, network=self.ema, noise=noise
+                batch["latents"],
+                condition,
+                image_only=self.kind == "cell",
+                sigma=sigma,
+                network=self.ema,
+                noise=noise,
             )
             self.log(f"val/loss_{low:g}_{high:g}", value.mean(), batch_size=b)
 
@@ -266,4 +284,6 @@ def sequence_scalars(kind: str, batch: dict[str, Tensor], cond_aug: Tensor, t: i
     else:
         scalars["polars_rad"] = polar_rad(batch["elevation_rad"])
         scalars["azimuths_rad"] = batch["azimuth_rad"]
+    if kind == "cell":
+        scalars["frames"] = batch["frame"]
     return scalars

@@ -43,6 +43,8 @@ def check_tier(config: SampleConfig) -> None:
         if config.precision != "fp32":
             raise ValueError(f"precision={config.precision}: the tiny tier runs in fp32")
         return
+    if config.cell is not None:
+        raise ValueError(f"cell={config.cell}: a network of the tiny tier; take video=tiny multiview=tiny")
     if config.video.motion_bucket_id is None:
         raise ValueError(f"video.motion_bucket_id=null: {config.video.network} was told its own measure; give a number")
     listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
@@ -70,6 +72,8 @@ def weights_files(config: SampleConfig) -> dict[str, Path | str]:
     if is_tiny(config):
         named = {kind: f"tiny_{kind}.safetensors" for kind in ("video", "multiview", "autoencoder")}
         given["autoencoder"] = config.autoencoder
+        if config.cell is not None:
+            named["cell"], given["cell"] = "", config.cell
     else:
         named = {kind: PUBLISHED[getattr(config, kind).network].file for kind in given}
     files = {kind: given[kind] or str(folder / name) for kind, name in named.items()}
@@ -85,6 +89,7 @@ def load_priors(config: SampleConfig) -> Priors:
             tiny.load_prior(paths["video"], "video"),
             tiny.load_prior(paths["multiview"], "multiview"),
             tiny.load_first_stage(paths["autoencoder"]),
+            tiny.load_prior(paths["cell"], "cell") if "cell" in paths else None,
         )
     video, multiview = load_pair(
         (PUBLISHED[config.video.network], files["video"]),

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from torch import nn
 
 from d2.config import TrainConfig, asset
 from d2.data import world4d
+from d2.data.datamodule import Kind as ViewKind
 from d2.data.datamodule import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
 from d2.io import ensure_writable
 from d2.lit.encoder_trainer import EncoderTrainer, Reader, Videos
@@ -27,7 +29,9 @@ from d2.priors.checkpoint import fingerprint
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 
-Kind = Literal["autoencoder", "video", "multiview", "video_encoder"]
+Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
+VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
+STARTS_FROM = {"cell": "multiview"}  # the kind of weights that init_from names, where it is another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
         sizes = dataclasses.asdict(module.network.encoder.config)
         meta = {"world": world4d.WORLD_VERSION, "config": sizes, "training": meta["config"]}
     if job.init_from is not None:
-        meta["started_from"] = tiny.read_weights(job.init_from, job.kind).meta
+        meta["started_from"] = tiny.read_weights(job.init_from, STARTS_FROM.get(job.kind, job.kind)).meta
     checkpoints = ModelCheckpoint(
         job.output_dir / "checkpoints",
         filename="last",
@@ -198,20 +202,23 @@ def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:
 
 
 def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
-    """A prior's module and its sequences: clips for the video prior, frozen orbits for the multi-view prior."""
-    assert job.kind in ("video", "multiview")
+    """A prior's module and its sequences: clips for the video prior, frozen orbits for the multi-view prior.
+
+    Cells train on pairs, which are 4D data: a ceiling for the unary terms of priors that never saw any.
+    """
+    assert job.kind in ("video", "multiview", "cell")
     stage = tiny.load_first_stage(job.autoencoder)
-    prior = Prior(tiny.VIDEO if job.kind == "video" else tiny.MULTIVIEW)
+    prior = Prior(tiny.config_of(job.kind))
     _warm_start(prior, job)
     ensure_writable(job.output_dir)
     name = fingerprint(job.autoencoder)
     parts: list[Sequences] = []
     sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
     for split, count in sizes.items():
-        views = rendered(job.cache_dir, "clips" if job.kind == "video" else "orbits", split, count)
+        views = rendered(job.cache_dir, VIEWS[job.kind], split, count)
         latents = encoded(views, stage, name)
         motion = motion_of(views) if job.kind == "video" else torch.zeros(count)
-        parts.append(Sequences(views, latents, motion, 0 if job.kind == "video" else -1))
+        parts.append(Sequences(views, latents, motion, -1 if job.kind == "multiview" else 0))
     module = PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss)
     return module, WorldData(*parts, batch_size=job.batch_size, seed=job.seed)
 
@@ -231,8 +238,14 @@ def motion_of(views: ViewSet) -> torch.Tensor:
 
 
 def _warm_start(network: nn.Module, job: TrainJob) -> None:
-    if job.init_from is not None:
-        tiny.load_into(network, tiny.read_weights(job.init_from, job.kind), job.init_from)
+    if job.init_from is None:
+        return
+    file = tiny.read_weights(job.init_from, STARTS_FROM.get(job.kind, job.kind))
+    if job.kind == "cell":  # told one scalar more than a column: the frame
+        name = "unet.label_emb.0.0.weight"
+        told = tiny.CELL.unet.adm_in_channels
+        file.state[name] = F.pad(file.state[name], (0, told - file.state[name].shape[1]))
+    tiny.load_into(network, file, job.init_from)
 
 
 def _plain(value: Any) -> Any:

@@ -119,7 +119,7 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
         if kind == "autoencoder":
             network: torch.nn.Module = FirstStage(tiny.AUTOENCODER)
         elif kind in TINY:
-            network = Prior(tiny.VIDEO if kind == "video" else tiny.MULTIVIEW)
+            network = Prior(tiny.config_of(kind))
         else:
             raise ValueError(f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(TINY)}")
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -68,6 +68,7 @@ def prior_config(scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, 
 
 VIDEO = prior_config(("fps_id", "motion_bucket_id", "cond_aug"))
 MULTIVIEW = prior_config(("cond_aug", "polars_rad", "azimuths_rad"))
+CELL = prior_config(("cond_aug", "polars_rad", "azimuths_rad", "frames"))  # no prior: has seen 4D pairs
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ def load_into(module: nn.Module, file: WeightsFile, path: Path) -> None:
     module.load_state_dict(file.state)
 
 
+def config_of(kind: str) -> PriorConfig:
+    """Of the tiny network of this kind."""
+    return {"video": VIDEO, "multiview": MULTIVIEW, "cell": CELL}[kind]
+
+
 def load_first_stage(path: Path) -> FirstStage:
     """The tiny autoencoder, frozen."""
     stage = FirstStage(AUTOENCODER)
@@ -122,8 +128,8 @@ def load_first_stage(path: Path) -> FirstStage:
 
 
 def load_prior(path: Path, kind: str) -> Prior:
-    """A tiny prior, frozen; `kind` is "video" or "multiview"."""
-    prior = Prior(VIDEO if kind == "video" else MULTIVIEW)
+    """A tiny prior, frozen; `kind` is "video", "multiview" or "cell"."""
+    prior = Prior(config_of(kind))
     load_into(prior, read_weights(path, kind), path)
     return prior.eval().requires_grad_(False)
 
