@@ -32,7 +32,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from d2.config import SampleConfig, asset, check, register, rule_files, rule_node
+from d2.binding import rule_files, rule_node
+from d2.config import SampleConfig, asset, check, register
 
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 COMMANDS = ("sample", "train", "evaluate", "calibrate", "report")

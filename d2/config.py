@@ -1,21 +1,15 @@
-"""Typed configuration: every plain number with its unit, range and default, and the binding of rules to functions.
+"""Typed configuration: every plain number with its unit, range and default.
 
 Files in conf/ name the swappable parts; numbers live here. With cli.py the only user of hydra and omegaconf.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_object
 from omegaconf import MISSING
 
 
@@ -365,106 +359,6 @@ def _lookup(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part, None)
     return config
-
-
-PLAIN = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}  # annotation -> classes
-
-
-def bind(node: Any, key: str) -> Any:
-    """A rule from its node: `_target_` names a function, the other keys its keyword arguments, themselves bound.
-
-    With `_partial_: true` the arguments are bound and the rest is left to the sampler; without it the function is
-    called now. Unlike Hydra's instantiate, a misspelt, missing or mistyped argument is refused here, at start-up.
-    A `_target_` is a dotted name, or FILE.py:NAME for a function in a user's own file.
-    """
-    if isinstance(node, dict) and "_target_" in node:
-        target = node["_target_"]
-        function = rule_function(target, key)
-        given = {k: bind(v, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
-        _check_arguments(function, target, given, key)
-        return partial(function, **given) if node.get("_partial_") else function(**given)
-    if isinstance(node, dict):
-        return {k: bind(v, f"{key}.{k}") for k, v in node.items()}
-    return [bind(v, key) for v in node] if isinstance(node, list) else node
-
-
-def rule_function(target: Any, key: str) -> Callable[..., Any]:
-    """The function that a `_target_` names: d2.rules.weights.scheduled, or path/to/my_rules.py:name from here."""
-    said = f"{key}._target_={target}"
-    path, _, name = str(target).rpartition(":")
-    if path:
-        return _from_file(Path(path), name, said)
-    try:
-        function = get_object(target)
-    except Exception as error:
-        raise ValueError(f"{said}: no such function; name it by its full path") from error
-    if not callable(function):
-        raise ValueError(f"{said}: not a function; name one by its full path")
-    return function
-
-
-def _from_file(path: Path, name: str, said: str) -> Callable[..., Any]:
-    if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"{said}: no such file {path} in {Path.cwd()}; give FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{said}: {path} cannot be imported ({type(error).__name__}: {reason}); mend it") from error
-    function = getattr(module, name, None)
-    if not inspect.isfunction(function):
-        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-        raise ValueError(f"{said}: {path} has no function {name}; there are {', '.join(own) or 'none'}")
-    return function
-
-
-def rule_node(target: str, key: str) -> dict[str, Any]:
-    """The node of a function in a user's file: its keyword arguments at their defaults.
-
-    What takes arguments by position is left to the sampler to call, anything else is called at start-up.
-    """
-    parameters = inspect.signature(rule_function(target, key)).parameters.values()
-    kept = (bool, int, float, str, list, type(None))
-    numbers = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and isinstance(p.default, kept)}
-    return {"_target_": target, "_partial_": any(p.kind is not p.KEYWORD_ONLY for p in parameters), **numbers}
-
-
-def rule_files(node: Any) -> dict[str, str]:
-    """File -> SHA-256 of the users' files that the rules of a configuration lie in."""
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return {}
-    path = Path(str(node.get("_target_", "")).rpartition(":")[0])
-    found = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
-    return {k: v for value in node.values() for k, v in rule_files(value).items()} | found
-
-
-def _check_arguments(function: Callable[..., Any], target: str, given: dict[str, Any], key: str) -> None:
-    """A rule's hyper-parameters are its keyword-only arguments: all that have no default, and no others."""
-    parameters = inspect.signature(function).parameters
-    taken = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name, value in given.items():
-        if name not in taken:
-            raise ValueError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(taken) or 'none'}")
-        kind = taken[name].annotation  # text, or a class where a user's file does not postpone its annotations
-        kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
-        if taken[name].annotation is not inspect.Parameter.empty and not _suits(value, kind):
-            raise ValueError(f"{key}.{name}={value}: {target} takes {kind} there")
-    for name, parameter in taken.items():
-        if parameter.default is inspect.Parameter.empty and name not in given:
-            raise ValueError(f"{key}.{name}: {target} needs this argument; give {key}.{name}=VALUE")
-
-
-def _suits(value: Any, annotation: str) -> bool:
-    """Whether a YAML value may be an argument annotated so: plain types are checked, others are no plain values."""
-    kinds = annotation.split(" | ")
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, type(None))):
-        return "bool" in kinds if isinstance(value, bool) else not set(kinds) <= PLAIN.keys()
-    return any(isinstance(value, PLAIN[kind]) for kind in kinds if kind in PLAIN and kind != "bool")
 
 
 def asset(name: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from d2 import cli
-from d2.config import bind
+from d2.binding import bind
 from d2.lit import study
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-rule.md"

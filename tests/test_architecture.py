@@ -22,6 +22,7 @@ LAYERS = {
     "d2.nn": (),
     "d2.report": (),
     "d2.config": (),
+    "d2.binding": (),
     "d2.sampling": ("d2.matrix",),
     "d2.shard": ("d2.matrix", "d2.sampling"),
     "d2.rules": ("d2.matrix", "d2.sampling"),
@@ -64,8 +65,9 @@ LAYERS = {
         "d2.nn.video_encoder",
         "d2.rehearsal",
         "d2.config",
+        "d2.binding",
     ),
-    "d2.cli": ("d2.config", "d2.io", "d2.lit", "d2.priors.catalog"),
+    "d2.cli": ("d2.config", "d2.binding", "d2.io", "d2.lit", "d2.priors.catalog"),
     "d2.__main__": ("d2.cli",),
 }
 # Library -> where it may be imported.

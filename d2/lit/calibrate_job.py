@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2.config import SampleConfig
+from d2.config import SampleConfig, asset
 from d2.data.scene import Scene
 from d2.io import csv_text, ensure_writable, write_json, write_text
 from d2.lit.matrix_sampler import MatrixSampler
@@ -129,7 +129,6 @@ def read_grams(path: Path) -> Grams:
 def from_file(
     *, file: str | None = None, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
 ) -> Compose:
-    """The calibrated composition of a file's moments, fitted as told (see `fit`)."""
-    if file is None:
-        raise ValueError("composition.file=null: give the file that `d2 calibrate` has written, calibrated.json")
-    return calibrated(table=fit(read_grams(Path(file)), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional))
+    """The calibrated composition of a file's moments, or of the shipped priors', fitted as told (see `fit`)."""
+    path = asset("checkpoints") / "tiny_calibrated.json" if file is None else Path(file)
+    return calibrated(table=fit(read_grams(path), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional))

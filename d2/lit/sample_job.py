@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from d2.config import SampleConfig, bind
+from d2.binding import bind
+from d2.config import SampleConfig
 from d2.data import world4d
 from d2.data.folder import list_clips, read_clip
 from d2.data.matting import cut_out, open_model
@@ -99,6 +100,10 @@ def make_rules(config: SampleConfig) -> Rules:
     bound = {
         key: bind(getattr(config, key), key) for key in ("renoise", "weights", "guidance", "composition", "solver")
     }
+    if not is_tiny(config) and isinstance(config.composition, dict) and config.composition.get("file", "") is None:
+        raise ValueError(
+            "composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate"
+        )
     rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
     plan = rules.renoise(make_settings(config).sigmas)
     size = sizes(config)
