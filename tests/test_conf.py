@@ -33,7 +33,6 @@ ELSEWHERE = {  # group/option -> the test file that runs it: what needs other pr
     "prior/tiny_video_encoder": "test_video_encoder.py",  # no prior: nothing is sampled with it
     "composition/superposition_or": "test_superposition.py",  # of noise between all levels
     "composition/superposition_and": "test_superposition.py",
-    "composition/calibrated": "test_calibrated.py",  # of a file
     "composition/inclusion_exclusion": "test_terms.py",  # of three terms
 }
 STEP = Step(0, 2, 0, 1, sigma=1.0, sigma_next=0.5)

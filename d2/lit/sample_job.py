@@ -101,9 +101,7 @@ def make_rules(config: SampleConfig) -> Rules:
         key: bind(getattr(config, key), key) for key in ("renoise", "weights", "guidance", "composition", "solver")
     }
     if not is_tiny(config) and isinstance(config.composition, dict) and config.composition.get("file", "") is None:
-        raise ValueError(
-            "composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate"
-        )
+        raise ValueError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
     rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
     plan = rules.renoise(make_settings(config).sigmas)
     size = sizes(config)
