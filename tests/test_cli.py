@@ -154,7 +154,7 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("+sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
         ("sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
         ("weights=nosuch", "weights/nosuch'; choose alternating or constant or cosine"),
-        ("preset=nosuch", "choose official or official_short"),
+        ("preset=nosuch", "choose calibrated_exact or official or official_short"),
         ("experiment=nosuch", "experiment=nosuch: no such experiment"),
         ("video=nosuch", "choose svd or svd_xt or tiny"),
         ("weights.curve.scael=1", "weights.curve.scael: no such key; there are _target_, _partial_, scale"),

@@ -130,7 +130,8 @@ def test_every_experiment_runs(
         tiny.save_weights(tmp_path / config.cell, "cell", randomized(Prior(CELL), 4), {})
     assert d2_sample(f"experiment={name}", *smallest, "baselines=true") == 0
     for variant in config.variants or {}:
-        assert (tmp_path / "out" / variant / "metrics.csv").exists()
+        folders = [f"{variant}/seed_{seed}" for seed in config.seeds] or [variant]
+        assert all((tmp_path / "out" / folder / "metrics.csv").exists() for folder in folders)
     assert (tmp_path / "out" / "table.md").exists()
 
 
