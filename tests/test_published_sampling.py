@@ -118,6 +118,8 @@ def test_a_plan_is_printed_and_nothing_done(sample: Sample, tmp_path: Path, caps
         (["video=svd_xt", "multiview=sv3d_u", "cameras.elevation_deg=[1,2,3]"], "sv3d_u is told no cameras"),
         ([*BOTH, "video.motion_bucket_id=null"], "video.motion_bucket_id=null"),
         ([*BOTH, "matting=rembg"], "matting"),
+        ([*BOTH, "composition=calibrated"], "composition.file=null: the shipped moments are the tiny priors'"),
+        ([*BOTH, "cell=cell.safetensors"], "cell=cell.safetensors: a network of the tiny tier"),
         ([*BOTH, "precision=fp8"], "precision=fp8: choose fp32 or bf16 or fp16"),
         (["video=tiny", "multiview=tiny", "video.checkpoint=random"], "video.checkpoint=random"),
         ([*TINY, "precision=bf16"], "precision=bf16"),

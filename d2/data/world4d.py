@@ -72,13 +72,7 @@ def pairs(
     cells = torch.stack([torch.cat([torch.tensor([56]), o + (o >= 56)]) for o in order])  # view · 8 + frame
     view, frame = cells // 8, cells % 8
     azimuth, elevation = ring[view], elevation_at(creatures, ring).gather(1, view)
-    posed, facts = pose(creatures, frame / 8.0), (creatures.radii, creatures.colours, creatures.split)
-    ellipsoids = Ellipsoids(
-        *(rearrange(x, "b t ... -> (b t) ...").to(device) for x in posed),
-        *(repeat(x, "b ... -> (b t) ...", t=num_cells).to(device) for x in facts),
-    )
-    pictures = render(ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size)
-    pictures = (rearrange(x, "(b t) c h w -> b t c h w", t=num_cells) for x in pictures)
+    pictures = _pictures(creatures, pose(creatures, frame / 8.0), azimuth, elevation, size, device)
     return Views(*pictures, azimuth, elevation), frame
 
 
@@ -186,27 +180,42 @@ def _views(
     size: int,
     device: torch.device | str,
 ) -> Views:
-    """Every camera at every time; the geometry is double precision on the CPU, so that it is the same everywhere."""
-    if size < 1:
-        raise ValueError(f"size={size}: a picture has at least one pixel")
+    """Every camera at every time."""
     views, frames = len(azimuth), time.shape[1]
     elevation = elevation_at(creatures, azimuth)  # b v
-    posed: Pose = pose(creatures, time)
-    facts = (creatures.radii, creatures.colours, creatures.split)
-    ellipsoids = Ellipsoids(
-        *(repeat(x, "b f ... -> (b v f) ...", v=views).to(device) for x in posed),
-        *(repeat(x, "b ... -> (b vf) ...", vf=views * frames).to(device) for x in facts),
-    )
-    pixels, masks, depth = render(
-        ellipsoids,
-        repeat(azimuth, "v -> (b v f)", b=len(time), f=frames).to(device),
-        repeat(elevation, "b v -> (b v f)", f=frames).to(device),
+    pictures = _pictures(
+        creatures,
+        Pose(*(repeat(x, "b f ... -> b (v f) ...", v=views) for x in pose(creatures, time))),
+        repeat(azimuth, "v -> b (v f)", b=len(time), f=frames),
+        repeat(elevation, "b v -> b (v f)", f=frames),
         size,
+        device,
     )
-    pixels, masks, depth = (
-        rearrange(x, "(b v f) c h w -> b v f c h w", v=views, f=frames) for x in (pixels, masks, depth)
+    pictures = (x.unflatten(1, (views, frames)) for x in pictures)
+    return Views(*pictures, azimuth.expand(len(time), -1).clone(), elevation)
+
+
+def _pictures(
+    creatures: Creatures,
+    posed: Pose,  # b t
+    azimuth: Tensor,  # b t
+    elevation: Tensor,  # b t
+    size: int,
+    device: torch.device | str,
+) -> tuple[Tensor, ...]:
+    """Pixels, masks and depth of single pictures, b t c h w.
+
+    The geometry is double precision on the CPU, so that it is the same everywhere.
+    """
+    if size < 1:
+        raise ValueError(f"size={size}: a picture has at least one pixel")
+    count, facts = azimuth.shape[1], (creatures.radii, creatures.colours, creatures.split)
+    ellipsoids = Ellipsoids(
+        *(x.flatten(0, 1).to(device) for x in posed),
+        *(repeat(x, "b ... -> (b t) ...", t=count).to(device) for x in facts),
     )
-    return Views(pixels, masks, depth, azimuth.expand(len(time), -1).clone(), elevation)
+    pictures = render(ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size)
+    return tuple(x.unflatten(0, (-1, count)) for x in pictures)
 
 
 def _squeeze(views: Views, *, frame: int | None) -> Views:

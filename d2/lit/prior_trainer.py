@@ -189,12 +189,12 @@ class PriorTrainer(Trained):
         )
         keep = (torch.rand(len(cond_aug), device=self.device) > self.loss.drop).float()[:, None, None, None]
         condition = condition._replace(crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None])
+        if self.kind == "cell":
+            return self.cell_loss(batch["latents"], condition)
         sequences, singles = torch.arange(n), torch.arange(n, len(cond_aug))
         element = torch.randint(batch["latents"].shape[1], (len(singles),))
         x0 = batch["latents"]
         single = type(condition)(*(part[singles, element][:, None] for part in condition))
-        if self.kind == "cell":
-            return self.cell_loss(x0, condition)
         losses = [self.v_loss(x0[sequences], condition.select(sequences), image_only=False)]
         if len(singles):
             losses.append(self.v_loss(x0[singles, element][:, None], single, image_only=True))

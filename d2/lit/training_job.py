@@ -31,7 +31,6 @@ from d2.priors.prior import Prior
 
 Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
 VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
-STARTS_FROM = {"cell": "multiview"}  # the kind of weights that init_from names, where it is another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,11 @@ class TrainJob:
     save_every_minutes: float = 5.0
     accelerator: str = "auto"
     precision: Any = "32-true"
+
+    @property
+    def starts_from(self) -> Kind:
+        """The kind of weights that `init_from` names."""
+        return "multiview" if self.kind == "cell" else self.kind
 
 
 class WeightsWriter(L.Callback):
@@ -86,7 +90,7 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
         sizes = dataclasses.asdict(module.network.encoder.config)
         meta = {"world": world4d.WORLD_VERSION, "config": sizes, "training": meta["config"]}
     if job.init_from is not None:
-        meta["started_from"] = tiny.read_weights(job.init_from, STARTS_FROM.get(job.kind, job.kind)).meta
+        meta["started_from"] = tiny.read_weights(job.init_from, job.starts_from).meta
     checkpoints = ModelCheckpoint(
         job.output_dir / "checkpoints",
         filename="last",
@@ -240,7 +244,7 @@ def motion_of(views: ViewSet) -> torch.Tensor:
 def _warm_start(network: nn.Module, job: TrainJob) -> None:
     if job.init_from is None:
         return
-    file = tiny.read_weights(job.init_from, STARTS_FROM.get(job.kind, job.kind))
+    file = tiny.read_weights(job.init_from, job.starts_from)
     if job.kind == "cell":  # told one scalar more than a column: the frame
         name = "unet.label_emb.0.0.weight"
         told = tiny.CELL.unet.adm_in_channels
