@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from exact_world import ended, terms_of, three_terms
 from torch import Tensor
 
 from d2 import cli
+from d2.config import asset
 from d2.lit.calibrate_job import LEVELS, calibrate, from_file, read_grams
 from d2.noise import draw
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive
+from d2.priors.checkpoint import fingerprint
 from d2.rules import renoise
 from d2.rules.calibrated import (
     Grams,
@@ -249,8 +252,17 @@ def test_the_job_measures_and_the_command_samples_with_it(
         assert row["calibrated"] <= min(row[k] for k in ("even", "sum_to_one", "conditional")) * (1 + 1e-3)
         assert all(value >= 0 for value in row.values())
     capfd.readouterr()
-    assert d2_sample("composition=calibrated", f"composition.file={file}", "composition.sum_to_one=true") == 0
-    assert d2_sample("composition=calibrated", "matrix.num_views=8") == 0  # the shipped moments, of eight views
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="composition.file")
+        assert d2_sample("composition=calibrated", f"composition.file={file}", "composition.sum_to_one=true") == 0
+    with pytest.warns(UserWarning, match=r"composition.file=None: measured with other weights \(video, multiview\)"):
+        assert d2_sample("composition=calibrated", "matrix.num_views=8") == 0  # the shipped moments, of eight views
+
+
+def test_the_shipped_moments_are_of_the_shipped_priors() -> None:
+    facts = json.loads((asset("checkpoints") / "tiny_calibrated.json").read_text())["facts"]
+    for kind in ("video", "multiview"):
+        assert facts[kind] == fingerprint(asset("checkpoints") / f"tiny_{kind}.safetensors")
 
 
 def test_the_convex_column_is_the_runs_own_rule(job: Callable[..., int], tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from golden.case import FOLDER
 from safetensors.torch import load_file, save_file
 
 from d2.config import asset
-from d2.priors import catalog, diffusers_layout
+from d2.priors import catalog, diffusers_layout, tiny
 from d2.priors.catalog import download, list_checkpoints, verify
 from d2.priors.checkpoint import PUBLISHED, layout, wanted
+from d2.priors.prior import Prior
 from d2.priors.published import Published
 
 ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
@@ -135,6 +136,12 @@ def test_a_shipped_file_is_known_and_a_changed_one_refused(kind: str, tmp_path: 
         save_file(changed, tmp_path / "changed.safetensors", facts)
         with pytest.raises(ValueError, match=rf"^[^\n]*changed\.safetensors: {first} is [^\n]*$"):
             verify(tmp_path / "changed.safetensors")
+
+
+def test_a_network_of_cells_is_known(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in Prior(tiny.CELL).state_dict().items()}
+    save_file(state, tmp_path / "cell.safetensors", {"format": tiny.FORMAT, "kind": "cell"})
+    assert verify(tmp_path / "cell.safetensors").splitlines()[0].endswith("single cells, which has seen 4D pairs")
 
 
 def test_a_file_that_fits_nothing_is_compared_with_the_nearest(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2.config import SampleConfig, asset
+from d2.config import SampleConfig
 from d2.data.scene import Scene
 from d2.io import csv_text, ensure_writable, write_json, write_text
 from d2.lit.matrix_sampler import MatrixSampler
 from d2.lit.sample_job import load_scenes, make_rules, make_settings
-from d2.lit.tiers import check_tier, facts_of, load_priors, sizes
+from d2.lit.tiers import check_tier, facts_of, load_priors, moments_file, sizes
 from d2.lit.trainer import make_trainer
 from d2.noise import draw
 from d2.pipeline import shard_of
@@ -130,5 +130,5 @@ def from_file(
     *, file: str | None = None, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
 ) -> Compose:
     """The calibrated composition of a file's moments, or of the shipped priors', fitted as told (see `fit`)."""
-    path = asset("checkpoints") / "tiny_calibrated.json" if file is None else Path(file)
-    return calibrated(table=fit(read_grams(path), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional))
+    table = fit(read_grams(moments_file(file)), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional)
+    return calibrated(table=table)

@@ -26,7 +26,7 @@ from d2.lit.callbacks import SamplerProgress, SceneOutputs
 from d2.lit.evaluation_networks import sample_suite
 from d2.lit.matrix_sampler import MatrixSampler
 from d2.lit.planning import choice_of, planned
-from d2.lit.tiers import Sizes, check_tier, facts_of, is_tiny, load_priors, sizes
+from d2.lit.tiers import Sizes, check_moments, check_tier, facts_of, is_tiny, load_priors, sizes
 from d2.lit.trainer import make_loggers, make_trainer, start_loggers
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import Rules
@@ -100,8 +100,7 @@ def make_rules(config: SampleConfig) -> Rules:
     bound = {
         key: bind(getattr(config, key), key) for key in ("renoise", "weights", "guidance", "composition", "solver")
     }
-    if not is_tiny(config) and isinstance(config.composition, dict) and config.composition.get("file", "") is None:
-        raise ValueError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
+    check_moments(config)
     rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
     plan = rules.renoise(make_settings(config).sigmas)
     size = sizes(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,3 +110,28 @@ def facts_of(config: SampleConfig) -> dict[str, str]:
         kind: str(path) if path == "random" else fingerprint(Path(path)) for kind, path in weights_files(config).items()
     }
     return facts | ({"world": world4d.WORLD_VERSION} if config.scenes.source == "world4d" else {})
+
+
+def moments_file(file: str | None) -> Path:
+    """The file of `composition=calibrated`: the one given, or that of the shipped priors."""
+    return asset("checkpoints") / "tiny_calibrated.json" if file is None else Path(file)
+
+
+def check_moments(config: SampleConfig) -> None:
+    """Refuse the tiny priors' moments for published ones; warn of any that are not those of the run's weights."""
+    node = config.composition
+    if not isinstance(node, dict) or node.get("_target_") != "d2.lit.calibrate_job.from_file":
+        return
+    if node["file"] is None and not is_tiny(config):
+        raise ValueError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
+    measured = json.loads(moments_file(node["file"]).read_text(encoding="utf-8")).get("facts", {})
+    there = {kind: path for kind, path in weights_files(config).items() if isinstance(path, Path) and path.exists()}
+    others = [
+        kind for kind in ("video", "multiview") if kind in there and measured.get(kind) != fingerprint(there[kind])
+    ]
+    if others:
+        warnings.warn(
+            f"composition.file={node['file']}: measured with other weights ({', '.join(others)}) than this run's; "
+            "d2 calibrate measures these",
+            stacklevel=2,
+        )

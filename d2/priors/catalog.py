@@ -31,9 +31,14 @@ from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.priors.published import Published
 
-TINY = ("autoencoder", "video", "multiview")
+TINY = ("autoencoder", "video", "multiview")  # that ship
 MARGIN = 1.01  # of a file's bytes, to be free on the disk before it is fetched
-KINDS = {"autoencoder": "a first stage", "video": "a video prior", "multiview": "a multi-view prior"}
+KINDS = {
+    "autoencoder": "a first stage",
+    "video": "a video prior",
+    "multiview": "a multi-view prior",
+    "cell": "a network of single cells, which has seen 4D pairs",
+}
 
 
 # --- list ------------------------------------------------------------------------------------------------------------
@@ -118,10 +123,10 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
     with torch.device("meta"):
         if kind == "autoencoder":
             network: torch.nn.Module = FirstStage(tiny.AUTOENCODER)
-        elif kind in TINY:
+        elif kind in KINDS:
             network = Prior(tiny.config_of(kind))
         else:
-            raise ValueError(f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(TINY)}")
+            raise ValueError(f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(KINDS)}")
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in sorted(wanted.keys() | header.keys()):
         have = header[name].shape if name in header else "absent"
