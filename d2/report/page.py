@@ -8,14 +8,8 @@ and data URIs but never a user's text.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-import math
-import os
-import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -26,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from d2.report.disagreement import disagreement_figure
+from d2.report.markup import JPEG_QUALITY, data_uri, fill, ledger, replace, section, table
 
 MAX_CELL = 256  # longest side of an embedded cell: 21 × 25 cells with their truth stay a page that a browser opens
 MAX_THUMBNAIL = 128  # longest side of a cell of the index
 MAX_PNG_CELL = 128  # cells up to this size are embedded without loss, larger ones as JPEG
-JPEG_QUALITY = 92
 ATLAS_WIDTH = 4096  # the widest texture that every browser, phones too, draws without scaling it down
 
 
@@ -87,13 +81,13 @@ def write_scene_page(
     shared = {name: value for name, value in (metrics or {}).items() if any(name in row for row in rows)}
     own = [{"method": "this sample", **shared}] if shared else []
     sections = [
-        _section("Metrics", _ledger(metrics or {})),
-        _section("Baselines", _table(own + rows, own=len(own))),
-        _section("Where the priors disagree", disagreement_figure(*disagreement, input_view) if disagreement else ""),
-        _section("Notes", f'<p class="notes">{html.escape(notes)}</p>' if notes.strip() else ""),
+        section("Metrics", ledger(metrics or {})),
+        section("Baselines", table(own + rows, own=len(own))),
+        section("Where the priors disagree", disagreement_figure(*disagreement, input_view) if disagreement else ""),
+        section("Notes", f'<p class="notes">{html.escape(notes)}</p>' if notes.strip() else ""),
     ]
-    body = _fill("scene.html", sections="\n".join(sections), scene=json.dumps(scene))
-    _replace(path, _fill("page.html", title=title, facts=" · ".join(facts), body=body, config=config))
+    body = fill("scene.html", sections="\n".join(sections), scene=json.dumps(scene))
+    replace(path, fill("page.html", title=title, facts=" · ".join(facts), body=body, config=config))
 
 
 def write_index_page(
@@ -107,8 +101,8 @@ def write_index_page(
     """Write the index of a run: an orbiting thumbnail and a row of metrics for each scene, linked to its page."""
     rows = [{"scene": scene.name, **scene.metrics} for scene in scenes]
     sections = [
-        _section("Summary", _table(summary)),
-        _section("Scenes", _table(rows, hrefs=[scene.href for scene in scenes])),
+        section("Summary", table(summary)),
+        section("Scenes", table(rows, hrefs=[scene.href for scene in scenes])),
     ]
     cards = "\n".join(
         f'<li><a href="{quote(scene.href)}"><canvas width="1" height="1" aria-hidden="true"></canvas>'
@@ -116,9 +110,9 @@ def write_index_page(
         for scene in scenes
     )
     thumbnails = [None if scene.preview is None else _orbit(scene.preview) for scene in scenes]
-    body = _fill("index.html", cards=cards, sections="\n".join(sections), thumbnails=json.dumps(thumbnails))
+    body = fill("index.html", cards=cards, sections="\n".join(sections), thumbnails=json.dumps(thumbnails))
     facts = f"{len(scenes)} scene" + ("s" if len(scenes) != 1 else "")
-    _replace(path, _fill("page.html", title=title, facts=facts, body=body, config=config))
+    replace(path, fill("page.html", title=title, facts=facts, body=body, config=config))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -146,7 +140,7 @@ def _atlas(
         cells = F.pad(cells, (0, pitch[0] - width, 0, pitch[1] - height), mode="replicate")
         cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, -num_frames % columns), value=1.0)
         pixels = rearrange((cells.clamp(0, 1) * 255).round().byte(), "(y x) c h w -> (y h) (x w) c", x=columns)
-        images.append(_data_uri(Image.fromarray(pixels.numpy()), kind))
+        images.append(data_uri(Image.fromarray(pixels.numpy()), kind))
     return {"images": images, "format": kind, "columns": columns, "pitch": pitch, "width": width, "height": height}
 
 
@@ -158,80 +152,3 @@ def _orbit(
     steps = range(num_views)
     cells = matrix[list(steps), [step * num_frames // num_views for step in steps]]
     return {**_atlas(cells[None], MAX_THUMBNAIL), "num_frames": num_views}
-
-
-def _data_uri(image: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    if kind == "PNG":
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour: a prior's palette is judged here
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _section(heading: str, inner: str) -> str:
-    return f"<section><h2>{html.escape(heading)}</h2>{inner}</section>" if inner else ""
-
-
-def _ledger(metrics: dict[str, float]) -> str:
-    lines = (f"<div><dt>{_label(name)}</dt><dd>{_value(value)}</dd></div>" for name, value in metrics.items())
-    return f'<dl class="ledger">{"".join(lines)}</dl>' if metrics else ""
-
-
-def _table(
-    rows: list[dict[str, Any]],
-    *,
-    own: int = 0,  # how many rows at the top are the sample's own
-    hrefs: list[str] | None = None,  # where the name of each row leads
-) -> str:
-    """A table whose columns are all keys of `rows`, in order of appearance; the first column names the row."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if not columns:
-        return ""
-    head = "".join(f'<th scope="col">{_label(name)}</th>' for name in columns)
-    lines = []
-    for index, row in enumerate(rows):
-        first, *rest = (_value(row.get(name)) for name in columns)
-        first = f'<a href="{quote(hrefs[index])}">{first}</a>' if hrefs else first
-        mark = ' class="own"' if index < own else ""
-        lines.append(f'<tr{mark}><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>')
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
-
-
-def _label(name: str) -> str:
-    return html.escape(name.replace("_", " "))
-
-
-def _value(value: Any) -> str:
-    """A number in the digits that a reader compares; what is missing or not a number as a dash; text escaped."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if not isinstance(value, float) or math.isinf(value):
-        return html.escape(str(value))
-    if 0 < abs(value) < 1e-3:
-        return f"{value:.1e}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _fill(template: str, **values: str) -> str:
-    """The template with its places filled in one pass, so that what a value says is never itself filled."""
-    text = (files("d2.report") / template).read_text(encoding="utf-8")
-    raw_or_escaped = re.compile(r"\{\{\{(\w+)\}\}\}|\{\{(\w+)\}\}")
-    return raw_or_escaped.sub(lambda m: values[m[1]] if m[1] else html.escape(values[m[2]]), text)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside `path`, then take its place: a reader sees the old page or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

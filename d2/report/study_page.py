@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from d2.report.charts import legend
-from d2.report.page import _data_uri, _fill, _replace, _section, _table
+from d2.report.markup import data_uri, fill, replace, section, table
 
 MAX_GRID = 640  # pixels of the longer side of an embedded grid
 
@@ -61,17 +61,17 @@ def write_study_page(
 ) -> None:
     """Write the page of a study; the file is replaced at once or not at all."""
     key = legend(names)
-    sections = [_section(t.heading, note(t.note) + _table(list(t.rows))) for t in tables if t.rows]
+    sections = [section(t.heading, note(t.note) + table(list(t.rows))) for t in tables if t.rows]
     sections += [
-        _section(c.heading, note(c.note) + key + f'<div class="charts">{"".join(c.drawn.values())}</div>')
+        section(c.heading, note(c.note) + key + f'<div class="charts">{"".join(c.drawn.values())}</div>')
         for c in charts
         if c.drawn
     ]
     if examples:
         shown = "".join(example(one) for one in examples)
-        sections.append(_section("Best and worst scenes", note("Sampled on the left, the truth on the right.") + shown))
-    body = _fill("study.html", sections="\n".join(sections))
-    _replace(path, _fill("page.html", title=title, facts=facts, body=body, config=config))
+        sections.append(section("Best and worst scenes", note("Sampled on the left, the truth on the right.") + shown))
+    body = fill("study.html", sections="\n".join(sections))
+    replace(path, fill("page.html", title=title, facts=facts, body=body, config=config))
 
 
 def note(said: str) -> str:
@@ -80,7 +80,7 @@ def note(said: str) -> str:
 
 def example(one: Example) -> str:
     figures = "".join(
-        f'<figure><img alt="{html.escape(p.caption)}" src="{_data_uri(shrunk(p.path), "JPEG")}">'
+        f'<figure><img alt="{html.escape(p.caption)}" src="{data_uri(shrunk(p.path), "JPEG")}">'
         f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
         for p in one.pictures
     )
@@ -106,11 +106,11 @@ def log_to_wandb(
     import wandb
 
     logged: dict[str, Any] = {}
-    for table in tables:
-        if table.rows:
-            columns: list[Any] = list(table.rows[0])
-            logged[f"report/{table.heading}"] = wandb.Table(
-                columns=columns, data=[[row[name] for name in columns] for row in table.rows]
+    for t in tables:
+        if t.rows:
+            columns: list[Any] = list(t.rows[0])
+            logged[f"report/{t.heading}"] = wandb.Table(
+                columns=columns, data=[[row[name] for name in columns] for row in t.rows]
             )
     for group in charts:
         logged |= {f"report/{group.heading}/{name}": wandb.Html(drawn) for name, drawn in group.drawn.items()}
