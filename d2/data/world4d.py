@@ -191,8 +191,8 @@ def _views(
         size,
         device,
     )
-    pictures = (x.unflatten(1, (views, frames)) for x in pictures)
-    return Views(*pictures, azimuth.expand(len(time), -1).clone(), elevation)
+    pixels, masks, depth = (x.unflatten(1, (views, frames)) for x in pictures)
+    return Views(pixels, masks, depth, azimuth.expand(len(time), -1).clone(), elevation)
 
 
 def _pictures(
@@ -202,7 +202,7 @@ def _pictures(
     elevation: Tensor,  # b t
     size: int,
     device: torch.device | str,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, masks and depth of single pictures, b t c h w.
 
     The geometry is double precision on the CPU, so that it is the same everywhere.
@@ -215,7 +215,8 @@ def _pictures(
         *(repeat(x, "b ... -> (b t) ...", t=count).to(device) for x in facts),
     )
     pictures = render(ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size)
-    return tuple(x.unflatten(0, (-1, count)) for x in pictures)
+    pixels, masks, depth = (x.unflatten(0, (-1, count)) for x in pictures)
+    return pixels, masks, depth
 
 
 def _squeeze(views: Views, *, frame: int | None) -> Views:
