@@ -255,7 +255,7 @@ def test_the_job_measures_and_the_command_samples_with_it(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="composition.file")
         assert d2_sample("composition=calibrated", f"composition.file={file}", "composition.sum_to_one=true") == 0
-    with pytest.warns(UserWarning, match=r"composition.file=None: measured with other weights \(video, multiview\)"):
+    with pytest.warns(UserWarning, match=r"composition.file=null: measured with other weights \(video, multiview\)"):
         assert d2_sample("composition=calibrated", "matrix.num_views=8") == 0  # the shipped moments, of eight views
 
 

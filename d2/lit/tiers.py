@@ -122,16 +122,17 @@ def check_moments(config: SampleConfig) -> None:
     node = config.composition
     if not isinstance(node, dict) or node.get("_target_") != "d2.lit.calibrate_job.from_file":
         return
-    if node["file"] is None and not is_tiny(config):
+    file = node.get("file")
+    if file is None and not is_tiny(config):
         raise ValueError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
-    measured = json.loads(moments_file(node["file"]).read_text(encoding="utf-8")).get("facts", {})
+    measured = json.loads(moments_file(file).read_text(encoding="utf-8")).get("facts", {})
     there = {kind: path for kind, path in weights_files(config).items() if isinstance(path, Path) and path.exists()}
     others = [
         kind for kind in ("video", "multiview") if kind in there and measured.get(kind) != fingerprint(there[kind])
     ]
     if others:
         warnings.warn(
-            f"composition.file={node['file']}: measured with other weights ({', '.join(others)}) than this run's; "
+            f"composition.file={file or 'null'}: measured with other weights ({', '.join(others)}) than this run's; "
             "d2 calibrate measures these",
             stacklevel=2,
         )
