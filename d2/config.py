@@ -154,8 +154,11 @@ class TrainPriorConfig:
     max_steps: int = 8000  # optimiser steps
     warmup_steps: int = 200  # of linear growth from zero
     decay_steps: int = 3000  # of linear decay to zero at the end
-    batch_size: int = 24  # a prior's include its single images
+    batch_size: int = 24  # of each device; a prior's include its single images
     singles: int = 16  # single images a step
+    log_sigma_mean: float = 0.3  # of a prior: ln of the noise levels that nine tenths of the sequences are trained on
+    log_sigma_std: float = 1.4  # its spread
+    drop: float = 0.15  # of a prior: share of the sequences that are told nothing, for guidance
     decoder_only: bool = False  # of an autoencoder: its latents, and so the priors trained on them, stay as they are
     edge_weight: float = 0.0  # of an autoencoder: weight of the loss on local gradient energy
     latent_noise: float = 0.0  # of an autoencoder: up to which standard deviation latents are noised before decoding
@@ -258,6 +261,9 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "prior.decay_steps": (1, 10_000_000),
     "prior.batch_size": (1, 100_000),
     "prior.singles": (0, 100_000),
+    "prior.log_sigma_mean": (-10, 10),
+    "prior.log_sigma_std": (0, 10),
+    "prior.drop": (0, 1),
     "num_scenes": (1, 10_000_000),
     "num_validation_scenes": (1, 1_000_000),
     "validate_every": (1, 10_000_000),

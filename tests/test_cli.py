@@ -301,7 +301,7 @@ def test_every_value_of_a_sweep_is_tried_and_no_more() -> None:
         (["prior.batch_size=8"], "prior.batch_size=8: must exceed prior.singles=8"),
         (["prior=tiny_decoder"], "init_from=null: prior.decoder_only=true"),
         (["prior.warmup_steps=0"], "prior.warmup_steps=0: out of range"),
-        (["trainer=ddp"], "trainer.devices=2: d2 train uses one device"),
+        (["prior.drop=2"], "prior.drop=2.0: out of range"),
         (["trainer.accelerator=nosuch"], "trainer.accelerator=nosuch"),
         (["autoencoder=nosuch.safetensors"], "no such weights file"),
         (["init_from=nosuch.safetensors"], "no such weights file"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -248,12 +251,34 @@ def test_a_run_that_was_stopped_goes_on_alike(kind: Kind, job: MakeJob, tmp_path
     assert any(not torch.equal(whole[k], other[k]) for k in whole)
 
 
-def test_batch_k_depends_on_seed_and_k_alone() -> None:
-    def batches(seed: int, start: int) -> list[list[int]]:
-        return [b for b, _ in zip(RandomBatches(1000, 8, seed=seed, start=start), range(6 - start), strict=False)]
+def test_batch_k_depends_on_seed_k_and_rank_alone() -> None:
+    def batches(seed: int, start: int, rank: int = 0) -> list[list[int]]:
+        endless = RandomBatches(1000, 8, seed=seed, start=start, rank=rank)
+        return [b for b, _ in zip(endless, range(6 - start), strict=False)]
 
     assert batches(0, 0)[4:] == batches(0, 4) and batches(0, 0) != batches(1, 0)
-    assert len({tuple(b) for b in batches(0, 0)}) == 6
+    assert batches(0, 0, 1)[4:] == batches(0, 4, 1)
+    assert len({tuple(b) for b in batches(0, 0) + batches(0, 0, 1)}) == 12
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tiny_weights: list[str], cache: Path, tmp_path: Path) -> None:
+    """On batches of their own: as many weights as one of them would write, and what is said, said once."""
+    script = str(Path(sys.executable).with_name("d2"))
+    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.max_steps=2", "prior.batch_size=2", "prior.singles=1"]
+    line = ["prior=tiny_multiview", *sizes, tiny_weights[-1], f"cache_dir={cache}", "validate_every=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    written = []
+    for place, trainer in {"one": ["trainer=cpu"], "two": ["trainer=ddp", "trainer.accelerator=cpu"]}.items():
+        command = [script, "train", *line, *trainer, f"output_dir={tmp_path / place}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote ") == 1
+        written.append(tiny.read_weights(tmp_path / place / "tiny_multiview.safetensors", "multiview"))
+    one, two = written
+    assert one.meta["steps"] == two.meta["steps"] == 2 and one.state.keys() == two.state.keys()
+    assert all(value.isfinite().all() for value in two.state.values())
+    assert any(not torch.equal(one.state[name], value) for name, value in two.state.items())
 
 
 def test_a_run_of_another_kind_is_not_gone_on_with(

@@ -156,14 +156,14 @@ class Pictures(Dataset):
 
 
 class RandomBatches(Sampler[list[int]]):
-    """Endless batches of indices; batch k depends on (seed, k) alone, so that a resumed run goes on as it would."""
+    """Endless batches of indices; a rank's batch k depends on (seed, k, rank) alone, so that a resumed run goes on."""
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, start: int):
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+    def __init__(self, length: int, batch_size: int, *, seed: int, start: int, rank: int = 0):
+        self.length, self.batch_size, self.seed, self.start, self.rank = length, batch_size, seed, start, rank
 
     def __iter__(self) -> Iterator[list[int]]:
         for k in count(self.start):
-            yield np.random.default_rng((self.seed, k)).integers(self.length, size=self.batch_size).tolist()
+            yield np.random.default_rng((self.seed, k, self.rank)).integers(self.length, size=self.batch_size).tolist()
 
 
 class WorldData(L.LightningDataModule):
@@ -174,8 +174,9 @@ class WorldData(L.LightningDataModule):
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
-        start = self.trainer.global_step if self.trainer else 0
-        batches = RandomBatches(len(self.train), self.batch_size, seed=self.seed, start=start)  # type: ignore[arg-type]
+        start, rank = (self.trainer.global_step, self.trainer.global_rank) if self.trainer else (0, 0)
+        size = len(self.train)  # type: ignore[arg-type]
+        batches = RandomBatches(size, self.batch_size, seed=self.seed, start=start, rank=rank)
         return DataLoader(self.train, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader:

@@ -59,8 +59,8 @@ class Trained(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The noise of a step depends on (seed, step) alone, as its batch does, so that a resumed run goes on alike."""
-        torch.manual_seed(hash((self.trainer.datamodule.seed, self.global_step)))  # type: ignore[attr-defined]
+        """A step's noise depends on (seed, step, rank) alone, as its batch does: a resumed run goes on alike."""
+        torch.manual_seed(hash((self.trainer.datamodule.seed, self.global_step, self.global_rank)))  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         decay = min(self.optimizer.ema_decay, (1 + self.global_step) / (10 + self.global_step))

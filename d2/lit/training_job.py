@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from d2.config import TrainConfig, asset
@@ -54,6 +55,8 @@ class TrainJob:
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0
     accelerator: str = "auto"
+    devices: Any = 1  # each with batches of its own
+    strategy: str = "auto"
     precision: Any = "32-true"
 
     @property
@@ -100,7 +103,10 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     )
     trainer = L.Trainer(
         accelerator=job.accelerator,
-        devices=1,
+        devices=job.devices,
+        # keys and queries of an attention over a single context token get no gradient
+        strategy="ddp_find_unused_parameters_true" if job.strategy == "ddp" else job.strategy,
+        use_distributed_sampler=False,
         precision=job.precision,
         max_steps=job.optimizer.max_steps,
         val_check_interval=job.validate_every,
@@ -142,7 +148,7 @@ def train_command(config: TrainConfig) -> int:
             decay_steps=p.decay_steps,
             ema_decay=0.99 if p.kind == "video_encoder" else 0.999,  # of a run that short
         ),
-        loss=LossConfig(singles=p.singles),
+        loss=LossConfig(singles=p.singles, log_sigma_mean=p.log_sigma_mean, log_sigma_std=p.log_sigma_std, drop=p.drop),
         num_scenes=config.num_scenes,
         num_validation_scenes=config.num_validation_scenes,
         batch_size=p.batch_size,
@@ -154,6 +160,8 @@ def train_command(config: TrainConfig) -> int:
         validate_every=config.validate_every,
         save_every_minutes=config.save_every_minutes,
         accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        strategy=config.trainer.strategy,
     )
     if p.kind != "autoencoder" and p.batch_size <= p.singles:
         raise ValueError(
@@ -161,11 +169,10 @@ def train_command(config: TrainConfig) -> int:
         )
     if p.decoder_only and not config.init_from:
         raise ValueError("init_from=null: prior.decoder_only=true freezes the encoder; give init_from=FILE")
-    if config.trainer.devices != 1:
-        raise ValueError(f"trainer.devices={config.trainer.devices}: d2 train uses one device; take trainer=auto")
     make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
     weights = train(job, make_loggers(config.logger, output_dir), [])
-    print(f"wrote {weights}")
+    if not rank_zero_only.rank:
+        print(f"wrote {weights}")
     return 0
 
 
