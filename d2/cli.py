@@ -33,7 +33,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2.binding import rule_files, rule_node
-from d2.config import SampleConfig, asset, check, register
+from d2.checks import check
+from d2.config import SampleConfig, asset, register
 
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 COMMANDS = ("sample", "train", "evaluate", "calibrate", "report")

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from d2 import checks
 from d2 import config as schema
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -43,11 +44,11 @@ def key_table(command: str) -> list[str]:
     lines = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for key, kind, meaning in keys(ROOTS[command]):
         allowed = kind
-        if key in schema.RANGES:
-            low, high = schema.RANGES[key]
+        if key in checks.RANGES:
+            low, high = checks.RANGES[key]
             allowed = f"{kind}, {plain(low)} … {plain(high)}"
-        elif key in schema.CHOICES:
-            allowed = " or ".join(f"`{choice}`" for choice in schema.CHOICES[key])
+        elif key in checks.CHOICES:
+            allowed = " or ".join(f"`{choice}`" for choice in checks.CHOICES[key])
         lines.append(f"| `{key}` | `{plain(OmegaConf.select(values, key))}` | {allowed} | {meaning} |")
     return lines
 

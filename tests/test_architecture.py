@@ -67,7 +67,8 @@ LAYERS = {
         "d2.config",
         "d2.binding",
     ),
-    "d2.cli": ("d2.config", "d2.binding", "d2.io", "d2.lit", "d2.priors.catalog"),
+    "d2.checks": ("d2.config",),
+    "d2.cli": ("d2.checks", "d2.config", "d2.binding", "d2.io", "d2.lit", "d2.priors.catalog"),
     "d2.__main__": ("d2.cli",),
 }
 # Library -> where it may be imported.

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from d2 import cli
 from d2.binding import bind
-from d2.config import asset, check
+from d2.checks import check
+from d2.config import asset
 from d2.lit.sample_job import make_rules, make_settings
 from d2.matrix import camera_ring
 from d2.priors import tiny

@@ -163,12 +163,6 @@ def train_command(config: TrainConfig) -> int:
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
     )
-    if p.kind != "autoencoder" and p.batch_size <= p.singles:
-        raise ValueError(
-            f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
-        )
-    if p.decoder_only and not config.init_from:
-        raise ValueError("init_from=null: prior.decoder_only=true freezes the encoder; give init_from=FILE")
     make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
     weights = train(job, make_loggers(config.logger, output_dir), [])
     if not rank_zero_only.rank:
