@@ -104,7 +104,7 @@ def test_what_is_run_elsewhere_is_run() -> None:
 @pytest.mark.parametrize("prior", [n for n in options()["prior"] if f"prior/{n}" not in ELSEWHERE])
 def test_every_prior_trains(prior: str, small_networks: None, small_weights: list[str], tmp_path: Path) -> None:
     overrides = [f"prior={prior}", "prior.max_steps=2", "prior.batch_size=3", "num_scenes=4", "num_validation_scenes=2"]
-    kind = composed(f"prior={prior}", command="train").prior.kind
+    kind = composed(f"prior={prior}", "init_from=some.safetensors", command="train").prior.kind
     key = kind if kind in ("autoencoder", "cell") else f"{kind}.checkpoint"
     start = "multiview.checkpoint" if kind == "cell" else key
     start = next(w for w in small_weights if w.startswith(f"{start}=")).replace(start, "init_from", 1)
