@@ -23,7 +23,8 @@ from d2.rules.frequency import LowPass, low_pass, reinitialised
 from d2.rules.renoise import none as once
 from d2.rules.weights import alone
 from d2.sampling import (
-    Compose,
+    Combine,
+    Composition,
     Prediction,
     Schedule,
     Shard,
@@ -46,7 +47,7 @@ class Rules(NamedTuple):
     renoise: Callable[[Sequence[float]], list[Step]]
     weights: Schedule
     guidance: Schedule
-    compose: Compose
+    compose: Composition | Combine
     solver: Solver
     low_pass: LowPass = low_pass  # what a further pass of a reference keeps of the pass before
 

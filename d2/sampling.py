@@ -76,8 +76,20 @@ Fields = dict[str, Tensor]  # term name -> v f
 Schedule = Callable[[Step, Cameras, int], Fields]
 Needs = dict[str, tuple[Tensor, Tensor]]  # term name -> which cells want (uncond, cond): v f, bool
 Shard = Callable[[Term, Tensor, float, tuple[Tensor, Tensor]], Prediction]
-Compose = Callable[..., tuple[Tensor, dict[str, Any]]]
-Solver = Callable[..., tuple[Tensor, dict[str, Any]]]
+Combine = Callable[
+    [dict[str, Prediction], Fields, Fields, Tensor, Step, dict[str, Any]],  # predictions weights scales x step memory
+    tuple[Tensor, dict[str, Any]],  # denoised, memory
+]
+Evaluate = Callable[[Tensor, Step], Tensor]  # x, step -> denoised
+Solver = Callable[[Evaluate, Tensor, Step, dict[str, Any]], tuple[Tensor, dict[str, Any]]]  # -> x, memory
+
+
+class Composition(NamedTuple):
+    """How the terms' predictions become one denoised matrix. A plain `combine` function will do where one is wanted."""
+
+    combine: Combine
+    needs: Callable[[Fields, Fields], Needs] | None = None  # weights, scales -> the halves it uses; None: all of all
+    couples_cells: bool = False  # what is said of a cell serves others too, so cells that are held are evaluated
 
 
 def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
@@ -109,7 +121,7 @@ def sample_matrix(
     cameras: Cameras,
     weights: Schedule,
     guidance: Schedule,
-    compose: Compose,
+    compose: Composition | Combine,
     solver: Solver,
     shard: Shard,
     noise: Callable[[Step, Literal["before", "after"]], Tensor],
@@ -122,14 +134,15 @@ def sample_matrix(
     the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw.
     """
     of_rule, of_solver = memory or ({}, {})
+    rule = as_composition(compose)
     num_frames = x.shape[1]
 
     def evaluate(x: Tensor, step: Step) -> Tensor:
         nonlocal of_rule, predictions, denoised, w, scales
         w, scales = weights(step, cameras, num_frames), guidance(step, cameras, num_frames)
-        needs = needed(compose, terms, w, scales)
+        needs = needed(rule, terms, w, scales)
         predictions = {term.name: shard(term, x, step.sigma, needs[term.name]) for term in terms}
-        denoised, of_rule = compose(predictions, w, scales, x, step, of_rule)
+        denoised, of_rule = rule.combine(predictions, w, scales, x, step, of_rule)
         return denoised
 
     predictions: dict[str, Prediction] = {}
@@ -147,12 +160,17 @@ def sample_matrix(
     return x
 
 
-def needed(compose: Compose, terms: Sequence[Term], weights: Fields, scales: Fields) -> Needs:
-    """Which halves of which cells a rule wants. A linear rule says so through `needs`; any other wants everything.
+def as_composition(rule: Composition | Combine) -> Composition:
+    """A plain function as the composition that wants all halves of all cells."""
+    return rule if isinstance(rule, Composition) else Composition(rule)
 
-    A term that a linear rule does not speak of is not evaluated.
+
+def needed(rule: Composition | Combine, terms: Sequence[Term], weights: Fields, scales: Fields) -> Needs:
+    """Which halves of which cells a rule wants: v f each. A rule without `needs` wants everything.
+
+    A term that a rule's `needs` do not speak of is not evaluated.
     """
-    needs = getattr(compose, "needs", None)
+    needs = as_composition(rule).needs
     every = torch.ones_like(next(iter(weights.values())), dtype=torch.bool)
     if needs is None:
         return {term.name: (every, every) for term in terms}

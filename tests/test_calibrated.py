@@ -38,7 +38,7 @@ from d2.rules.calibrated import (
     measured,
     stacked,
 )
-from d2.sampling import Prediction, Step, karras_sigmas
+from d2.sampling import Prediction, Step, karras_sigmas, needed
 from d2.shard import make_shard
 
 V, F = 4, 3
@@ -135,7 +135,7 @@ def test_a_large_ridge_is_the_even_convex_rule(grams: Grams) -> None:
 def test_without_unconditional_halves_they_are_left_out() -> None:
     table = fit(mixed(TRUE), conditional=True)
     assert table.halves == ("video.cond", "multiview.cond") and table.weights.shape[2] == 2
-    needs = calibrated(table=table).needs({"video": torch.ones(3, 2)}, {})  # type: ignore[attr-defined]
+    needs = needed(calibrated(table=table), [], {"video": torch.ones(3, 2)}, {})
     assert all(cond.all() and not uncond.any() for uncond, cond in needs.values())
 
 
@@ -172,7 +172,7 @@ def test_the_composition_is_the_sum_it_was_fitted_as() -> None:
     halves = {n: Prediction(*random(i, 2, 3, 2, 4, 2, 2)) for i, n in enumerate(("video", "multiview"))}
     table = fit(mixed(TRUE), ridge=0.0)
     w = {name: torch.full((3, 2), 0.5) for name in halves}
-    got, memory = calibrated(table=table)(halves, w, w, random(0, 3, 2, 4, 2, 2), STEP, {"kept": 1})
+    got, memory = calibrated(table=table).combine(halves, w, w, random(0, 3, 2, 4, 2, 2), STEP, {"kept": 1})
     parts = {f"{n}.{k}": half for n, p in halves.items() for k, half in zip(p._fields, p, strict=True)}
     place = [1, 1, 0]  # of views 0, 1, 2 in the table
     expected = sum(found[0, place][:, None, None, None, None] * parts[half] for half, found in by_half(table).items())
@@ -184,7 +184,7 @@ def test_a_term_that_is_not_there_is_named(grams: Grams) -> None:
     x = random(0, V, F, 1, 1, 1)
     w = {name: torch.full((V, F), 0.5) for name in ("video", "multiview")}
     with pytest.raises(ValueError, match="a term unary"):
-        calibrated(table=fit(grams))({n: Prediction(None, x) for n in w}, w, w, x, STEP, {})
+        calibrated(table=fit(grams)).combine({n: Prediction(None, x) for n in w}, w, w, x, STEP, {})
 
 
 # ------------------------------------------------------------------------------------------------------- exact world
@@ -200,7 +200,7 @@ def test_no_rule_of_the_family_errs_less_in_one_evaluation(grams: Grams, level: 
     step = STEP._replace(sigma=sigma)
 
     def error(rule: Any) -> float:
-        return (rule(predictions, w, ones, x, step, {})[0] - x0).square().mean().item()
+        return (rule.combine(predictions, w, ones, x, step, {})[0] - x0).square().mean().item()
 
     own = error(calibrated(table=fit(grams)))
     others = {alpha: error(three_terms(alpha)) for alpha in (0.5, 0.75, 0.875, 1.0)}

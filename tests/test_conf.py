@@ -20,7 +20,7 @@ from d2.lit.sample_job import make_rules, make_settings
 from d2.matrix import camera_ring
 from d2.priors import tiny
 from d2.priors.prior import Prior
-from d2.sampling import Step
+from d2.sampling import Step, needed
 
 TESTS = Path(__file__).parent
 ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
@@ -204,8 +204,8 @@ def test_a_rules_argument_on_the_command_line_reaches_the_rule() -> None:
 
     ones = torch.ones(1, 1, dtype=torch.float64)
     fields = {"video": ones, "multiview": 0 * ones}, {"video": 2 * ones, "multiview": 2 * ones}
-    own = make_rules(composed()).compose.needs(*fields)  # type: ignore[attr-defined]
-    mean = make_rules(composed("composition.coefficients.uncond=mean")).compose.needs(*fields)  # type: ignore[attr-defined]
+    own = needed(make_rules(composed()).compose, [], *fields)
+    mean = needed(make_rules(composed("composition.coefficients.uncond=mean")).compose, [], *fields)
     assert not own["multiview"][0].any() and mean["multiview"][0].all()
 
 

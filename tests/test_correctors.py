@@ -200,13 +200,9 @@ def test_correctors_keep_out_of_there() -> None:
     """Unless told otherwise, in any matrix of the published size."""
     worst = renoise.iterable_above(21, 25)
     assert worst == pytest.approx(4.57, abs=0.01)
-    for name, back in BACKS.items():
-        renoise.check_iterable(corrector(PUBLISHED, back=back, told="nominal"), worst)
-        with pytest.raises(ValueError, match="give renoise.sigma_low=4.6 or more") as error:
-            renoise.check_iterable(corrector(PUBLISHED, back=back, sigma_low=1.0), worst)
-        assert "\n" not in str(error.value), name
-    renoise.check_iterable(renoise.vrs(PUBLISHED), worst)
-    renoise.check_iterable(renoise.none(PUBLISHED), math.inf)
+    plans = [corrector(PUBLISHED, back=back, told="nominal") for back in BACKS.values()]
+    for plan in (*plans, renoise.vrs(PUBLISHED)):
+        assert all(step.sigma > worst for step in plan if step.noise_after)
 
 
 @pytest.mark.parametrize(

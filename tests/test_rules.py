@@ -18,7 +18,7 @@ from d2.binding import bind
 from d2.matrix import Cameras, camera_ring
 from d2.priors import analytic
 from d2.rules import composition, guidance, renoise, weights
-from d2.sampling import Fields, Prediction, Step, karras_sigmas
+from d2.sampling import Fields, Prediction, Step, karras_sigmas, needed
 
 CURVES = [weights.constant, weights.linear, weights.cosine, weights.logistic]
 PROFILES = [weights.side_views, weights.flat, partial(weights.side_views, depth=0.3)]
@@ -195,7 +195,7 @@ def test_convex_is_the_weighted_sum_of_guided_predictions(uncond: str) -> None:
     expected = sum(cells(w[n]) * (standing_in[n] + cells(s[n]) * (c[n] - standing_in[n])) for n in w)
     compose = composition.linear(coefficients=partial(composition.convex, uncond=uncond))
     predictions = {n: Prediction(u[n], c[n]) for n in w}
-    denoised, memory = compose(predictions, w, s, halves[0, 0], step(0, 3), {"kept": 1})
+    denoised, memory = compose.combine(predictions, w, s, halves[0, 0], step(0, 3), {"kept": 1})
     torch.testing.assert_close(denoised, expected)
     assert memory == {"kept": 1}
 
@@ -229,7 +229,7 @@ def test_a_shared_unconditional_leaves_other_terms_only_their_conditional_half()
 def test_a_linear_rule_wants_what_it_uses() -> None:
     w = {"video": torch.tensor([[0.0, 0.5]]), "multiview": torch.tensor([[1.0, 0.5]])}
     s = {"video": torch.tensor([[2.0, 2.0]]), "multiview": torch.tensor([[1.0, 1.0]])}
-    needs = composition.linear(coefficients=composition.convex).needs(w, s)  # type: ignore[attr-defined]
+    needs = needed(composition.linear(coefficients=composition.convex), [], w, s)
     assert {name: [half.tolist() for half in need] for name, need in needs.items()} == {
         "video": [[[False, True]], [[False, True]]],
         "multiview": [[[False, False]], [[True, True]]],
@@ -273,7 +273,7 @@ def test_a_term_that_is_not_there_is_named() -> None:
 
     def run(alpha: float) -> Tensor:
         rule = composition.linear(coefficients=partial(composition.inclusion_exclusion, alpha=alpha))
-        return rule(predictions, w, ones, x, step(0, 3), {})[0]
+        return rule.combine(predictions, w, ones, x, step(0, 3), {})[0]
 
     assert torch.equal(run(0.5), x)
     with pytest.raises(ValueError, match="a term unary") as error:
@@ -302,15 +302,15 @@ def test_rescaling_brings_the_spread_back(share: float) -> None:
     u, c = (torch.randn(2, 3, 2, 4, 4, generator=draw, dtype=torch.float64) for _ in "uc")
     plain = composition.linear(coefficients=composition.convex)
     rule = guidance.rescaled(compose=plain, share=share)
-    assert rule.needs is plain.needs  # type: ignore[attr-defined]
+    assert rule.needs is plain.needs
     arguments = ({"video": Prediction(u, c)}, w, s, c, step(0, 3), {})
-    guided, got = plain(*arguments)[0], rule(*arguments)[0]
+    guided, got = plain.combine(*arguments)[0], rule.combine(*arguments)[0]
     std_of, guided_of, cond_of = (t.std(dim=(2, 3, 4), correction=0) for t in (got, guided, c))
     torch.testing.assert_close(std_of, share * cond_of + (1 - share) * guided_of)
     turned = torch.nn.functional.cosine_similarity(got.flatten(2), guided.flatten(2), dim=2)
     torch.testing.assert_close(turned, torch.ones_like(turned))
     torch.testing.assert_close(got[0, 0], c[0, 0])  # scale 1
-    alone = rule({"video": Prediction(None, c)}, w, two_fields_like(w, 1.0), c, step(0, 3), {})[0]
+    alone = rule.combine({"video": Prediction(None, c)}, w, two_fields_like(w, 1.0), c, step(0, 3), {})[0]
     assert torch.equal(alone, c)
 
 

@@ -19,7 +19,7 @@ from d2.rules import composition, renoise, solver, weights
 from d2.rules.adaptive import adaptive, neighbourhood
 from d2.rules.frequency_split import frequency_split, low_frequencies, split
 from d2.rules.product import product
-from d2.sampling import Fields, Prediction, Step, initial_x, karras_sigmas
+from d2.sampling import Fields, Prediction, Step, initial_x, karras_sigmas, needed
 
 V, F = 3, 4
 A, B = autoregressive(V, 0.8), autoregressive(F, 0.5)
@@ -48,7 +48,7 @@ def halves(seed: int = 0, h: int = 4, w: int = 6) -> dict[str, Prediction]:
 
 def composed(rule: Any, predictions: dict[str, Prediction], w: Fields, s: Fields) -> Tensor:
     x = torch.zeros_like(next(half for half in predictions["video"] if half is not None))
-    return rule(predictions, w, s, x, STEP, {})[0]
+    return rule.combine(predictions, w, s, x, STEP, {})[0]
 
 
 def power(matrix: Tensor, exponent: float) -> Tensor:
@@ -68,7 +68,7 @@ def test_terms_alternate_from_one_evaluation_to_the_next(first: str, repeats: in
     turns = []
     for step in plan:
         w = weights.alternating(step, camera_ring(V), F, first=first)
-        needs = compose.needs(w, scales(1.0))  # type: ignore[attr-defined]
+        needs = needed(compose, [], w, scales(1.0))
         asked = [name for name in PAIR if any(half.any() for half in needs[name])]
         assert len(asked) == 1 and (w[asked[0]] == 1).all()  # the other is not evaluated
         turns += asked
@@ -188,7 +188,7 @@ def test_a_split_of_the_exact_world_ends_frequency_by_frequency_at_a_geometric_m
 
 def test_a_split_asks_for_the_halves_that_guidance_uses() -> None:
     s = {"video": torch.tensor([[1.0, 2.0]]), "multiview": torch.tensor([[0.0, 1.0]])}
-    needs = frequency_split().needs({}, s)  # type: ignore[attr-defined]
+    needs = needed(frequency_split(), [], s, s)
     assert {name: [half.tolist() for half in need] for name, need in needs.items()} == {
         "video": [[[False, True]], [[True, True]]],
         "multiview": [[[True, False]], [[False, True]]],

@@ -20,7 +20,7 @@ from d2.priors import analytic
 from d2.priors.analytic import autoregressive
 from d2.rules import composition, renoise, solver
 from d2.rules.superposition import Point, logical_and, logical_or
-from d2.sampling import Compose, Prediction, State, Step, initial_x, karras_sigmas
+from d2.sampling import Composition, Prediction, State, Step, initial_x, karras_sigmas
 
 V, F = 3, 4
 A, B = autoregressive(V, 0.9), autoregressive(F, 0.2)
@@ -38,7 +38,7 @@ class Path(NamedTuple):
     points: list[Point]  # one a step
 
 
-def followed(seed: int, compose: Compose, plan: list[Step] = CHURN, **changes: Any) -> Path:
+def followed(seed: int, compose: Composition, plan: list[Step] = CHURN, **changes: Any) -> Path:
     x = initial_x(draw(seed, "init", (V, F, 1, 1, 1)).double(), plan[0].sigma)
     points: list[Point] = []
 
@@ -201,7 +201,7 @@ def test_and_of_two_that_agree_is_what_they_say() -> None:
     w = {name: torch.full((V, F), 0.5).double() for name in PAIR}
     ones = {name: torch.ones(V, F).double() for name in PAIR}
     step = Step(0, 1, 0, 1, 10.0, 0.0)
-    denoised, memory = logical_and()({n: Prediction(None, x) for n in PAIR}, w, ones, 2 * x, step, {"kept": 1})
+    denoised, memory = logical_and().combine({n: Prediction(None, x) for n in PAIR}, w, ones, 2 * x, step, {"kept": 1})
     torch.testing.assert_close(denoised, x)
     assert memory["kept"] == 1
 
@@ -219,7 +219,7 @@ def test_the_command_takes_it_with_churn_and_refuses_it_without(
 
 
 @pytest.mark.parametrize("rule", [partial(logical_or, temperature=0.0), partial(logical_and, reach=-1.0)])
-def test_mistakes_are_told_on_one_line(rule: Callable[..., Compose]) -> None:
+def test_mistakes_are_told_on_one_line(rule: Callable[..., Composition]) -> None:
     with pytest.raises(ValueError, match="^composition.(temperature=0.0|reach=-1.0): give") as error:
         rule()
     assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ from d2.noise import draw
 from d2.pipeline import Sampled, sample_scene
 from d2.priors.prior import Condition
 from d2.rules import composition
-from d2.sampling import State, Step
+from d2.sampling import State, Step, needed
 from d2.terms import Settings, Unary, joint_terms, unary_term, video_term
 
 
@@ -220,7 +220,7 @@ def test_a_row_that_is_known_is_not_evaluated() -> None:
         where=torch.arange(V)[:, None].expand(V, F) == 1,
     )
     ones = {name: torch.ones(V, F) for name in ("video", "multiview")}
-    for uncond, cond in rule.needs(ones, {name: 2 * one for name, one in ones.items()}).values():  # type: ignore[attr-defined]
+    for uncond, cond in needed(rule, [], ones, {name: 2 * one for name, one in ones.items()}).values():
         asked += [uncond, cond]
     assert all(torch.equal(half, torch.arange(V)[:, None].expand(V, F) != 1) for half in asked)
 

@@ -28,7 +28,7 @@ from d2.noise import draw
 from d2.pipeline import shard_of
 from d2.rules.calibrated import Grams, averaged, by_half, calibrated, errors, fit, levels, measured, stacked
 from d2.rules.composition import convex, linear
-from d2.sampling import Compose, Prediction, Step
+from d2.sampling import Composition, Prediction, Step
 from d2.terms import joint_terms, to_images
 
 LEVELS = 12  # noise levels measured, from 0.05 to 80
@@ -68,7 +68,7 @@ class GramMeter(MatrixSampler):
         """What the convex rule makes of them under the run's weights and guidance."""
         place = step, scene.cameras, x.shape[1]
         rule = linear(coefficients=convex)
-        return rule(predictions, self.rules.weights(*place), self.rules.guidance(*place), x, step, {})[0]
+        return rule.combine(predictions, self.rules.weights(*place), self.rules.guidance(*place), x, step, {})[0]
 
 
 def calibrate(config: SampleConfig, text: str) -> int:
@@ -128,7 +128,7 @@ def read_grams(path: Path) -> Grams:
 
 def from_file(
     *, file: str | None = None, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
-) -> Compose:
+) -> Composition:
     """The calibrated composition of a file's moments, or of the shipped priors', fitted as told (see `fit`)."""
     table = fit(read_grams(moments_file(file)), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional)
     return calibrated(table=table)

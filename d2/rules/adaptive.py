@@ -9,10 +9,10 @@ from torch import Tensor
 
 from d2.rules.composition import convex, linear
 from d2.rules.guidance import guided
-from d2.sampling import Compose, Fields, Prediction, Step
+from d2.sampling import Composition, Fields, Prediction, Step
 
 
-def adaptive(*, temperature: float = 1.0) -> Compose:
+def adaptive(*, temperature: float = 1.0) -> Composition:
     """The convex rule, its weights moved in every cell towards the prior that the neighbouring cells support.
 
     A term's weight is multiplied by exp(−e / (temperature · ē)): e the mean square of its guided prediction minus the
@@ -24,7 +24,7 @@ def adaptive(*, temperature: float = 1.0) -> Compose:
         raise ValueError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
     plain = linear(coefficients=convex)
 
-    def compose(
+    def combine(
         predictions: dict[str, Prediction],
         weights: Fields,
         scales: Fields,
@@ -32,7 +32,7 @@ def adaptive(*, temperature: float = 1.0) -> Compose:
         step: Step,
         memory: dict[str, Any],
     ) -> tuple[Tensor, dict[str, Any]]:
-        mean, memory = plain(predictions, weights, scales, x, step, memory)
+        mean, memory = plain.combine(predictions, weights, scales, x, step, memory)
         said = {name: guided(predictions[name], scales[name]) for name in weights if weights[name].any()}
         terms = {name: denoised for name, denoised in said.items() if denoised is not None}
         support = neighbourhood(mean)
@@ -41,9 +41,7 @@ def adaptive(*, temperature: float = 1.0) -> Compose:
         shares = adapted(weight, error, temperature).to(x)
         return torch.einsum("kvf,kvfchw->vfchw", shares, torch.stack(list(terms.values()))), memory
 
-    compose.needs = plain.needs  # type: ignore[attr-defined]
-    compose.couples_cells = True  # type: ignore[attr-defined]  # so that cells held are evaluated too
-    return compose
+    return Composition(combine, plain.needs, couples_cells=True)
 
 
 def adapted(

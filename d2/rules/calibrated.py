@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from d2.rules.composition import Coefficients, linear
-from d2.sampling import Compose, Fields, Needs, Prediction, Step
+from d2.sampling import Composition, Fields, Needs, Prediction, Step
 
 CONDITIONAL = (
     "video.cond",
@@ -41,14 +41,14 @@ class Table(NamedTuple):
     weights: Tensor  # s d k
 
 
-def calibrated(*, table: Table) -> Compose:
+def calibrated(*, table: Table) -> Composition:
     """The sum of the halves by a table's weights, linear in log σ and in the distance, constant beyond its ends.
 
     The views are a ring of even steps that ends with the input view, as `camera_ring` makes it; weights and guidance
     have no part in it. A term of the table that a run does not have is a ValueError, but for weights of zero.
     """
 
-    def compose(
+    def combine(
         predictions: dict[str, Prediction],
         weights: Fields,
         scales: Fields,
@@ -58,14 +58,13 @@ def calibrated(*, table: Table) -> Compose:
     ) -> tuple[Tensor, dict[str, Any]]:
         factors = coefficients(table, step.sigma, *x.shape[:2])
         rule = linear(coefficients=lambda weights, scales: factors)
-        return rule(predictions, weights, scales, x, step, memory)
+        return rule.combine(predictions, weights, scales, x, step, memory)
 
     def needs(weights: Fields, scales: Fields) -> Needs:
         at_all = coefficients(table._replace(weights=table.weights.abs()), 1.0, *next(iter(weights.values())).shape)
         return {name: (uncond != 0, cond != 0) for name, (uncond, cond) in at_all.items()}
 
-    compose.needs = needs  # type: ignore[attr-defined]
-    return compose
+    return Composition(combine, needs)
 
 
 def coefficients(table: Table, sigma: float, num_views: int, num_frames: int) -> Coefficients:

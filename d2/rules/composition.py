@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from d2.rules.guidance import guided
-from d2.sampling import Compose, Fields, Needs, Prediction, State, Step
+from d2.sampling import Combine, Composition, Fields, Needs, Prediction, State, Step, as_composition
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]  # term -> (of uncond, of cond): v f
 CoefficientRule = Callable[[Fields, Fields], Coefficients]
 
 
-def linear(*, coefficients: CoefficientRule) -> Compose:
+def linear(*, coefficients: CoefficientRule) -> Composition:
     """The composition whose denoised matrix is the sum of all halves times their coefficients."""
 
-    def compose(
+    def combine(
         predictions: dict[str, Prediction],
         weights: Fields,
         scales: Fields,
@@ -48,8 +48,7 @@ def linear(*, coefficients: CoefficientRule) -> Compose:
     def needs(weights: Fields, scales: Fields) -> Needs:
         return {name: (u != 0, c != 0) for name, (u, c) in coefficients(weights, scales).items()}
 
-    compose.needs = needs  # type: ignore[attr-defined]
-    return compose
+    return Composition(combine, needs)
 
 
 def convex(weights: Fields, scales: Fields, *, uncond: str = "default") -> Coefficients:
@@ -86,11 +85,12 @@ def inclusion_exclusion(
 
 def holding(
     *,
-    compose: Compose,
+    compose: Composition | Combine,
     known: Tensor,  # matrix
     where: Tensor,  # v f, bool
-) -> Compose:
+) -> Composition:
     """A composition whose denoised matrix is what is known of it, where it is (as RePaint, at the level of x0)."""
+    rule = as_composition(compose)
 
     def held(
         predictions: dict[str, Prediction],
@@ -100,17 +100,17 @@ def holding(
         step: Step,
         memory: dict[str, Any],
     ) -> tuple[Tensor, dict[str, Any]]:
-        denoised, memory = compose(predictions, weights, scales, x, step, memory)
+        denoised, memory = rule.combine(predictions, weights, scales, x, step, memory)
         return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised), memory
 
-    needs = getattr(compose, "needs", None)
-    if needs is not None and getattr(compose, "couples_cells", False):  # what is known of a cell serves others
-        held.needs = needs  # type: ignore[attr-defined]
-    elif needs is not None:
-        held.needs = lambda weights, scales: {  # type: ignore[attr-defined]
-            name: (uncond & ~where, cond & ~where) for name, (uncond, cond) in needs(weights, scales).items()
-        }
-    return held
+    def needs(weights: Fields, scales: Fields) -> Needs:
+        assert rule.needs is not None
+        wanted = rule.needs(weights, scales)
+        return {name: (uncond & ~where, cond & ~where) for name, (uncond, cond) in wanted.items()}
+
+    if rule.needs is None or rule.couples_cells:  # what is known of a cell serves others
+        return rule._replace(combine=held)
+    return Composition(held, needs)
 
 
 def disagreement(

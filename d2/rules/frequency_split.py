@@ -10,7 +10,7 @@ from torch import Tensor
 
 from d2.rules.frequency import mix
 from d2.rules.guidance import guided, guided_needs
-from d2.sampling import Compose, Fields, Needs, Prediction, Step
+from d2.sampling import Composition, Fields, Needs, Prediction, Step
 
 OTHER = {"video": "multiview", "multiview": "video"}
 PATTERNS = {  # axis -> how it comes last
@@ -27,7 +27,7 @@ def frequency_split(
     cutoff: float = 0.125,
     kind: str = "butterworth",
     order: int = 2,
-) -> Compose:
+) -> Composition:
     """The guided prediction of the term `low` where frequencies are low, that of the other where they are high.
 
     `along` space (h and w of the latents), views (around the ring) or frames (mirrored at their ends); `cutoff` in
@@ -41,7 +41,7 @@ def frequency_split(
             "choose butterworth or gaussian, a cutoff above 0 (cycles per sample) and an order of 1 or more"
         )
 
-    def compose(
+    def combine(
         predictions: dict[str, Prediction],
         weights: Fields,
         scales: Fields,
@@ -56,9 +56,7 @@ def frequency_split(
     def needs(weights: Fields, scales: Fields) -> Needs:
         return guided_needs(scales, names=OTHER)
 
-    compose.needs = needs  # type: ignore[attr-defined]
-    compose.couples_cells = along != "space"  # type: ignore[attr-defined]  # so that cells held are evaluated too
-    return compose
+    return Composition(combine, needs, couples_cells=along != "space")
 
 
 def split(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from d2.matrix import Cameras
-from d2.sampling import Compose, Fields, Needs, Prediction, Schedule, Step
+from d2.sampling import Combine, Composition, Fields, Needs, Prediction, Schedule, Step, as_composition
 
 Curve = Callable[[int], Tensor]
 
@@ -96,11 +96,13 @@ def guided_needs(scales: Fields, *, names: Iterable[str]) -> Needs:
     return {name: (scales[name] != 1, scales[name] != 0) for name in names}
 
 
-def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
+def rescaled(*, compose: Composition | Combine, share: float = 0.7) -> Composition:
     """A linear composition whose guided results get the spread of their conditional halves (Lin et al. 2023, 3.4).
 
     Both halves of a cell are multiplied by share·std(cond)/std(guided) + 1 − share, standard deviations over c h w.
     """
+
+    plain = as_composition(compose)
 
     def spread(x: Tensor) -> Tensor:
         return x.std(dim=(2, 3, 4), correction=0, keepdim=True)
@@ -116,7 +118,7 @@ def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
         factor = share * ratio + 1 - share
         return Prediction(uncond * factor, cond * factor)
 
-    def rule(
+    def combine(
         predictions: dict[str, Prediction],
         weights: Fields,
         scales: Fields,
@@ -126,9 +128,6 @@ def rescaled(*, compose: Compose, share: float = 0.7) -> Compose:
     ) -> tuple[Tensor, dict[str, Any]]:
         one = torch.ones(x.shape[:2])
         changed = {name: adjusted(p, scales.get(name, one)) for name, p in predictions.items()}
-        return compose(changed, weights, scales, x, step, memory)
+        return plain.combine(changed, weights, scales, x, step, memory)
 
-    for known in ("needs", "couples_cells"):
-        if hasattr(compose, known):
-            setattr(rule, known, getattr(compose, known))
-    return rule
+    return plain._replace(combine=combine)

@@ -128,16 +128,6 @@ def iterable_above(view_variance: float, frame_variance: float, *, alpha: float 
     return math.sqrt(max(0.0, math.sqrt(max(0.0, half**2 - constant)) - half))
 
 
-def check_iterable(plan: Sequence[Step], sigma: float) -> None:
-    """Raise a ValueError where a plan returns to levels at or below σ, found by `iterable_above`."""
-    for step in plan:
-        if step.noise_after and step.sigma <= sigma:
-            raise ValueError(
-                f"renoise: level {step.sigma:.4g} is repeated, but this rule's score is no density's below "
-                f"{sigma:.4g} and repeats diverge; give renoise.sigma_low={sigma:.2g} or more"
-            )
-
-
 def _check(steps: int | None, repeats: int, s_churn: float, span: int, depth: float | None, told: str) -> None:
     if (steps or 0) < 0 or repeats < 1 or s_churn < 0:
         raise ValueError(

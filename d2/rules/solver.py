@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from d2.sampling import Step
+from d2.sampling import Evaluate, Step
 
 
 def euler(
-    evaluate: Callable[[Tensor, Step], Tensor],
+    evaluate: Evaluate,
     x: Tensor,  # matrix
     step: Step,
     memory: dict[str, Any],
@@ -23,7 +22,7 @@ def euler(
 
 
 def heun(
-    evaluate: Callable[[Tensor, Step], Tensor],
+    evaluate: Evaluate,
     x: Tensor,  # matrix
     step: Step,
     memory: dict[str, Any],
@@ -42,7 +41,7 @@ def heun(
 
 
 def dpmpp_2m(
-    evaluate: Callable[[Tensor, Step], Tensor],
+    evaluate: Evaluate,
     x: Tensor,  # matrix
     step: Step,
     memory: dict[str, Any],

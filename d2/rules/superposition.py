@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from d2.rules.guidance import guided, guided_needs
-from d2.sampling import Compose, Fields, Needs, Prediction, Step
+from d2.sampling import Composition, Fields, Needs, Prediction, Step
 
 TERMS = ("video", "multiview")
 Share = Callable[[dict[str, Tensor], Fields, dict[str, Tensor], Step], Tensor]
@@ -40,7 +40,7 @@ class Point(NamedTuple):
     share: Tensor  # v f, of the video prior
 
 
-def logical_or(*, temperature: float = 1.0) -> Compose:
+def logical_or(*, temperature: float = 1.0) -> Composition:
     """Samples of the one density or of the other: shares as weight · density^(1/temperature).
 
     At temperature 1 and weights w that are the same in all cells this is the score of the mixture w · rows +
@@ -56,7 +56,7 @@ def logical_or(*, temperature: float = 1.0) -> Compose:
     return superposed(share=share)
 
 
-def logical_and(*, reach: float = math.inf) -> Compose:
+def logical_and(*, reach: float = math.inf) -> Composition:
     """Samples that are equally likely under both densities: the convex rule, its weights shifted alike in all cells.
 
     The shift is what makes both logarithms equal after the step, on average over its noise, if the step is one of the
@@ -77,10 +77,10 @@ def logical_and(*, reach: float = math.inf) -> Compose:
     return superposed(share=share)
 
 
-def superposed(*, share: Share) -> Compose:
+def superposed(*, share: Share) -> Composition:
     """The composition of both guided predictions by shares that may depend on the log densities."""
 
-    def compose(
+    def combine(
         predictions: dict[str, Prediction],
         weights: Fields,
         scales: Fields,
@@ -101,9 +101,7 @@ def superposed(*, share: Share) -> Compose:
     def needs(weights: Fields, scales: Fields) -> Needs:
         return guided_needs(scales, names=TERMS)
 
-    compose.needs = needs  # type: ignore[attr-defined]
-    compose.couples_cells = True  # type: ignore[attr-defined]  # so that cells held are evaluated too
-    return compose
+    return Composition(combine, needs, couples_cells=True)
 
 
 def log_densities(
