@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "prior.max_steps": (1, 10_000_000),
     "prior.warmup_steps": (1, 10_000_000),
     "prior.decay_steps": (1, 10_000_000),
+    "prior.decoder_steps": (0, 10_000_000),
     "prior.batch_size": (1, 100_000),
     "prior.singles": (0, 100_000),
     "prior.log_sigma_mean": (-10, 10),
@@ -137,8 +138,12 @@ def _check_train(config: TrainConfig) -> None:
         raise ValueError(
             f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
         )
-    if p.decoder_only and not config.init_from:
-        raise ValueError("init_from=null: prior.decoder_only=true freezes the encoder; give init_from=FILE")
+    if p.decoder_steps > p.max_steps:
+        raise ValueError(f"prior.decoder_steps={p.decoder_steps}: are of the prior.max_steps={p.max_steps}; give fewer")
+    if p.decoder_steps == p.max_steps and not config.init_from:
+        raise ValueError(
+            "init_from=null: all steps are prior.decoder_steps, the encoder learns nothing; give init_from=FILE"
+        )
 
 
 def _check_evaluate(config: EvaluateConfig) -> None:

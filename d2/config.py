@@ -160,9 +160,9 @@ class TrainPriorConfig:
     log_sigma_mean: float = 0.3  # of a prior: ln of the noise levels that nine tenths of the sequences are trained on
     log_sigma_std: float = 1.4  # its spread
     drop: float = 0.15  # of a prior: share of the sequences that are told nothing, for guidance
-    decoder_only: bool = False  # of an autoencoder: its latents, and so the priors trained on them, stay as they are
-    edge_weight: float = 0.0  # of an autoencoder: weight of the loss on local gradient energy
-    latent_noise: float = 0.0  # of an autoencoder: up to which standard deviation latents are noised before decoding
+    decoder_steps: int = 0  # of an autoencoder: last steps, of the decoder alone; all: its latents stay as they are
+    edge_weight: float = 0.0  # of those steps: weight of the loss on local gradient energy
+    latent_noise: float = 0.0  # of those steps: up to which standard deviation latents are noised before decoding
 
 
 @dataclass
@@ -176,6 +176,7 @@ class TrainConfig:
     init_from: str | None = None  # weights to start from
     num_scenes: int = 20_000  # rendered for training
     num_validation_scenes: int = 64  # and for the validation figures
+    precision: str = "fp32"  # fp32 | bf16: of the products of a training step; weights and losses stay in fp32
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0  # checkpoints to go on from
     prior: TrainPriorConfig = field(default_factory=TrainPriorConfig)

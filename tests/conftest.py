@@ -27,16 +27,17 @@ def small(config: PriorConfig) -> PriorConfig:
 VIDEO, MULTIVIEW, CELL = small(tiny.VIDEO), small(tiny.MULTIVIEW), small(tiny.CELL)
 AUTOENCODER = FirstStageConfig(
     AutoencoderConfig(
-        in_channels=192,
-        out_channels=192,
+        in_channels=48,
+        out_channels=48,
         ch=32,
         ch_mult=(1,),
         num_res_blocks=1,
-        z_channels=tiny.CHANNELS,
+        z_channels=tiny.CHANNELS // 4,
         temporal_decoder=False,
         quant_conv=False,
     ),
-    unshuffle=8,
+    unshuffle=4,
+    fold=2,
 )
 
 

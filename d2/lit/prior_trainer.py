@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2.data.datamodule import to_images
+from d2.lit.latent_basis import orient
 from d2.lit.muon import Muon
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
@@ -80,7 +81,13 @@ class Trained(L.LightningModule):
 
 
 class AutoencoderTrainer(Trained):
-    """KL autoencoder on single pictures: squared error, heavier on the creature, and a light KL term."""
+    """KL autoencoder on single pictures: squared error, heavier on the creature, and a light KL term.
+
+    For the last `decoder_steps` the latents are settled: the encoder is frozen, its basis chosen, and the decoder alone
+    learns to keep edges and to bear the noise that samplers leave. Noise and edges in the encoder's own training would
+    flatten the latents' spectrum, and priors denoise such latents worse. Where all steps are the decoder's, latents
+    stay as they are, and so do priors trained on them.
+    """
 
     network: FirstStage
     ema: FirstStage
@@ -90,29 +97,46 @@ class AutoencoderTrainer(Trained):
         network: FirstStage,
         optimizer: OptimizerConfig,
         *,
-        decoder_only: bool = False,  # keep the latents as they are, so that priors trained on them stay valid
+        decoder_steps: int = 0,
         edge_weight: float = 0.0,
-        latent_noise: float = 0.0,  # largest standard deviation of what is added before decoding, as samplers err
+        latent_noise: float = 0.0,  # largest standard deviation of what is added before decoding
         kl_weight: float = 1e-4,
     ):
         super().__init__(network, "autoencoder", optimizer)
-        self.decoder_only, self.kl_weight = decoder_only, kl_weight
+        self.decoder_steps, self.kl_weight = decoder_steps, kl_weight
         self.edge_weight, self.latent_noise = edge_weight, latent_noise
-        network.autoencoder.encoder.requires_grad_(not decoder_only)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the latents may no longer change."""
+        return self.global_step >= self.optimizer.max_steps - self.decoder_steps
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self.global_step and self.global_step == self.optimizer.max_steps - self.decoder_steps:
+            self.settle()
+        self.network.autoencoder.encoder.requires_grad_(not self.settled)
+
+    def settle(self) -> None:
+        """Bring the averaged autoencoder's latents to the basis that priors are trained in, and go on from there."""
+        data = self.trainer.datamodule.train  # type: ignore[attr-defined]
+        pictures = torch.stack([data[i] for i in range(0, len(data), max(1, len(data) // 4096))])
+        orient(self.ema, pictures.to(self.device))
+        self.network.load_state_dict(self.ema.state_dict())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = to_images(batch)
         mean, logvar = self.network.moments(images)
         z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
         latents = self.network.scaled(z)
-        if self.latent_noise:
+        if self.settled and self.latent_noise:
             spread = self.latent_noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
             latents = latents + spread * torch.randn_like(latents)
         error = self.network.decode(latents) - images
         weight = 1 + 3 * creature(batch).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = (weight * (4 * error.square() + 0.2 * error.abs())).mean()
-        if self.edge_weight:
+        if self.settled and self.edge_weight:
             loss = loss + self.edge_weight * F.mse_loss(edges(error + images), edges(images))
         self.log("train/loss", loss)
         self.log("train/kl", kl)

@@ -21,7 +21,6 @@ from d2.data.datamodule import Kind as ViewKind
 from d2.data.datamodule import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
 from d2.io import ensure_writable
 from d2.lit.encoder_trainer import EncoderTrainer, Reader, Videos
-from d2.lit.latent_basis import orient
 from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
 from d2.lit.trainer import make_loggers, make_trainer
 from d2.nn.video_encoder import VideoEncoder
@@ -31,6 +30,7 @@ from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 
 Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
 
 
@@ -49,7 +49,7 @@ class TrainJob:
     batch_size: int = 24
     seed: int = 0
     init_from: Path | None = None  # shipped weights to start from
-    decoder_only: bool = False  # of the autoencoder
+    decoder_steps: int = 0  # of the autoencoder: the last ones, which leave its latents as they are
     edge_weight: float = 0.0
     latent_noise: float = 0.0
     validate_every: int = 500  # steps
@@ -121,8 +121,8 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     last = job.output_dir / "checkpoints" / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
     trainer.save_checkpoint(last)
-    if isinstance(module, AutoencoderTrainer) and not module.decoder_only:
-        finish_autoencoder(module, data)
+    if isinstance(module, AutoencoderTrainer) and not module.decoder_steps:
+        module.settle()
     if isinstance(module, EncoderTrainer):
         module.whiten(data.train)
     trainer.validate(module, data, verbose=False)
@@ -152,7 +152,7 @@ def train_command(config: TrainConfig) -> int:
         num_scenes=config.num_scenes,
         num_validation_scenes=config.num_validation_scenes,
         batch_size=p.batch_size,
-        decoder_only=p.decoder_only,
+        decoder_steps=p.decoder_steps,
         edge_weight=p.edge_weight,
         latent_noise=p.latent_noise,
         seed=config.seed,
@@ -162,6 +162,7 @@ def train_command(config: TrainConfig) -> int:
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
+        precision=PRECISIONS[config.precision],
     )
     make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
     weights = train(job, make_loggers(config.logger, output_dir), [])
@@ -180,7 +181,7 @@ def build_autoencoder(job: TrainJob) -> tuple[AutoencoderTrainer, WorldData]:
     return AutoencoderTrainer(
         stage,
         job.optimizer,
-        decoder_only=job.decoder_only,
+        decoder_steps=job.decoder_steps,
         edge_weight=job.edge_weight,
         latent_noise=job.latent_noise,
     ), WorldData(Pictures(*sets), Pictures(held), batch_size=job.batch_size, seed=job.seed)
@@ -198,12 +199,6 @@ def build_video_encoder(job: TrainJob) -> tuple[EncoderTrainer, WorldData]:
     )
     module = EncoderTrainer(Reader(encoder), job.optimizer)
     return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
-
-
-def finish_autoencoder(module: AutoencoderTrainer, data: WorldData) -> None:
-    """Bring the averaged autoencoder's latents to the basis in which priors are trained."""
-    pictures = torch.stack([data.train[i] for i in range(0, len(data.train), max(1, len(data.train) // 4096))])  # type: ignore[arg-type]
-    orient(module.ema, pictures.to(module.device))
 
 
 def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:

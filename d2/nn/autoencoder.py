@@ -35,6 +35,7 @@ class AutoencoderConfig:
     quant_conv: bool  # 1x1 convolutions between the networks and the latents
     video_kernel_size: tuple[int, int, int] = (3, 1, 1)
     has_encoder: bool = True  # SV3D's first stage has none
+    groups: int = GROUPS  # of the spatial norms
 
     @property
     def widths(self) -> list[int]:
@@ -95,11 +96,11 @@ class Encoder(nn.Module):
         widths = config.widths
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList(
-            DownLevel(before, width, config.num_res_blocks, downsample=level < len(widths) - 1)
+            DownLevel(before, width, config, downsample=level < len(widths) - 1)
             for level, (before, width) in enumerate(zip([config.ch, *widths], widths, strict=False))
         )
-        self.mid = Middle(widths[-1], None)
-        self.norm_out = nn.GroupNorm(GROUPS, widths[-1], eps=EPS)
+        self.mid = Middle(widths[-1], None, config.groups)
+        self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:  # m c h w -> m 2z h w
@@ -118,12 +119,12 @@ class Decoder(nn.Module):
         widths = config.widths
         kernel = config.video_kernel_size if config.temporal_decoder else None
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], kernel)
+        self.mid = Middle(widths[-1], kernel, config.groups)
         self.up = nn.ModuleList(  # listed from the finest level, run from the coarsest
-            UpLevel(before, width, config.num_res_blocks + 1, kernel, upsample=level > 0)
+            UpLevel(before, width, config, kernel, upsample=level > 0)
             for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
-        self.norm_out = nn.GroupNorm(GROUPS, widths[0], eps=EPS)
+        self.norm_out = nn.GroupNorm(config.groups, widths[0], eps=EPS)
         if kernel is None:
             self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
         else:
@@ -139,9 +140,11 @@ class Decoder(nn.Module):
 
 
 class DownLevel(nn.Module):
-    def __init__(self, channels: int, width: int, num_blocks: int, *, downsample: bool):
+    def __init__(self, channels: int, width: int, config: AutoencoderConfig, *, downsample: bool):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(width if i else channels, width, None) for i in range(num_blocks))
+        self.block = nn.ModuleList(
+            ResnetBlock(width if i else channels, width, None, config.groups) for i in range(config.num_res_blocks)
+        )
         self.downsample = Downsample(width) if downsample else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,9 +154,20 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    def __init__(self, channels: int, width: int, num_blocks: int, kernel: tuple[int, int, int] | None, upsample: bool):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        config: AutoencoderConfig,
+        kernel: tuple[int, int, int] | None,
+        *,
+        upsample: bool,
+    ):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(width if i else channels, width, kernel) for i in range(num_blocks))
+        self.block = nn.ModuleList(
+            ResnetBlock(width if i else channels, width, kernel, config.groups)
+            for i in range(config.num_res_blocks + 1)
+        )
         self.upsample = Upsample(width) if upsample else nn.Identity()
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
@@ -163,11 +177,11 @@ class UpLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int, kernel: tuple[int, int, int] | None):
+    def __init__(self, channels: int, kernel: tuple[int, int, int] | None, groups: int):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, kernel)
-        self.attn_1 = PixelAttention(channels)
-        self.block_2 = ResnetBlock(channels, channels, kernel)
+        self.block_1 = ResnetBlock(channels, channels, kernel, groups)
+        self.attn_1 = PixelAttention(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, kernel, groups)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x, num_frames)), num_frames)
@@ -179,11 +193,11 @@ class ResnetBlock(nn.Module):
     Here the learned factor is the TEMPORAL share, in the UNet the spatial one.
     """
 
-    def __init__(self, channels: int, out_channels: int, kernel: tuple[int, int, int] | None):
+    def __init__(self, channels: int, out_channels: int, kernel: tuple[int, int, int] | None, groups: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, channels, eps=EPS)
+        self.norm1 = nn.GroupNorm(groups, channels, eps=EPS)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=EPS)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = channels == out_channels
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
@@ -204,9 +218,9 @@ class ResnetBlock(nn.Module):
 class PixelAttention(nn.Module):
     """Self-attention over the pixels of an image, one head."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=EPS)
+        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:  # m c h w

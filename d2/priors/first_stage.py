@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from torch import Tensor, nn
 
 from d2.nn.autoencoder import Autoencoder, AutoencoderConfig
@@ -16,26 +17,29 @@ from d2.nn.autoencoder import Autoencoder, AutoencoderConfig
 
 @dataclass(frozen=True)
 class FirstStageConfig:
-    """An autoencoder on images whose pixels are first folded into channels `unshuffle` × `unshuffle` at a time."""
+    """An autoencoder between two foldings of space into channels: of its pixels, and of its latents."""
 
     autoencoder: AutoencoderConfig
-    unshuffle: int = 1
+    unshuffle: int = 1  # pixels along one side of what the autoencoder sees as one
+    fold: int = 1  # its latents along one side of a cell; where it is more than 1, a matrix mixes their channels
 
     @property
     def channels(self) -> int:
-        return self.autoencoder.z_channels
+        """Channels of the latents that priors see."""
+        return self.autoencoder.z_channels * self.fold**2
 
     @property
     def factor(self) -> int:
         """Image size over latent size."""
-        return self.unshuffle * 2 ** (len(self.autoencoder.ch_mult) - 1)
+        return self.unshuffle * self.autoencoder.factor * self.fold
 
 
 class FirstStage(nn.Module):
-    """Images to latents and back; latents = (z - shift) * scale, one number a channel."""
+    """Images to latents and back; latents = basis (z - shift) * scale, z the autoencoder's own, folded."""
 
-    scale: Tensor
-    shift: Tensor
+    scale: Tensor  # c
+    shift: Tensor  # c
+    basis: Tensor | None  # c c, absent where latents are not folded
 
     def __init__(self, config: FirstStageConfig, *, scale: float = 1.0):
         super().__init__()
@@ -43,14 +47,16 @@ class FirstStage(nn.Module):
         self.autoencoder = Autoencoder(config.autoencoder)
         self.register_buffer("scale", torch.full((config.channels,), scale))
         self.register_buffer("shift", torch.zeros(config.channels))
+        self.register_buffer("basis", torch.eye(config.channels) if config.fold > 1 else None)
 
     def moments(
         self,
         images: Tensor,  # n 3 H W
     ) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the posterior of z, before scaling: n c h w each."""
+        """Mean and log variance of the posterior of z: n c h w each."""
         dtype = next(self.autoencoder.parameters()).dtype
-        return self.autoencoder.moments(F.pixel_unshuffle(images.to(dtype), self.config.unshuffle))
+        mean, logvar = self.autoencoder.moments(F.pixel_unshuffle(images.to(dtype), self.config.unshuffle))
+        return F.pixel_unshuffle(mean, self.config.fold), F.pixel_unshuffle(logvar, self.config.fold)
 
     def encode(
         self,
@@ -66,7 +72,10 @@ class FirstStage(nn.Module):
         z: Tensor,  # n c h w, as the autoencoder has it
     ) -> Tensor:
         """Latents of z: n c h w."""
-        return ((z - self.shift[:, None, None]) * self.scale[:, None, None]).to(z.dtype)
+        centred = z - self.shift[:, None, None]
+        if self.basis is not None:
+            centred = einsum(self.basis, centred, "new old, n old h w -> n new h w")
+        return (centred * self.scale[:, None, None]).to(z.dtype)
 
     def decode(
         self,
@@ -74,9 +83,20 @@ class FirstStage(nn.Module):
         num_frames: int = 1,
     ) -> Tensor:
         """Images n 3 H W; a temporal decoder sees `num_frames` consecutive latents as one clip."""
+        centred = latents / self.scale[:, None, None]
+        if self.basis is not None:
+            centred = einsum(torch.linalg.inv(self.basis), centred, "old new, n new h w -> n old h w")
+        return self.decode_z(centred + self.shift[:, None, None], num_frames)
+
+    def decode_z(
+        self,
+        z: Tensor,  # n c h w, as the autoencoder has it
+        num_frames: int = 1,
+    ) -> Tensor:
+        """Images n 3 H W of latents before basis, shift and scale."""
         dtype = next(self.autoencoder.parameters()).dtype
-        z = (latents / self.scale[:, None, None] + self.shift[:, None, None]).to(dtype)
-        return F.pixel_shuffle(self.autoencoder.decode(z, num_frames), self.config.unshuffle)
+        unfolded = F.pixel_shuffle(z.to(dtype), self.config.fold)
+        return F.pixel_shuffle(self.autoencoder.decode(unfolded, num_frames), self.config.unshuffle)
 
     def forward(
         self,

@@ -27,7 +27,25 @@ FPS_ID = 7.0  # every clip of world4d is told the same rate
 FRAMES = 8  # length of the sequences the priors were trained on
 FORMAT = "d2-tiny-1"
 
+# Edges survive where convolutions see 32 × 32 and 16 × 16 cells; priors are fast where they see 8 × 8.
 AUTOENCODER = FirstStageConfig(
+    AutoencoderConfig(
+        in_channels=12,
+        out_channels=12,
+        ch=32,
+        ch_mult=(1, 2),
+        num_res_blocks=2,
+        z_channels=CHANNELS // 4,
+        temporal_decoder=False,
+        quant_conv=False,
+        groups=8,
+    ),
+    unshuffle=2,
+    fold=2,
+)
+
+
+UNFOLDED = FirstStageConfig(  # of the file that ships, until the priors are trained on the latents of the one above
     AutoencoderConfig(
         in_channels=192,
         out_channels=192,
@@ -122,8 +140,9 @@ def config_of(kind: str) -> PriorConfig:
 
 def load_first_stage(path: Path) -> FirstStage:
     """The tiny autoencoder, frozen."""
-    stage = FirstStage(AUTOENCODER)
-    load_into(stage, read_weights(path, "autoencoder"), path)
+    file = read_weights(path, "autoencoder")
+    stage = FirstStage(AUTOENCODER if "basis" in file.state else UNFOLDED)
+    load_into(stage, file, path)
     return stage.eval().requires_grad_(False)
 
 
