@@ -1,28 +1,37 @@
-# make install | demo | test | docs | clean
+# make install | demo | test | docs | constraints | clean
 #
 # Needs python3 (3.11 or newer) with venv, nothing else. The environment is .venv; it is made by whichever target comes
-# first, and brought up to date when pyproject.toml has changed.
+# first, and brought up to date when pyproject.toml or the constraints have changed.
 
 PYTHON ?= python3
 # processes that run tests, each on one thread
 JOBS ?= 2
+# the versions that were tested; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows
+CONSTRAINTS ?= constraints.txt
 RUN := OMP_NUM_THREADS=1 .venv/bin/python
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
 
-.PHONY: install demo test docs clean
+.PHONY: install demo test docs constraints clean
 
 install: .venv/.installed
 
-.venv/.installed: pyproject.toml
+# what sampling needs, and no more
+.venv/.sampling: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON): Python 3.11 or newer is needed; name one, as in: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) .
 	@touch $@
 
-demo: install
-	.venv/bin/d2 sample
+# and what developing it needs
+.venv/.installed: .venv/.sampling
+	$(PIP) '.[dev]'
+	@touch $@
+
+demo: .venv/.sampling
+	.venv/bin/python -m d2 sample
 	@echo "The page: $(CURDIR)/outputs/sample/index.html"
 
 test: install
@@ -33,6 +42,10 @@ test: install
 
 docs: install
 	$(RUN) docs/tables.py
+
+# what was tested: run after `make install CONSTRAINTS=/dev/null` and `make test` in a clean clone
+constraints: install
+	$(RUN) -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[A-Za-z0-9.]*\).*/\1/p' > constraints.txt
 
 clean:
 	rm -rf .venv build dist outputs multirun .pytest_cache .ruff_cache .hypothesis

@@ -310,7 +310,9 @@ def test_refusals_before_the_hub_is_asked(hub: Hub, tmp_path: Path, monkeypatch:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(catalog, "import_module", missing)
-    with pytest.raises(ValueError, match=r"^svd_xt: fetching needs huggingface_hub; pip install 'd2\[hub\]'$"):
+    with pytest.raises(
+        ValueError, match=r"^svd_xt: huggingface_hub is not installed; in the clone, pip install -e '\.\[hub\]'$"
+    ):
         download("svd_xt", tmp_path)
     assert hub.asked == []
 

@@ -1,4 +1,4 @@
-"""Sweeps in other processes, and sweeps that tune: `pip install d2[sweep]`. Hydra's own launcher: test_study.py."""
+"""Sweeps in other processes, and sweeps that tune: `pip install -e .[sweep]`. Hydra's own launcher: test_study.py."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ MODEL = Path(os.environ.get("D2_MATTING_MODEL", ROOT / "checkpoints" / "u2netp.o
 PICTURE = SHARED / "csm_luigi_rgba.png"
 real = [
     pytest.mark.skipif(
-        find_spec("rembg") is None or find_spec("onnxruntime") is None, reason="needs pip install 'd2[matting]'"
+        find_spec("rembg") is None or find_spec("onnxruntime") is None, reason="needs pip install -e '.[matting]'"
     ),
     pytest.mark.skipif(not MODEL.is_file(), reason=f"no network {MODEL}; set D2_MATTING_MODEL"),
     pytest.mark.skipif(not PICTURE.is_file(), reason=f"no sample picture {PICTURE}; set D2_SHARED_DATA"),
@@ -195,6 +195,6 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setattr(matting, "find_spec", lambda name: None if name == package else object())
     monkeypatch.setattr(matting, "import_module", import_module)
     with pytest.raises(
-        ValueError, match=rf"^matting=rembg: the package {package} is missing; pip install 'd2\[matting\]'$"
+        ValueError, match=rf"^matting=rembg: {package} is not installed; in the clone, pip install -e '\.\[matting\]'$"
     ):
         open_model(tmp_path / "u2net.onnx")

@@ -12,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
 
 import d2
 from d2.config import asset
@@ -60,8 +62,8 @@ def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) 
     assert held == {".d2", *(f"tiny_{kind}.safetensors" for kind in ("autoencoder", "video", "multiview"))}
     pages = {f"d2/report/{path.name}" for path in (ROOT / "d2" / "report").glob("*.html")}
     files = {path.relative_to(ROOT).as_posix() for name in ASSETS[:2] for path in (ROOT / name).rglob("*.yaml")}
-    assert pages and files and pages | {f"d2/_assets/{name}" for name in files} <= set(names)
-    outside = [name for name in names if not name.startswith(("d2/", f"d2-{d2.__version__}.dist-info/"))]
+    assert pages and files and pages | {f"d2/_assets/{name}" for name in files} | {"d2/py.typed"} <= set(names)
+    outside = [name for name in names if not name.startswith(("d2/", f"diffusion_squared-{d2.__version__}.dist-info/"))]
     assert outside == []
 
 
@@ -73,6 +75,30 @@ def test_an_installed_d2_samples_from_any_folder(installed: Path, tmp_path: Path
     main = "from d2.cli import main\nmain()"
     succeed([sys.executable, "-c", main, "sample", *TINY], tmp_path, installed)
     assert (tmp_path / "outputs" / "sample" / "test_0000" / "grid.png").exists()
+
+
+def test_python_m_d2_is_ours_where_another_d2_is_on_the_path(tmp_path: Path) -> None:
+    (tmp_path / "d2").mkdir()
+    (tmp_path / "d2" / "__init__.py").write_text("raise SystemExit('a stranger')")
+    (tmp_path / "d2" / "__main__.py").write_text("")
+    assert "usage: d2" in succeed([sys.executable, "-m", "d2", "--help"], ROOT, tmp_path)
+
+
+def test_every_dependency_has_a_tested_version() -> None:
+    """`make install` takes the versions of constraints.txt: one for each package that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = {canonical(name): version for name, version in (line.split("==") for line in lines)}
+    extras = ("wandb", "study", "weights", "videomae", "docs", "dev")  # those of `make install`
+    asked = project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
+    needs = [Requirement(need) for need in asked]
+    wrong = [
+        f"{need.name}: {tested.get(canonical(need.name))} is not {need.specifier}"
+        for need in needs
+        if canonical(need.name) != canonical(project["name"])
+        and not need.specifier.contains(tested.get(canonical(need.name), "0"))
+    ]
+    assert not wrong
 
 
 def test_a_clone_finds_its_own_assets() -> None:

@@ -76,11 +76,11 @@ def open_model(model: Path | None) -> Any:
             "downloaded; put u2net.onnx of rembg's releases into checkpoints/ and give matting.model=FILE"
         )
     if find_spec("onnxruntime") is None:  # without it `import rembg` would end the program
-        raise ValueError("matting=rembg: the package onnxruntime is missing; pip install 'd2[matting]'")
+        raise ValueError("matting=rembg: onnxruntime is not installed; in the clone, pip install -e '.[matting]'")
     try:
         runtime, sessions = import_module("onnxruntime"), import_module("rembg.sessions").sessions
     except ImportError as error:
-        raise ValueError("matting=rembg: the package rembg is missing; pip install 'd2[matting]'") from error
+        raise ValueError("matting=rembg: rembg is not installed; in the clone, pip install -e '.[matting]'") from error
     kind = sessions.get(model.stem)
     kind = kind if kind is not None and kind.is_local() else sessions["u2net"]
 

@@ -185,7 +185,9 @@ def load_videomae(folder: Path, device: torch.device | str = "cpu") -> FeatureNe
     try:
         transformers = import_module("transformers")  # an extra
     except ImportError as error:
-        raise ValueError("videomae: needs the package transformers; pip install 'd2[videomae]'") from error
+        raise ValueError(
+            "videomae: transformers is not installed; in the clone, pip install -e '.[videomae]'"
+        ) from error
     net = transformers.VideoMAEModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     net.to(device).eval().requires_grad_(False)
     resize = Resize(net.config.image_size, "bilinear", antialias=True, crop=True)

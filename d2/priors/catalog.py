@@ -183,7 +183,7 @@ def download(name: str, folder: Path) -> Path:
     try:
         hub = import_module("huggingface_hub")
     except ImportError as error:
-        raise ValueError(f"{name}: fetching needs huggingface_hub; pip install 'd2[hub]'") from error
+        raise ValueError(f"{name}: huggingface_hub is not installed; in the clone, pip install -e '.[hub]'") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
