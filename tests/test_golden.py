@@ -1,17 +1,25 @@
 """Our numbers are those of the reference implementation, on whatever golden files lie in the folder.
 
-The folder is $D2_PARITY_DIR, or shared/parity beside the repository. Sizes, configurations, options and cases are read
-from the files, so other data of the same kinds runs through the same checks.
+The folder is $D2_PARITY_DIR, else golden/data, which ships with the tests. Sizes, configurations, options and cases are
+read from the files, so other data of the same kinds runs through the same checks; an option that a check does not read
+fails it.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from golden.case import FOLDER, read_case
+from golden.case import FOLDER, SHIPPED, Case, Options, read_case
+from golden.sampler import JOINT, joint_rules
+
+from d2.matrix import camera_ring
+from d2.rules import guidance, weights
+from d2.sampling import Step
 
 CHECKS = {  # kind -> module and function, imported when needed
     "sigmas": "golden.sampler:check_sigmas",
@@ -68,15 +76,19 @@ def kind_of(stem: str, text: str) -> str | None:
     return max(named, key=len) if named else (told[0] if told else None)
 
 
-@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden data in {FOLDER}; set D2_PARITY_DIR")
-@pytest.mark.parametrize("stem", stems() or ["none"])
+@pytest.mark.parametrize("stem", stems() or [pytest.param("none", marks=pytest.mark.xfail(strict=True))])
 def test_golden(stem: str) -> None:
-    case = read_case(stem, FOLDER)
-    kind = kind_of(stem, case.meta.get("kind", ""))
-    assert kind is not None, f"{stem}: unknown kind {case.meta.get('kind')!r}; give it a check"
+    check(read_case(stem, FOLDER))
+
+
+def check(case: Case) -> None:
+    kind = kind_of(case.stem, case.meta.get("kind", ""))
+    assert kind is not None, f"{case.stem}: unknown kind {case.meta.get('kind')!r}; give it a check"
     module, function = CHECKS[kind].split(":")
     with torch.no_grad():
         getattr(importlib.import_module(module), function)(case)
+    ignored = list(case.meta.unread())
+    assert not ignored, f"{case.stem}: {', '.join(ignored)}: the check of {kind} does not apply this"
 
 
 def test_an_unknown_kind_has_no_check() -> None:
@@ -86,6 +98,38 @@ def test_an_unknown_kind_has_no_check() -> None:
 
 
 def test_there_are_golden_files() -> None:
-    if not FOLDER.is_dir():
-        pytest.skip(f"no golden data in {FOLDER}; set D2_PARITY_DIR")
     assert stems(), f"{FOLDER} holds no golden file"
+
+
+def test_an_option_that_no_check_applies_fails() -> None:
+    case = read_case("unet_svd_image_only", SHIPPED)
+    case.meta["temperature"] = 1.0
+    with pytest.raises(AssertionError, match="temperature: the check of unet does not apply this"):
+        check(case)
+
+
+def test_the_pipeline_applies_the_options_of_joint_sampling() -> None:
+    """Another option than the file was made with has another result."""
+    case = read_case("pipeline_v5f4", SHIPPED)
+    case.meta["joint"] = Options({"schedule": "cosine", "uc_type": "mean"})
+    with pytest.raises(AssertionError, match="off"):
+        check(case)
+
+
+def test_joint_sampling_refuses_an_option_that_it_does_not_apply() -> None:
+    case = read_case("pipeline_v5f4", SHIPPED)
+    case.meta["joint"] = Options({"schedule": "cosine", "temperature": 1.0})
+    with pytest.raises(AssertionError, match="temperature: joint sampling does not apply this"):
+        check(case)
+
+
+@pytest.mark.parametrize("option", [{"svd_cfg_warmup": True}, {"svd_only_from": 0.0}, {"schedule": "linear"}])
+def test_the_rules_of_joint_sampling_follow_their_options(option: dict[str, Any]) -> None:
+    step, curve = Step(1, 3, 0, 1, sigma=1.0, sigma_next=0.5), partial(guidance.constant, scale=2.5)
+
+    def fields(options: dict[str, Any]) -> list[float]:
+        rules = joint_rules(options, profile=weights.side_views, video=curve, multiview=curve)
+        cells = (rule(step, camera_ring(4), 2)["video"] for rule in (rules.weights, rules.guidance))
+        return [value for field in cells for value in field.flatten().tolist()]
+
+    assert fields(JOINT | option) != fields(JOINT)

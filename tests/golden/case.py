@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import ItemsView, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,51 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 REPOSITORY = Path(__file__).parents[2]
-FOLDER = Path(os.environ.get("D2_PARITY_DIR") or REPOSITORY.parent / "shared" / "parity")
+SHIPPED = Path(__file__).parent / "data"
+FOLDER = Path(os.environ.get("D2_PARITY_DIR") or SHIPPED)
+
+DESCRIBING = {  # names in the files that say how the numbers came to be, or what lies in the file
+    *("kind", "tensors", "note", "err_f32", "random_draws", "check_max_difference_to_formula", "eight_ranks_equal_one"),
+    *("embedders", "bbox", "side_len"),  # steps on the way to the result
+    *("config", "open_clip_config"),  # of networks, which official.py reads
+}
+
+
+class Options(dict[str, Any]):
+    """An object of a golden file's json. It remembers what a check has read: an option nobody reads is not applied."""
+
+    def __init__(self, values: dict[str, Any]):
+        super().__init__(values)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def items(self) -> ItemsView[str, Any]:
+        self.seen.update(self)
+        return super().items()
+
+    def unread(self, path: str = "") -> Iterator[str]:
+        """Dotted paths of the options that no check has read."""
+        for key, value in super().items():
+            place = f"{path}{key}"
+            if key in DESCRIBING or (isinstance(value, str) and " " in value):  # sentences describe
+                continue
+            if key not in self.seen:
+                yield place
+            for at, part in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(part, Options):
+                    yield from part.unread(f"{place}.{at}." if isinstance(value, list) else f"{place}.")
 
 
 class Case(NamedTuple):
     stem: str
-    meta: dict[str, Any]  # the json
+    meta: Options  # the json
     tensors: dict[str, Tensor]  # the safetensors beside it, as stored; empty where there is none
     folder: Path
 
@@ -35,7 +75,8 @@ class Case(NamedTuple):
 def read_case(stem: str, folder: Path) -> Case:
     file = folder / f"{stem}.safetensors"
     tensors = load_file(file) if file.is_file() else {}
-    return Case(stem, json.loads((folder / f"{stem}.json").read_text()), tensors, folder)
+    meta = json.loads((folder / f"{stem}.json").read_text(), object_hook=Options)
+    return Case(stem, meta, tensors, folder)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ def check_frequency(case: Case) -> None:
         axes = tuple(range(mask.ndim))
         expect(torch.fft.fftshift(mask, dim=axes), case.expected(f"filter.{name}"), 1e-6)
     for name, p in case.meta["mixes"].items():
+        assert p["function"] == f"freq_mix_{masks[p['filter']].ndim}d"
         x, noise = (case.tensors[f"input.mix.{name}.{part}"] for part in ("x", "noise"))
         expect(mix(x, noise, masks[p["filter"]]), case.expected(f"mix.{name}"), 1e-6)
         exact = mix(x.double(), noise.double(), masks[p["filter"]].float())  # the reference rounds its masks

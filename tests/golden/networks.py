@@ -23,11 +23,15 @@ from d2.priors.svd import SVD_XT
 from golden import official
 from golden.case import Case, cut, load_engine, load_weights, relative_error
 
+FIRST_STAGE = "first_stage_model."  # how its keys begin
 FLOAT64 = 1e-8  # in float64 a wrong epsilon or a rounded sinusoid shows that float32 hides
 
 
 def check_unet(case: Case) -> None:
     given, meta = case.group("input."), case.meta
+    assert meta["mode"] in ("plain", "image_only", "perframe_t", "perframe_context")  # all said by the inputs
+    assert given["x"].shape[2:] == (meta["height"], meta["width"])
+    assert len(given["x"]) == meta["clips"] * meta["num_video_frames"]
     unet = VideoUNet(official.unet_config(load_engine(case.folder, meta["weights"])))
     load(unet, cut(load_weights(case.folder, meta["weights"]), meta["prefix"]))
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, FLOAT64)):
@@ -60,6 +64,7 @@ def check_denoiser(case: Case) -> None:
     prior = load_prior(case.folder, case.meta["weights"])
     given = {name: as_clips(x, case.meta["clips"]) for name, x in case.group("input.").items()}
     condition = Condition(given["crossattn"], given["concat"], given["vector"])
+    assert given["crossattn"].shape[1] == case.meta["num_video_frames"]
     order = case.meta["scaling_order"]
     for sigma in case.meta["sigmas"]:
         name = f"sigma_{sigma:g}"
@@ -75,6 +80,7 @@ def check_denoiser(case: Case) -> None:
 def check_vae_decode(case: Case) -> None:
     stage = load_first_stage(case.folder, case.meta["weights"], case.meta["scale_factor"])
     z = case.tensors["input.z"]
+    assert case.meta["prefix"] == FIRST_STAGE and len(z) == case.meta["frames"]
     for name in case.group("output."):
         length = len(z) if name == "chunk_all" else int(name.removeprefix("chunk_"))
         out = torch.cat([stage.decode(chunk, num_frames=len(chunk)) for chunk in z.split(length)])
@@ -118,12 +124,14 @@ def check_first_stage(case: Case) -> None:
 def check_conditioner(case: Case) -> None:
     prior, t = load_prior(case.folder, case.meta["weights"]), case.meta["num_frames"]
     given = case.group("input.")
+    told = {name: case.meta.get(name) for name in ("fps_id", "motion_bucket_id", "cond_aug")}  # of which it takes some
 
     def scalar(name: str) -> Tensor:  # b t
-        values = given[name] if name in given else torch.full((t,), float(case.meta[name]), dtype=torch.float64)
+        values = given[name] if name in given else torch.full((t,), float(told[name]), dtype=torch.float64)
         return values.expand(len(given["image"]), t)
 
     scalars = {name: scalar(name) for name, _ in prior.config.scalars}
+    assert list(scalars) == case.meta["vector_order"]
     halves = prior.condition(given["image"], given["noise"], scalars, t)
     for half, condition in zip(("cond", "uncond"), halves, strict=True):
         for name, value in condition._asdict().items():
@@ -164,6 +172,7 @@ def check_conv_blend(case: Case) -> None:
         x, blend = case.tensors[f"input.{name}.x"], Blend(p["blend_weight"], p["frames"])
         attention = Attention(p["channels"], p["channels"], p["channels"] // p["heads"])
         load(attention, case.group(f"weights.{name}."))
+        assert x.shape[1] == p["tokens"], x.shape
         mixed = blend.mix(x, p["views"])
         expect(mixed, case.expected(f"{name}.blended"), 1e-5)
         expect(attention(x, mixed), case.expected(f"{name}.attention"), 1e-5)
@@ -200,7 +209,7 @@ def load_prior(folder: Path, name: str) -> Prior:
 def load_first_stage(folder: Path, name: str, scale_factor: float) -> FirstStage:
     params = load_engine(folder, name)["config"]["params"]
     stage = FirstStage(FirstStageConfig(official.first_stage_config(params["first_stage_config"])), scale=scale_factor)
-    load(stage.autoencoder, cut(load_weights(folder, name), "first_stage_model."))
+    load(stage.autoencoder, cut(load_weights(folder, name), FIRST_STAGE))
     return stage.eval().requires_grad_(False)
 
 

@@ -12,24 +12,17 @@ from torch import Tensor
 
 from d2.data.scene import Scene
 from d2.matrix import camera_ring, columns, rows
-from d2.pipeline import (
-    Rules,
-    make_clip,
-    make_orbit,
-    sample_one_axis,
-    sample_scene,
-)
+from d2.pipeline import make_clip, make_orbit, sample_one_axis, sample_scene
 from d2.priors.prior import Condition, denoiser
-from d2.rules import composition, renoise, solver, weights
+from d2.rules import guidance, weights
 from d2.rules.frequency import LowPass, low_pass, reinitialised
-from d2.sampling import Fields, State, Term, initial_x
+from d2.sampling import State, Term, initial_x
 from d2.terms import Draw, Priors, Settings, bind_condition
 from golden.case import Case, load_engine
 from golden.networks import expect, load_first_stage, load_prior
-from golden.sampler import VRS_STEPS, curve_of, guider
+from golden.sampler import JOINT, blend_of, guider, joint_options, joint_rules
 
 PUBLISHED = Settings(sigma_min=0.002, sigma_max=700.0)
-JOINT = {"schedule": "constant", "scale": 0.6, "smin": 0.0, "smax": 1.0, "k": 15.0}  # its defaults
 
 
 def check_stage1(case: Case) -> None:
@@ -41,7 +34,8 @@ def check_stage1(case: Case) -> None:
     cut = rows(1, length) if is_row else columns(length, 1)
     term = Term("video" if is_row else "multiview", cut, denoiser(prior, condition))
     keep = low_pass_of(case)
-    rules = rules_of({term.name: case.meta["guider"]}, low_pass=keep)
+    curve = guider(case.meta["guider"])
+    rules = joint_rules(JOINT, profile=weights.side_views, video=curve, multiview=curve)._replace(low_pass=keep)
     noises = [given[key].unsqueeze(0 if is_row else 1) for key in ("noise", "z_rand")]
     one = replace(PUBLISHED, num_steps=case.meta["num_steps"])
     for settings, name in ((one, "z"), (replace(one, reinit=1), "z_iter2")):
@@ -68,10 +62,10 @@ def check_pipeline(case: Case) -> None:
     meta, given = case.meta, case.group("input.")
     priors, noise = load_priors(case), recorded(case)
     guiders = {name: guider_of(case, engine) for name, engine in (("video", "svd"), ("multiview", "sv3d"))}
-    joint = JOINT | meta["joint"]
-    curve = curve_of(*(joint[key] for key in JOINT))
+    options = joint_options(meta["joint"])
+    reference = joint_rules(JOINT, profile=weights.side_views, **guiders)  # of the orbit and the clip
     profile = partial(weights.listed, values=given["view_weight"].tolist())
-    rules = rules_of(guiders)._replace(weights=partial(weights.scheduled, curve=curve, profile=profile))
+    rules = joint_rules(options, profile=profile, **guiders)
     settings = replace(
         PUBLISHED,
         num_steps=meta["num_steps"],
@@ -81,10 +75,11 @@ def check_pipeline(case: Case) -> None:
         motion_bucket_id=meta["motion_bucket_id"],
         keep_picture=False,
         decode_chunk=meta["decoding_t"],
+        conv_blend=blend_of(options),
     )
     (picture,) = (given["image"].double() + 1) / 2
     cameras = camera_ring(meta["views"], torch.tensor(meta["elevation_deg"], dtype=torch.float64).deg2rad())
-    common = (0, priors, rules, settings)
+    common = (0, priors, reference, settings)
     latents: list[State] = []
     orbit = make_orbit(picture.float(), cameras, *common, noise=noise, on_step=latents.append)
     expect(latents[-1].x[:, 0], case.expected("sv3d_ref_z"), 1e-4)
@@ -134,31 +129,9 @@ def params_of(case: Case, engine: str) -> dict[str, Any]:
     return load_engine(case.folder, engine)["config"]["params"]
 
 
-def guider_of(case: Case, name: str) -> dict[str, Any]:
+def guider_of(case: Case, name: str) -> guidance.Curve:
     """The guider in an engine's configuration."""
-    return params_of(case, case.meta["weights"][name])["sampler_config"]["params"]["guider_config"]
-
-
-def rules_of(guiders: dict[str, dict[str, Any]], low_pass: LowPass = low_pass) -> Rules:
-    """The published rules, with the guiders of terms; weights are to be given."""
-    curves = {
-        name: guider(config["params"] | {"type": config["target"].rpartition(".")[2]})
-        for name, config in guiders.items()
-    }
-
-    def guidance(step: object, cameras: Any, num_frames: int) -> Fields:
-        shape = (cameras.num_views, num_frames)
-        along = {"video": lambda curve: curve(num_frames)[None], "multiview": lambda curve: curve(shape[0])[:, None]}
-        return {name: along[name](curve).expand(shape) for name, curve in curves.items()}
-
-    return Rules(
-        partial(renoise.vrs, steps=VRS_STEPS),
-        partial(weights.alone, term="video"),
-        guidance,
-        composition.linear(coefficients=composition.convex),
-        solver.euler,
-        low_pass,
-    )
+    return guider(params_of(case, case.meta["weights"][name])["sampler_config"]["params"]["guider_config"])
 
 
 def recorded(case: Case) -> Draw:

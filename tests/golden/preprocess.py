@@ -25,15 +25,17 @@ def check_picture(entry: dict[str, Any], folder: Path) -> None:
     path, ratio = folder / entry["input"], entry["image_frame_ratio"]
     with Image.open(path) as image:
         rgba = torch.from_numpy(np.array(image.convert("RGBA")))
+        assert list(image.size) == entry["size_wh"]
+    crashes = entry.get("reference_crashes") is not None
     clip = Clip(path.stem, rgba.permute(2, 0, 1)[None], has_alpha=True, is_picture=not entry["folder_input"])
     if ratio is not None and ratio > 1:  # an object larger than its frame: the reference crashes, a user is told
-        assert "reference_crashes" in entry
+        assert crashes
         with pytest.raises(ValueError, match="scenes.image_frame_ratio"):
             preprocess_clip(clip, size=576, image_frame_ratio=ratio)
         return
 
     pixels, masks = preprocess_clip(clip, size=576, image_frame_ratio=ratio)
-    if "reference_crashes" in entry:
+    if crashes:
         # What crashes there is a square too small for its content. Here nothing may be cut off: the object's area is
         # the input's, at the scale of the smallest square that holds the frame (a clip) or the object (a picture).
         columns, rows = (torch.nonzero(rgba[..., 3].any(dim=dim)) for dim in (0, 1))
