@@ -1,32 +1,42 @@
-"""Lets `import torchvision` survive where its wheel was built for CUDA and torch was not.
+"""Lets `import torchvision` survive where its wheel was built for another torch, as CUDA's is beside a CPU torch.
 
-open_clip needs torchvision's transforms, and lightning and torchmetrics import it where they find it. Its compiled
-operators do not load beside a CPU torch; its Python side then dies on the missing operator `nms`. Declaring the two
-schemas it refers to is enough for all that these libraries use of it.
+open_clip needs torchvision's transforms, and lightning and torchmetrics import it where they find it. Where its
+compiled operators do not load, its Python side dies on registering `nms` and `qnms`, which are then unknown. Declaring
+these two is enough for all that these libraries use of it. Nothing happens before somebody imports torchvision, and
+nothing at all where its operators load.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import torch
 
+REGISTRATIONS = "torchvision._meta_registrations"  # the module that dies; torchvision.extension comes before it
+_LIBRARIES: list[torch.library.Library] = []  # schemas live as long as their library
 
-def declare_missing_operators() -> torch.library.Library | None:
-    """Declare `nms` and `qnms` where torchvision is installed and its operators cannot be loaded; else do nothing."""
-    spec = importlib.util.find_spec("torchvision")  # finds, does not import
-    compiled = sorted(Path(spec.origin).parent.glob("_C*")) if spec and spec.origin else []
-    if not compiled or hasattr(torch.ops.torchvision, "nms"):
+
+class DeclareMissingOperators:
+    """A finder that finds nothing: it is asked for `REGISTRATIONS` right before that module runs, and prepares it."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Declare `nms` and `qnms` where torchvision has tried to load its operators and could not."""
+        if name == REGISTRATIONS and not sys.modules["torchvision.extension"]._has_ops() and not _LIBRARIES:
+            library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _LIBRARIES.append(library)
+            logging.getLogger(__name__).warning(
+                "torchvision was built for another torch than %s: its operators do not load. d2 needs none of them and "
+                "has declared the two that its import asks for.",
+                torch.__version__,
+            )
         return None
-    try:
-        torch.ops.load_library(compiled[0])  # what torchvision does first itself; a second load is free
-        return None
-    except OSError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
 
 
-_LIBRARY = declare_missing_operators()  # the schemas live as long as this object
+sys.meta_path.insert(0, DeclareMissingOperators)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from typing import TypeVar
 
@@ -247,30 +245,3 @@ def test_an_embedding_turns_by_its_frequencies() -> None:
     turned = torch.exp(2j * torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))
     torch.testing.assert_close(there, here * turned)
     assert sinusoidal(torch.tensor([3]), 4).dtype == torch.float32
-
-
-# ---------------------------------------------------------------------------------------------- import
-
-
-def python(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
-def test_importing_d2_first_lets_every_library_be_imported() -> None:
-    python(
-        "import sys, d2\n"
-        "heavy = {'lightning', 'open_clip', 'torchmetrics', 'torchvision', 'hydra'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "import lightning, torchmetrics, open_clip, torchvision.transforms"
-    )
-
-
-def test_a_torchvision_whose_operators_load_is_left_alone() -> None:
-    python(
-        "import torch\n"
-        "loaded = []\n"
-        "torch.ops.load_library = loaded.append\n"
-        "import d2\n"
-        "assert len(loaded) == 1 and not hasattr(torch.ops.torchvision, 'nms')"
-    )
