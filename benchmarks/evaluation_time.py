@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2 import io
-from d2.config import asset
 from d2.data import world4d
+from d2.files import asset
 from d2.matrix import ImageMatrix
 from d2.nn.video_encoder import VideoEncoder, VideoEncoderConfig
 from d2.priors import tiny

@@ -18,15 +18,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from d2.data.scene import Scene
 from d2.matrix import camera_ring
 from d2.pipeline import Rules, sample_scene
-from d2.planner import GIB, Choice, Plan, plan, render
+from d2.plan.planner import GIB, Choice, Plan, plan, render
+from d2.plan.rehearsal import Job
 from d2.priors.checkpoint import PUBLISHED, Loaded, random_published
 from d2.priors.placement import place
-from d2.rehearsal import Job
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import State
+from d2.scene import Scene
 from d2.terms import Priors, Settings
 
 VIEWS, FRAMES, SIZE = 21, 25, 576

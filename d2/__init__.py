@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from d2 import _torchvision as _torchvision  # first: what is imported later may import torchvision
-from d2.data.scene import Scene, Truth
 from d2.matrix import Cameras, Cut, ImageMatrix, camera_ring, columns, put, rows, take
 from d2.noise import draw, step_noise
 from d2.sampling import Prediction, Step, Term, initial_x, karras_sigmas, sample_matrix
+from d2.scene import Scene, Truth
 from d2.shard import make_shard
 
 if TYPE_CHECKING:

@@ -32,9 +32,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from d2.binding import rule_files, rule_node
-from d2.checks import check
-from d2.config import SampleConfig, asset, register
+from d2.config.binding import rule_files, rule_node
+from d2.config.checks import check
+from d2.config.schema import SampleConfig, register
+from d2.files import asset
 
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 COMMANDS = ("sample", "train", "evaluate", "calibrate", "report")
@@ -113,27 +114,27 @@ def checkpoints(arguments: list[str]) -> int:
 def execute(command: str, composed: Composed, overrides: list[str]) -> int:
     """Run a command under its typed configuration, which `overrides` gave."""
     if command == "train":
-        from d2.lit.training_job import train_command
+        from d2.train.job import train_command
 
         quiet()
         return train_command(composed.config)
     if command == "evaluate":
-        from d2.lit.evaluate_job import evaluate
+        from d2.evaluate.job import evaluate
 
         quiet()
         return evaluate(composed.config)
     if command == "calibrate":
-        from d2.lit.calibrate_job import calibrate
+        from d2.sample.calibrate import calibrate
 
         quiet()
         return calibrate(composed.config, composed.text)
     if command == "report":
-        from d2.lit.report_job import report
+        from d2.study.report import report
 
         quiet()
         return report(composed.config, composed.text)
-    from d2.lit.sample_job import sample
-    from d2.lit.study import record, study
+    from d2.sample.job import sample
+    from d2.study.job import record, study
 
     quiet()
 
@@ -189,7 +190,7 @@ def sweep(command: str, overrides: list[str]) -> int:
         config = composed_from(command, one).config
         check(config)
         if getattr(config, "objective", None):
-            from d2.lit.study import check_objective
+            from d2.study.job import check_objective
 
             check_objective(config)
         if config.trainer.devices != 1:
@@ -214,7 +215,7 @@ def sweep(command: str, overrides: list[str]) -> int:
         (codes / str(job.job.num)).write_text(str(code))
         if command == "train" or composed.config.objective is None:
             return None
-        from d2.lit.study import objective_of
+        from d2.study.job import objective_of
 
         return objective_of(composed.config, composed.name)
 
@@ -228,7 +229,7 @@ def sweep(command: str, overrides: list[str]) -> int:
     said = {int(file.read_text()) for file in codes.iterdir()}
     shutil.rmtree(codes)
     if command == "sample":
-        from d2.lit.study import sweep_results
+        from d2.study.job import sweep_results
 
         sweep_results(folder)
     return said.pop() if len(said) == 1 else 3
@@ -237,7 +238,7 @@ def sweep(command: str, overrides: list[str]) -> int:
 def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
     """One point, if it was not finished under this very configuration before."""
     if command == "sample":
-        from d2.lit.study import was_finished
+        from d2.study.job import was_finished
 
         if was_finished(composed.config, composed.text, composed.name):
             return 0

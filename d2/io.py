@@ -1,20 +1,14 @@
-"""The place of files: everything is written beside its name and moved there when complete.
+"""A matrix on disk: pictures, videos, tensors, cameras; whatever is written comes complete or not at all.
 
 Axes: v views, f frames, t video frames, c h w. Pixels are in [0, 1].
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -22,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from d2.data.scene import Truth
+from d2.files import csv_text, read_tensors, staged, staged_folder, write_json, write_tensors, write_text
 from d2.matrix import FOV_Y_DEG, Cameras, ImageMatrix, camera_positions
+from d2.scene import Truth
 
 WATCHABLE = 256  # pixels of the longer side below which a video is enlarged by a whole factor
 GRID_LIMIT = 4096  # pixels of the longer side above which a grid's cells are averaged down by a whole factor
@@ -76,7 +69,7 @@ def write_matrix(folder: Path, matrix: ImageMatrix, truth: Truth | None, metadat
 
 def read_matrix(folder: Path) -> ImageMatrix:
     """What `write_matrix` wrote: pixels to 1/255, latents to half precision, cameras exactly."""
-    tensors, metadata = _read_tensors(folder / "matrix.safetensors")
+    tensors, metadata = read_tensors(folder / "matrix.safetensors")
     cameras = Cameras(tensors["azimuth_rad"], tensors["elevation_rad"], int(metadata["input_view"]))
     latents = tensors["latents"].float() if "latents" in tensors else None
     return ImageMatrix(tensors["pixels"].float() / 255, cameras, float(metadata["fps"]), latents)
@@ -87,86 +80,11 @@ def read_truth(folder: Path) -> Truth | None:
     path = folder / "truth.safetensors"
     if not path.exists():
         return None
-    tensors, _ = _read_tensors(path)
+    tensors, _ = read_tensors(path)
     return Truth(tensors["pixels"].float() / 255, tensors["masks"].float() / 255, tensors["depth"])
 
 
-# --- nothing half-written --------------------------------------------------------------------------------------------
-
-
-def ensure_writable(folder: Path) -> None:
-    """Makes the output folder; ValueError if it cannot be made or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, moved onto it at the end; after an error `path` is as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write to, which takes its place at the end; after an error it is as it was."""
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    _settle(folder, partial, old)  # what a killed run left
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():  # a folder that is not empty cannot be replaced in one call
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    finally:
-        _settle(folder, partial, old)
-
-
-def _settle(folder: Path, partial: Path, old: Path) -> None:
-    """Puts `old` back if nothing took its place; then both are gone."""
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(partial, ignore_errors=True)
-
-
 # --- one file --------------------------------------------------------------------------------------------------------
-
-
-def write_text(path: Path, text: str) -> None:
-    with staged(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON; numbers that JSON does not know (nan, inf) become null."""
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    with staged(path) as partial:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
-        )
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def write_disagreement(
@@ -308,19 +226,3 @@ def preview_frames(
 
 def _to_uint8(pixels: Tensor) -> Tensor:
     return (pixels.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give the folder of a sampled scene") from error

@@ -14,7 +14,6 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from d2.data.scene import Scene
 from d2.matrix import Cameras, ImageMatrix, camera_ring, put, take
 from d2.noise import Stream, draw
 from d2.priors.first_stage import FirstStage
@@ -35,6 +34,7 @@ from d2.sampling import (
     initial_x,
     sample_matrix,
 )
+from d2.scene import Scene
 from d2.shard import make_shard, spread
 from d2.terms import Draw, Priors, Settings, joint_terms, multiview_term, to_images, video_term
 

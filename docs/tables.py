@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md from d2/config.py and conf/: `make docs`. A test refuses stale ones."""
+"""Writes the tables of docs/configuration.md from the schema and conf/: `make docs`. A test refuses stale ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from d2 import checks
-from d2 import config as schema
+from d2.config import checks, schema
+from d2.files import asset
 
 PAGE = Path(__file__).parent / "configuration.md"
 RULES = ("renoise", "weights", "guidance", "composition", "solver")
@@ -80,7 +80,7 @@ def comments(root: type) -> dict[str, str]:
 
 def group_table() -> list[str]:
     """Every choice of every group with the numbers that its file names."""
-    conf = schema.asset("conf")
+    conf = asset("conf")
     chosen = {group: choice for command in ROOTS for group, choice in composed(command).hydra.runtime.choices.items()}
     lines = ["| choice | numbers | meaning |", "| --- | --- | --- |"]
     for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
@@ -107,7 +107,7 @@ def composed(command: str) -> DictConfig:
     """The configuration of a command when nothing is given."""
     schema.register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(schema.asset("conf")), version_base="1.3"):
+    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
         return compose(command, return_hydra_config=True)
 
 

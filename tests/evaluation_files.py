@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from d2.io import write_png, write_tensors
+from d2.files import write_tensors
+from d2.io import write_png
 from d2.matrix import camera_ring
 
 LAYOUTS = ("ours", "consistent4d", "frames")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from d2 import cli
-from d2.binding import bind
-from d2.lit import study
+from d2.config.binding import bind
+from d2.study import job as study
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-rule.md"
 Run = Callable[..., int]

@@ -17,67 +17,106 @@ ROOT = Path(__file__).parents[1]
 # Package or module -> what of d2 it may import besides itself; the longest name that fits a module counts.
 LAYERS = {
     "d2._torchvision": (),
-    "d2.matrix": (),
-    "d2.noise": (),
+    "d2.files": (),
     "d2.nn": (),
-    "d2.report": (),
-    "d2.config": (),
-    "d2.binding": (),
+    "d2.noise": (),
+    "d2.matrix": (),
+    "d2.scene": ("d2.matrix",),
+    "d2.io": ("d2.files", "d2.matrix", "d2.scene"),
     "d2.sampling": ("d2.matrix",),
     "d2.shard": ("d2.matrix", "d2.sampling"),
     "d2.rules": ("d2.matrix", "d2.sampling"),
-    "d2.priors": ("d2.nn", "d2.sampling"),
+    "d2.priors": ("d2.files", "d2.nn", "d2.sampling"),
     "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
-    "d2.data": ("d2.matrix",),
-    "d2.data.datamodule": ("d2.data", "d2.io"),
-    "d2.data.evaluation_folders": ("d2.data", "d2.matrix", "d2.io"),
-    "d2.metrics": ("d2.data.scene", "d2.matrix", "d2.nn"),
-    "d2.metrics.features": ("d2.metrics", "d2.nn", "d2.priors.tiny"),
-    "d2.rehearsal": ("d2.pipeline", "d2.terms", "d2.matrix", "d2.sampling", "d2.priors", "d2.data.scene"),
-    "d2.planner": ("d2.terms", "d2.priors", "d2.rehearsal"),
-    "d2.io": ("d2.matrix", "d2.data.scene"),
-    "d2.terms": ("d2.matrix", "d2.noise", "d2.sampling", "d2.priors"),
+    "d2.data": ("d2.matrix", "d2.scene"),
+    "d2.metrics": ("d2.files", "d2.matrix", "d2.nn", "d2.scene"),
+    "d2.metrics.features": ("d2.files", "d2.metrics", "d2.nn"),
+    "d2.report": ("d2.files",),
+    "d2.terms": ("d2.matrix", "d2.noise", "d2.priors", "d2.sampling"),
     "d2.pipeline": (
-        "d2.terms",
         "d2.matrix",
         "d2.noise",
-        "d2.sampling",
-        "d2.shard",
-        "d2.rules",
         "d2.priors",
-        "d2.data.scene",
+        "d2.rules",
+        "d2.sampling",
+        "d2.scene",
+        "d2.shard",
+        "d2.terms",
     ),
-    "d2": ("d2._torchvision", "d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.data.scene"),
-    "d2.lit": (
-        "d2.matrix",
-        "d2.sampling",
-        "d2.shard",
-        "d2.rules",
-        "d2.priors",
-        "d2.data",
-        "d2.metrics",
-        "d2.report",
-        "d2.io",
-        "d2.pipeline",
-        "d2.terms",
-        "d2.planner",
-        "d2.noise",
-        "d2.nn.video_encoder",
-        "d2.rehearsal",
+    "d2": ("d2._torchvision", "d2.matrix", "d2.noise", "d2.sampling", "d2.scene", "d2.shard"),
+    # --- configuration: what a command is told
+    "d2.config.schema": (),
+    "d2.config.checks": ("d2.config.schema",),
+    "d2.config.binding": ("d2.files", "d2.rules.calibrated"),
+    "d2.config.tiers": ("d2.config", "d2.data", "d2.files", "d2.priors", "d2.terms"),
+    "d2.trainer": ("d2.config.schema",),
+    "d2.loggers": ("d2.config.schema",),
+    # --- the jobs, each a room
+    "d2.plan": (
         "d2.config",
-        "d2.binding",
+        "d2.matrix",
+        "d2.pipeline",
+        "d2.priors",
+        "d2.sampling",
+        "d2.scene",
+        "d2.shard",
+        "d2.terms",
     ),
-    "d2.checks": ("d2.config",),
-    "d2.cli": ("d2.checks", "d2.config", "d2.binding", "d2.io", "d2.lit", "d2.priors.catalog"),
+    "d2.evaluate": ("d2.config", "d2.data", "d2.files", "d2.io", "d2.metrics", "d2.scene", "d2.trainer"),
+    "d2.train": ("d2.config", "d2.data", "d2.files", "d2.loggers", "d2.nn", "d2.priors", "d2.trainer"),
+    "d2.sample": (
+        "d2.config",
+        "d2.data",
+        "d2.evaluate.networks",
+        "d2.files",
+        "d2.io",
+        "d2.loggers",
+        "d2.matrix",
+        "d2.metrics",
+        "d2.noise",
+        "d2.pipeline",
+        "d2.plan",
+        "d2.priors",
+        "d2.report",
+        "d2.rules",
+        "d2.sampling",
+        "d2.scene",
+        "d2.shard",
+        "d2.terms",
+        "d2.trainer",
+    ),
+    "d2.study": (
+        "d2.config",
+        "d2.data",
+        "d2.evaluate.networks",
+        "d2.files",
+        "d2.io",
+        "d2.loggers",
+        "d2.metrics",
+        "d2.plan",
+        "d2.report",
+        "d2.sample",
+        "d2.scene",
+    ),
+    "d2.cli": (
+        "d2.config",
+        "d2.evaluate",
+        "d2.files",
+        "d2.priors.catalog",
+        "d2.sample",
+        "d2.study",
+        "d2.train",
+    ),
     "d2.__main__": ("d2.cli",),
 }
+ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate")  # of those jobs that are Lightning's
 # Library -> where it may be imported.
 FENCES = {
-    "hydra": ("d2.cli", "d2.config"),
-    "omegaconf": ("d2.cli", "d2.config"),
-    "lightning": ("d2.lit", "d2.data.datamodule", "d2.cli"),
-    "wandb": ("d2.lit.callbacks", "d2.lit.trainer", "d2.report"),
-    "lightning.pytorch.loggers": ("d2.lit.callbacks", "d2.lit.trainer"),
+    "hydra": ("d2.cli", "d2.config.schema"),
+    "omegaconf": ("d2.cli", "d2.config.schema"),
+    "lightning": (*ROOMS, "d2.trainer", "d2.loggers"),
+    "wandb": ("d2.loggers", "d2.report"),
+    "lightning.pytorch.loggers": ("d2.loggers", "d2.sample.callbacks"),
     "torch.distributed": ("d2.shard",),
     "open_clip": ("d2.nn.clip", "d2.metrics.clip"),
     "rembg": ("d2.data.matting",),
@@ -86,7 +125,7 @@ FENCES = {
     "torchmetrics": ("d2.metrics",),
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
-PURE = ("d2.matrix", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms", "d2.pipeline", "d2.nn")
+PURE = ("d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms", "d2.pipeline", "d2.nn")
 IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
 ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}
 
@@ -117,6 +156,11 @@ def imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed"):
             yield "torch.distributed"
         todo += ast.iter_child_nodes(node)
+
+
+def room_of(name: str) -> str:
+    """The package of d2 that a module lies in, or the module itself."""
+    return ".".join(name.split(".")[:2])
 
 
 def read_modules(folder: Path) -> dict[str, Module]:
@@ -168,10 +212,14 @@ def test_imports_point_one_way() -> None:
     assert violations(read_modules(ROOT)) == []
 
 
-def test_there_are_no_cycles() -> None:
+def test_there_are_no_circles_of_modules_or_rooms() -> None:
     modules = read_modules(ROOT)
     graph = {name: own_imports(module, modules) - {"d2"} for name, module in modules.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(modules)  # raises CycleError
+    rooms: dict[str, set[str]] = {}
+    for name in graph.keys() - {"d2", "d2.priors.analytic"}:
+        rooms.setdefault(room_of(name), set()).update({room_of(other) for other in graph[name]} - {room_of(name)})
+    assert len(list(TopologicalSorter(rooms).static_order())) == len(rooms)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +231,8 @@ def test_there_are_no_cycles() -> None:
         ("sampling.py", "def f():\n    from d2.shard import place", "d2.sampling imports d2.shard"),
         ("rules/weights.py", "import hydra.utils", "d2.rules.weights imports hydra"),
         ("metrics/table.py", "import lightning as L", "d2.metrics.table imports lightning"),
-        ("lit/study.py", "import torch\ntorch.distributed.barrier()", "d2.lit.study imports torch.distributed"),
-        ("lit/study.py", "from torch import distributed", "d2.lit.study imports torch.distributed"),
+        ("study/job.py", "import torch\ntorch.distributed.barrier()", "d2.study.job imports torch.distributed"),
+        ("study/job.py", "from torch import distributed", "d2.study.job imports torch.distributed"),
         ("pipeline.py", "from pathlib import Path", "d2.pipeline imports pathlib"),
         ("noise.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import d2.sampling", ""),
         ("extra.py", "import torch", "d2.extra has no layer"),

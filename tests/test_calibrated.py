@@ -17,12 +17,11 @@ from exact_world import ended, terms_of, three_terms
 from torch import Tensor
 
 from d2 import cli
-from d2.config import asset
-from d2.lit.calibrate_job import LEVELS, calibrate, from_file, read_grams
+from d2.config.binding import bind, read_moments
+from d2.files import asset, fingerprint
 from d2.noise import draw
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive
-from d2.priors.checkpoint import fingerprint
 from d2.rules import renoise
 from d2.rules.calibrated import (
     Grams,
@@ -38,6 +37,7 @@ from d2.rules.calibrated import (
     measured,
     stacked,
 )
+from d2.sample.calibrate import LEVELS, calibrate
 from d2.sampling import Prediction, Step, karras_sigmas, needed
 from d2.shard import make_shard
 
@@ -240,7 +240,7 @@ def test_the_job_measures_and_the_command_samples_with_it(
 ) -> None:
     assert job("scenes.count=2") == 0
     file = tmp_path / "measured" / "calibrated.json"
-    found = read_grams(file)
+    found = read_moments(str(file), "composition.file")
     assert found.halves == ("video.uncond", "video.cond", "multiview.uncond", "multiview.cond")
     assert found.outer.shape == (LEVELS, 2, 4, 4) and (torch.linalg.eigvalsh(found.outer) > -1e-9).all()
     facts = json.loads(file.read_text())["facts"]
@@ -279,7 +279,7 @@ def test_a_file_of_another_kind_is_refused(text: str | None, tmp_path: Path) -> 
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match="composition.file=.*: not a file that `d2 calibrate` has written") as error:
-        from_file(file=str(path))
+        bind({"_target_": "d2.rules.calibrated.fitted", "file": str(path)}, "composition")
     assert "\n" not in str(error.value)
 
 

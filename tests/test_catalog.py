@@ -19,7 +19,7 @@ import torch
 from golden.case import FOLDER
 from safetensors.torch import load_file, save_file
 
-from d2.config import asset
+from d2.files import asset
 from d2.priors import catalog, diffusers_layout, tiny
 from d2.priors.catalog import download, list_checkpoints, verify
 from d2.priors.checkpoint import PUBLISHED, layout, wanted

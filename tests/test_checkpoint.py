@@ -15,12 +15,12 @@ from golden.networks import load_first_stage, load_prior
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from d2.files import fingerprint
 from d2.priors import checkpoint, tensor_file
 from d2.priors.checkpoint import (
     AUTOENCODERS,
     PUBLISHED,
     Loaded,
-    fingerprint,
     layout,
     load_pair,
     load_published,

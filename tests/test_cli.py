@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 
 from d2 import cli
 from d2.cli import complain, is_users, values_in_turn
-from d2.config import CamerasConfig, SampleConfig
-from d2.lit import matrix_sampler
-from d2.lit.results import read_metrics
-from d2.lit.sample_job import make_cameras
+from d2.config.schema import CamerasConfig, SampleConfig
+from d2.sample import matrix_sampler
+from d2.sample.job import make_cameras
+from d2.study.results import read_metrics
 
 Run = Callable[..., int]
 Break = Callable[[Path], None]

@@ -13,13 +13,13 @@ from conftest import CELL, randomized
 from PIL import Image, ImageDraw
 
 from d2 import cli
-from d2.binding import bind
-from d2.checks import check
-from d2.config import asset
-from d2.lit.sample_job import make_rules, make_settings
+from d2.config.binding import bind
+from d2.config.checks import check
+from d2.files import asset
 from d2.matrix import camera_ring
 from d2.priors import tiny
 from d2.priors.prior import Prior
+from d2.sample.job import make_rules, make_settings
 from d2.sampling import Step, needed
 
 TESTS = Path(__file__).parent

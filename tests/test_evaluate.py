@@ -20,8 +20,9 @@ from small_encoder import random_matrix, save_small_encoder
 
 from d2 import cli
 from d2.data import world4d
-from d2.io import read_matrix, read_truth, staged_folder, write_matrix
-from d2.lit import evaluate_job
+from d2.evaluate import job as evaluate_job
+from d2.files import staged_folder
+from d2.io import read_matrix, read_truth, write_matrix
 from d2.matrix import ImageMatrix
 from d2.metrics.clip import image_similarity, load_clip, matrix_embeddings, neighbour_similarity
 from d2.metrics.energy import energy_score, object_disc

@@ -10,7 +10,7 @@ from evaluation_files import LAYOUTS, pictures_of, write_frames, write_object, w
 from PIL import Image
 from small_encoder import random_matrix
 
-from d2.data.evaluation_folders import find_objects, layout_of, read_sample, read_true
+from d2.evaluate.folders import find_objects, layout_of, read_sample, read_true
 from d2.io import write_video
 
 

@@ -14,26 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 import d2.io
-from d2.data.scene import Truth
+from d2.files import ensure_writable, staged, staged_folder, write_json, write_tensors, write_text
 from d2.io import (
     camera_to_world,
-    ensure_writable,
     preview_cells,
     preview_frames,
     read_matrix,
     read_truth,
-    staged,
-    staged_folder,
     write_grid,
-    write_json,
     write_matrix,
     write_png,
-    write_tensors,
-    write_text,
     write_transforms,
     write_video,
 )
 from d2.matrix import RADIUS, Cameras, ImageMatrix, camera_positions, camera_ring
+from d2.scene import Truth
 
 SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (8, 8), (21, 25), (4, 25), (25, 3), (21, 1)]  # views, frames
 

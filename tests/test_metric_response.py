@@ -13,8 +13,8 @@ import torch
 from small_encoder import random_matrix, small_encoder
 from torch import Tensor
 
-from d2.config import asset
 from d2.data import world4d
+from d2.files import asset
 from d2.metrics.features import FeatureNetwork, load_video_encoder
 from d2.metrics.video_sets import joined, video_distances
 

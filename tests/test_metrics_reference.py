@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2.data.scene import Truth
 from d2.metrics import reference
 from d2.metrics.baselines import repeat_orbit, show_input, true_orbit_repeated
 from d2.metrics.reference import reference_metrics, reference_tables
+from d2.scene import Truth
 
 V, N, H = 5, 4, 32  # views, frames, height; views and frames differ, so that swapped axes show
 INPUT_VIEW = V - 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2.lit.muon import Muon, orthogonal
+from d2.train.muon import Muon, orthogonal
 
 
 def steps(optimizer: torch.optim.Optimizer, p: nn.Parameter, count: int = 4) -> torch.Tensor:

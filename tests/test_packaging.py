@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
 import d2
-from d2.config import asset
+from d2.files import asset
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ("conf", "experiments", "checkpoints")
@@ -69,7 +69,7 @@ def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) 
 
 @pytest.mark.slow
 def test_an_installed_d2_samples_from_any_folder(installed: Path, tmp_path: Path) -> None:
-    code = "from d2.config import asset\nimport sys\nprint(*map(asset, sys.argv[1:]), sep='\\n')"
+    code = "from d2.files import asset\nimport sys\nprint(*map(asset, sys.argv[1:]), sep='\\n')"
     found = succeed([sys.executable, "-c", code, *ASSETS], tmp_path, installed).splitlines()
     assert [Path(line) for line in found] == [installed / "d2" / "_assets" / name for name in ASSETS]
     main = "from d2.cli import main\nmain()"

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2.data import world4d
-from d2.data.scene import Truth
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_positions, camera_ring
 from d2.metrics.photometric import NAMES, camera_axes, neighbours, photometric_metrics
+from d2.scene import Truth
 
 BALL = 0.4  # radius
 

@@ -12,7 +12,6 @@ from small_prior import CHANNELS, SIZE, small_prior
 from torch import Tensor
 
 from d2 import terms
-from d2.data.scene import Scene
 from d2.matrix import Cameras, camera_ring
 from d2.nn.autoencoder import AutoencoderConfig
 from d2.noise import Stream, draw
@@ -21,6 +20,7 @@ from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Condition
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import State
+from d2.scene import Scene
 from d2.terms import Priors, Settings, multiview_term
 
 V, F, SEED = 3, 4, 7

@@ -10,16 +10,16 @@ import torch
 from conftest import AUTOENCODER, MULTIVIEW, VIDEO
 from torch import Tensor, nn
 
-from d2.data.scene import Scene
 from d2.matrix import camera_ring
 from d2.nn.video_unet import Attention
 from d2.pipeline import Rules, sample_scene
-from d2.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_advice, plan, render
+from d2.plan.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_advice, plan, render
+from d2.plan.rehearsal import Fused, Job, Meter, build, called, rehearse, shown_steps
 from d2.priors import sv3d, svd, tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior
-from d2.rehearsal import Fused, Job, Meter, build, called, rehearse, shown_steps
 from d2.rules import composition, guidance, renoise, solver, weights
+from d2.scene import Scene
 from d2.terms import Priors, Settings
 
 CFG = partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5))

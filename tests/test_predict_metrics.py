@@ -17,21 +17,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2 import cli
-from d2.config import TrainerConfig
+from d2.config.schema import TrainerConfig
+from d2.config.tiers import load_priors, sizes
 from d2.data import world4d
-from d2.data.scene import Scene
-from d2.lit.callbacks import SceneOutputs
-from d2.lit.matrix_sampler import BASELINES, MatrixSampler
-from d2.lit.sample_job import load_scenes, make_rules, make_settings
-from d2.lit.scene_figures import measure_scene, tables_of
-from d2.lit.tiers import load_priors, sizes
-from d2.lit.trainer import make_trainer
 from d2.matrix import camera_ring
 from d2.metrics.clip import matrix_embeddings, neighbour_similarity
 from d2.metrics.features import FeatureNetwork, Resize
 from d2.metrics.metric import METRIC_NAMES, matrix_metrics
 from d2.metrics.suite import Suite
 from d2.metrics.video_sets import TRAVERSALS, set_features, video_distances
+from d2.sample.callbacks import SceneOutputs
+from d2.sample.figures import measure_scene, tables_of
+from d2.sample.job import load_scenes, make_rules, make_settings
+from d2.sample.matrix_sampler import BASELINES, MatrixSampler
+from d2.scene import Scene
+from d2.trainer import make_trainer
 
 Predict = Callable[..., Path]
 SMALL = ["sampler.num_steps=2", "sampler.sequences_per_call=1", "matrix.num_views=3", "matrix.num_frames=3"]

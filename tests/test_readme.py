@@ -81,7 +81,7 @@ def test_python_runs(block: Block, clone: Path) -> None:
 def test_commands_are_understood(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from d2.lit.sample_job import make_rules
+    from d2.sample.job import make_rules
 
     def execute(command: str, composed: Any, overrides: list[str]) -> int:
         if command == "sample":

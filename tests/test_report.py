@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from d2 import cli
-from d2.lit.report_job import badness, read_runs
-from d2.lit.results import ALL, COST, Row, config_hash, write_rows
 from d2.metrics.intervals import bootstrap_mean, paired_difference
 from d2.report.charts import Point, Scale, nice, pareto_front, scatter
+from d2.study.report import badness, read_runs
+from d2.study.results import ALL, COST, Row, config_hash, write_rows
 
 SCENES = [f"validation_{i:04d}" for i in range(6)]
 METRICS = ("psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")
@@ -302,7 +302,7 @@ def test_wandb_gets_tables_plots_and_pictures(study: Path, tmp_path: Path, monke
 def test_a_report_is_of_what_sampling_leaves(
     d2_sample: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from d2.lit import study as job
+    from d2.study import job
 
     monkeypatch.setattr(job, "plot", lambda *_: None)
     variants = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"

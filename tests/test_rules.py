@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d2 import cli
-from d2.binding import bind
+from d2.config.binding import bind
 from d2.matrix import Cameras, camera_ring
 from d2.priors import analytic
 from d2.rules import composition, guidance, renoise, weights

@@ -22,14 +22,14 @@ from safetensors.torch import load_file
 from wandb.errors import UsageError
 
 from d2 import cli
+from d2.config.tiers import load_priors, sizes
 from d2.data import world4d
-from d2.data.scene import Scene
 from d2.io import read_matrix, read_truth
-from d2.lit import study
-from d2.lit.matrix_sampler import MatrixSampler, SceneResult
-from d2.lit.sample_job import load_scenes, make_rules, make_settings
-from d2.lit.tiers import load_priors, sizes
 from d2.metrics.metric import METRIC_NAMES
+from d2.sample.job import load_scenes, make_rules, make_settings
+from d2.sample.matrix_sampler import MatrixSampler, SceneResult
+from d2.scene import Scene
+from d2.study import job as study
 
 Run = Callable[..., int]
 SCRIPT = str(Path(sys.executable).with_name("d2"))

@@ -13,13 +13,13 @@ import torch
 
 from d2 import cli
 from d2.io import read_matrix, read_truth
-from d2.lit import study
-from d2.lit.cost import cell_evaluations
-from d2.lit.results import COST, Row, by_variant, table_rows
 from d2.metrics.energy import energy_score, object_disc
 from d2.pipeline import Rules
+from d2.plan.cost import cell_evaluations
 from d2.rules import renoise, solver, weights
 from d2.rules.composition import convex, linear
+from d2.study import job as study
+from d2.study.results import COST, Row, by_variant, table_rows
 from d2.terms import Settings, Unary
 
 Run = Callable[..., int]

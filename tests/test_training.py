@@ -21,14 +21,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from d2 import cli
-from d2.data import datamodule, world4d
-from d2.data.datamodule import RandomBatches, rendered
-from d2.lit.latent_basis import orient, pixel_metric
-from d2.lit.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, lr_factor
-from d2.lit.training_job import Kind, TrainJob, build_autoencoder, build_prior, train
+from d2.data import world4d
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition
+from d2.train import data as datamodule
+from d2.train.data import RandomBatches, rendered
+from d2.train.job import Kind, TrainJob, build_autoencoder, build_prior, train
+from d2.train.latent_basis import orient, pixel_metric
+from d2.train.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, lr_factor
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MakeJob = Callable[..., TrainJob]

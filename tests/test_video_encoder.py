@@ -14,12 +14,15 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from d2 import cli
-from d2.config import asset
 from d2.data import world4d
 from d2.data.creature import sample_creatures
-from d2.data.datamodule import rendered
-from d2.lit import encoder_trainer
-from d2.lit.encoder_trainer import (
+from d2.files import asset
+from d2.metrics.features import load_video_encoder
+from d2.nn.video_encoder import VideoEncoder, VideoEncoderConfig
+from d2.priors import tiny
+from d2.train import encoder_trainer
+from d2.train.data import rendered
+from d2.train.encoder_trainer import (
     BLOCKS,
     RIDGE,
     WEIGHTS,
@@ -35,11 +38,8 @@ from d2.lit.encoder_trainer import (
     ridged_roots,
     targets,
 )
-from d2.lit.prior_trainer import LossConfig, OptimizerConfig
-from d2.lit.training_job import TrainJob, build_video_encoder, train
-from d2.metrics.features import load_video_encoder
-from d2.nn.video_encoder import VideoEncoder, VideoEncoderConfig
-from d2.priors import tiny
+from d2.train.job import TrainJob, build_video_encoder, train
+from d2.train.prior_trainer import LossConfig, OptimizerConfig
 
 SHIPPED = asset("checkpoints") / "tiny_video_encoder.safetensors"
 
@@ -64,7 +64,7 @@ def batch(videos: Videos) -> dict[str, Tensor]:
 def job(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainJob]:
     """A training run of a few steps of an encoder with few channels."""
     small = VideoEncoderConfig(stem=(8, 8), widths=(16,), dim=12, groups=4)
-    monkeypatch.setattr("d2.lit.training_job.VideoEncoder", lambda: VideoEncoder(small))
+    monkeypatch.setattr("d2.train.job.VideoEncoder", lambda: VideoEncoder(small))
 
     def make(**changes: Any) -> TrainJob:
         usual = TrainJob(

@@ -21,8 +21,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at, pose, sample_creatures
-from d2.data.scene import Scene, Truth
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
+from d2.scene import Scene, Truth
 
 __all__ = ["WORLD_VERSION", "Split", "Views", "static_orbits", "clips", "pairs", "full_matrix", "scene", "render"]
 

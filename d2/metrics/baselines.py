@@ -8,7 +8,7 @@ from __future__ import annotations
 from einops import repeat
 from torch import Tensor
 
-from d2.data.scene import Truth
+from d2.scene import Truth
 
 
 def repeat_orbit(

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from d2.files import sha256_of
 from d2.metrics.features import FeatureNetwork, Resize, encode_images, fit
-from d2.metrics.local_files import require, sha256_of
+from d2.metrics.local_files import require
 
 
 class Clip(NamedTuple):

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from d2.metrics.local_files import load_strictly, packaged_file, read_safetensors, read_state, require, sha256_of
+from d2.files import read_tensors, sha256_of
+from d2.metrics.local_files import load_strictly, packaged_file, read_state, require
 from d2.nn import efficientnet, i3d
 from d2.nn.video_encoder import VideoEncoder, VideoEncoderConfig
 
@@ -208,7 +209,8 @@ def load_videomae(folder: Path, device: torch.device | str = "cpu") -> FeatureNe
 
 def load_video_encoder(path: Path, device: torch.device | str = "cpu") -> FeatureNetwork:
     """This project's `world4d-encoder`: of use on world4d alone, and no FVD."""
-    state, header = read_safetensors(path, "tiny_video_encoder.safetensors")
+    require(path, "tiny_video_encoder.safetensors")
+    state, header = read_tensors(path)
     if header.get("format") != ENCODER_FORMAT or header.get("kind") != ENCODER_KIND:
         raise ValueError(f"{path}: holds {header.get('kind')!r}, wanted {ENCODER_KIND!r}; name another file")
     stored = json.loads(header["meta"])["config"].items()

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import lpips, peak_signal_noise_ratio, structural_similarity_index_measure
 
-from d2.metrics.local_files import load_strictly, packaged_file, read_state, sha256_of
+from d2.files import sha256_of
+from d2.metrics.local_files import load_strictly, packaged_file, read_state
 from d2.metrics.reference import PSNR_CAP
 from d2.nn.perceptual import Backbone, ShiftTolerantLPIPS
 

@@ -5,15 +5,15 @@ Nothing is downloaded: what is missing is named with the place to put it.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from d2.files import read_tensors
 
 
 def packaged_file(package: str, inside: str) -> Path:
@@ -29,9 +29,9 @@ def packaged_file(package: str, inside: str) -> Path:
 
 def read_state(path: Path, what: str) -> dict[str, Tensor]:
     """Tensors by name from safetensors, or from a pickle of tensors and nothing else; `what` belongs there."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path, what)[0]
     require(path, what)
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:  # a TorchScript archive is a RuntimeError too
@@ -52,20 +52,6 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         if have != want:
             raise ValueError(f"{path}: {name} is {have}, this network wants {want}; use the published weights")
     net.load_state_dict(own | state)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_safetensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    require(path, what)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def require(path: Path, what: str) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from d2.data.scene import Truth
 from d2.matrix import Cameras
 from d2.metrics.consistency import CHANGE_NAMES
 from d2.metrics.photometric import NAMES as PHOTOMETRIC_NAMES
 from d2.metrics.reference import POOLED_NAMES
 from d2.metrics.suite import Suite, measure, seen_pairs
+from d2.scene import Truth
 
 METRIC_NAMES = (
     *POOLED_NAMES,

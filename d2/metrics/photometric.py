@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2.data.scene import Truth
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_positions
+from d2.scene import Truth
 
 SOLID = 0.999  # coverage of a pixel that shows the object alone
 TOLERANCE = 2.0  # of the depth test, in pixels' widths at the ring's centre: a surface is seen at a slant

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from d2.data.scene import Truth
+from d2.scene import Truth
 
 VISIBLE = 0.05  # a pixel shows the object where coverage, or any channel's distance from white, exceeds this
 DILATION = 2  # pixels, in both axes and the diagonals: the mask also holds the rim just outside the object

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from d2.data.scene import Truth
 from d2.matrix import Cameras
 from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_similarity, text_similarity
 from d2.metrics.consistency import consistency_metrics
@@ -24,6 +23,7 @@ from d2.metrics.photometric import Seen, feature_metrics, neighbours, photometri
 from d2.metrics.reference import reference_metrics
 from d2.metrics.set_intervals import set_difference, set_interval
 from d2.metrics.video_sets import figure_name, matrix_features
+from d2.scene import Truth
 
 PERCEPTUAL = ("lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg")
 IMAGE_NETWORKS = ("clip", "efficientnet")

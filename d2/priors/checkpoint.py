@@ -200,22 +200,6 @@ def read_folder(path: Path, published: Published) -> dict[str, Entry]:
     return header
 
 
-def fingerprint(path: Path) -> str:
-    """The first twelve digits of the SHA-256 of a file, or of those of a folder's safetensors files."""
-    if not path.is_dir():
-        known = path.stat()
-        return _hash_of_file(path.resolve(), known.st_size, known.st_mtime_ns)
-    parts = "".join(fingerprint(file) for file in sorted(path.glob("*/*.safetensors")))
-    return hashlib.sha256(parts.encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _hash_of_file(path: Path, size: int, changed_ns: int) -> str:
-    """Read once while it stays as it is: a study asks for every variant, and the files have up to 9.6 GB."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
 # ------------------------------------------------------------------------------------------------ layouts
 
 

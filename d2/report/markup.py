@@ -6,10 +6,8 @@ import base64
 import html
 import io
 import math
-import os
 import re
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -86,13 +84,3 @@ def fill(template: str, **values: str) -> str:
     text = (files("d2.report") / template).read_text(encoding="utf-8")
     raw_or_escaped = re.compile(r"\{\{\{(\w+)\}\}\}|\{\{(\w+)\}\}")
     return raw_or_escaped.sub(lambda m: values[m[1]] if m[1] else html.escape(values[m[2]]), text)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write beside `path`, then take its place: a reader sees the old page or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -19,8 +19,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from d2.files import write_text
 from d2.report.disagreement import disagreement_figure
-from d2.report.markup import JPEG_QUALITY, data_uri, fill, ledger, replace, section, table
+from d2.report.markup import JPEG_QUALITY, data_uri, fill, ledger, section, table
 
 MAX_CELL = 256  # longest side of an embedded cell: 21 × 25 cells with their truth stay a page that a browser opens
 MAX_THUMBNAIL = 128  # longest side of a cell of the index
@@ -87,7 +88,7 @@ def write_scene_page(
         section("Notes", f'<p class="notes">{html.escape(notes)}</p>' if notes.strip() else ""),
     ]
     body = fill("scene.html", sections="\n".join(sections), scene=json.dumps(scene))
-    replace(path, fill("page.html", title=title, facts=" · ".join(facts), body=body, config=config))
+    write_text(path, fill("page.html", title=title, facts=" · ".join(facts), body=body, config=config))
 
 
 def write_index_page(
@@ -112,7 +113,7 @@ def write_index_page(
     thumbnails = [None if scene.preview is None else _orbit(scene.preview) for scene in scenes]
     body = fill("index.html", cards=cards, sections="\n".join(sections), thumbnails=json.dumps(thumbnails))
     facts = f"{len(scenes)} scene" + ("s" if len(scenes) != 1 else "")
-    replace(path, fill("page.html", title=title, facts=facts, body=body, config=config))
+    write_text(path, fill("page.html", title=title, facts=facts, body=body, config=config))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

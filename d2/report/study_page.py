@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from d2.files import write_text
 from d2.report.charts import legend
-from d2.report.markup import data_uri, fill, replace, section, table
+from d2.report.markup import data_uri, fill, section, table
 
 MAX_GRID = 640  # pixels of the longer side of an embedded grid
 
@@ -71,7 +72,7 @@ def write_study_page(
         shown = "".join(example(one) for one in examples)
         sections.append(section("Best and worst scenes", note("Sampled on the left, the truth on the right.") + shown))
     body = fill("study.html", sections="\n".join(sections))
-    replace(path, fill("page.html", title=title, facts=facts, body=body, config=config))
+    write_text(path, fill("page.html", title=title, facts=facts, body=body, config=config))
 
 
 def note(said: str) -> str:

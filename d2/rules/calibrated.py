@@ -7,6 +7,7 @@ measured, once, on scenes whose truth is known, are these moments; the weights f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ CONDITIONAL = (
     "video.cond",
     "multiview.cond",
 )  # what weights are drawn to where little is measured, even shares of each
+
+
+FORMAT = "d2 calibrated 1"  # of moments as JSON
 
 
 class Grams(NamedTuple):
@@ -39,6 +43,11 @@ class Table(NamedTuple):
     sigmas: Tensor  # s
     turns: Tensor  # d
     weights: Tensor  # s d k
+
+
+def fitted(*, file: Grams, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False) -> Composition:
+    """The composition calibrated by moments, which a configuration gives as a file; see `fit` for the numbers."""
+    return calibrated(table=fit(file, ridge=ridge, sum_to_one=sum_to_one, conditional=conditional))
 
 
 def calibrated(*, table: Table) -> Composition:
@@ -185,6 +194,14 @@ def averaged(scenes: list[Grams]) -> Grams:
         with_truth=torch.stack([g.with_truth for g in scenes]).mean(dim=0),
         truth=torch.stack([g.truth for g in scenes]).mean(dim=0),
     )
+
+
+def from_plain(found: Mapping[str, Any]) -> Grams:
+    """Moments from what JSON holds of them; KeyError or ValueError if it is anything else."""
+    if found["format"] != FORMAT:
+        raise ValueError(f"format={found['format']}: wanted {FORMAT!r}; calibrate anew")
+    tensors = {name: torch.tensor(found[name], dtype=torch.float64) for name in Grams._fields if name != "halves"}
+    return Grams(halves=tuple(found["halves"]), **tensors)
 
 
 def levels(count: int, *, low: float = 0.05, high: float = 80.0) -> list[float]:

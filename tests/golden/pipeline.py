@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2.data.scene import Scene
 from d2.matrix import camera_ring, columns, rows
 from d2.pipeline import make_clip, make_orbit, sample_one_axis, sample_scene
 from d2.priors.prior import Condition, denoiser
 from d2.rules import guidance, weights
 from d2.rules.frequency import LowPass, low_pass, reinitialised
 from d2.sampling import State, Term, initial_x
+from d2.scene import Scene
 from d2.terms import Draw, Priors, Settings, bind_condition
 from golden.case import Case, load_engine
 from golden.networks import expect, load_first_stage, load_prior

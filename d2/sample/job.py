@@ -14,26 +14,27 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from d2.binding import bind
-from d2.config import SampleConfig
+from d2.config.binding import bind
+from d2.config.schema import SampleConfig
+from d2.config.tiers import Sizes, check_moments, check_tier, facts_of, is_tiny, load_priors, sizes
 from d2.data import world4d
 from d2.data.folder import list_clips, read_clip
 from d2.data.matting import cut_out, open_model
 from d2.data.preprocess import preprocess_clip
-from d2.data.scene import Scene
-from d2.io import ensure_writable
-from d2.lit.callbacks import SamplerProgress, SceneOutputs
-from d2.lit.evaluation_networks import sample_suite
-from d2.lit.matrix_sampler import MatrixSampler
-from d2.lit.planning import choice_of, planned
-from d2.lit.tiers import Sizes, check_moments, check_tier, facts_of, is_tiny, load_priors, sizes
-from d2.lit.trainer import make_loggers, make_trainer, start_loggers
+from d2.evaluate.networks import sample_suite
+from d2.files import ensure_writable
+from d2.loggers import make_loggers, start_loggers
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import Rules
-from d2.planner import out_of_memory_advice
+from d2.plan.planner import out_of_memory_advice
+from d2.plan.planning import choice_of, planned
 from d2.priors.sv3d import AZIMUTH_SIGN
+from d2.sample.callbacks import SamplerProgress, SceneOutputs
+from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import needed
+from d2.scene import Scene
 from d2.terms import Settings, Unary
+from d2.trainer import make_trainer
 
 SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
 FOLDER_ELEVATION_DEG = 10.0  # of a user's own camera when not given, as in the published program

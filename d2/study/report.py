@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from d2.config import ReportConfig
-from d2.io import ensure_writable
-from d2.lit.results import (
+from d2.config.schema import ReportConfig
+from d2.files import ensure_writable
+from d2.loggers import make_loggers, start_loggers
+from d2.metrics.intervals import bootstrap_mean
+from d2.report.charts import Curve, Point, lines, scatter
+from d2.report.study_page import Charts, Example, Picture, Table, log_to_wandb, write_study_page
+from d2.study.results import (
     ALL,
     COLUMNS,
     COST,
@@ -24,10 +28,6 @@ from d2.lit.results import (
     table_rows,
     write_rows,
 )
-from d2.lit.trainer import make_loggers, start_loggers
-from d2.metrics.intervals import bootstrap_mean
-from d2.report.charts import Curve, Point, lines, scatter
-from d2.report.study_page import Charts, Example, Picture, Table, log_to_wandb, write_study_page
 
 COMPANIONS = ("energy", "psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")  # none is shown alone
 CURVES = "disagreement.csv"  # of a scene: step, sigma and what is drawn against it

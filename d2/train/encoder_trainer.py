@@ -20,9 +20,10 @@ from torch.utils.data import Dataset, default_collate
 
 from d2.data import world4d
 from d2.data.creature import sample_creatures
-from d2.data.datamodule import ViewSet
-from d2.lit.prior_trainer import OptimizerConfig, Trained
+from d2.files import write_array
 from d2.nn.video_encoder import VideoEncoder
+from d2.train.data import ViewSet
+from d2.train.prior_trainer import OptimizerConfig, Trained
 
 MAX_BLUR, MAX_NOISE = 2.0, 0.25  # standard deviations: in pixels, and of what is added to them
 KERNEL_RADIUS = 6  # pixels, three standard deviations of the widest blur
@@ -69,9 +70,7 @@ def facts_of(views: ViewSet, split: world4d.Split) -> Tensor:
             torch.cat([c.colours[:, 0].flatten(1), torch.stack([c.frequency, c.start, c.still_time, c.yaw], 1)], dim=1)
             for c in parts
         ]
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, torch.cat(facts).float().numpy())
-        partial.replace(path)
+        write_array(path, torch.cat(facts).float().numpy())
     return torch.from_numpy(np.load(path))
 
 

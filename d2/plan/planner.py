@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from d2.plan.rehearsal import UNETS, Cast, Job, Rehearsal, build, rehearse
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
-from d2.rehearsal import UNETS, Cast, Job, Rehearsal, build, rehearse
 from d2.terms import Settings
 
 GIB = 2**30

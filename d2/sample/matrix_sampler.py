@@ -10,11 +10,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from d2.data.scene import Scene
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.pipeline import Rules, Sampled, make_clip, make_orbits, sample_scene, to_pixels, under_one_prior
 from d2.priors.placement import place
 from d2.sampling import State
+from d2.scene import Scene
 from d2.terms import Priors, Settings, to_images
 
 BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")

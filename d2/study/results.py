@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import torch
 
-from d2.io import csv_text, read_matrix, read_truth, write_text
-from d2.lit.scene_figures import JOINT
+from d2.files import csv_text, write_text
+from d2.io import read_matrix, read_truth
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.intervals import bootstrap_mean, paired_difference
 from d2.metrics.reference import reference_metrics
 from d2.metrics.table import TABLE_COLUMNS, interval_text, markdown_table
+from d2.sample.figures import JOINT
 
 ALL = "all"  # in the place of a seed
 OF_SAMPLES = ("energy", "energy_error", "energy_spread", "psnr_masked_of_mean", "sharpness_of_mean")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from d2.config import EvaluateConfig, ReportConfig, SampleConfig, TrainConfig
+from d2.config.schema import EvaluateConfig, ReportConfig, SampleConfig, TrainConfig
 
 RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value allowed
     "seed": (0, 2**31 - 1),

@@ -6,7 +6,6 @@ error that several rules leave at every level and distance from the input view.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,22 +16,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2.config import SampleConfig
-from d2.data.scene import Scene
-from d2.io import csv_text, ensure_writable, write_json, write_text
-from d2.lit.matrix_sampler import MatrixSampler
-from d2.lit.sample_job import load_scenes, make_rules, make_settings
-from d2.lit.tiers import check_tier, facts_of, load_priors, moments_file, sizes
-from d2.lit.trainer import make_trainer
+from d2.config.schema import SampleConfig
+from d2.config.tiers import check_tier, facts_of, load_priors, sizes
+from d2.files import csv_text, ensure_writable, write_json, write_text
 from d2.noise import draw
 from d2.pipeline import shard_of
-from d2.rules.calibrated import Grams, averaged, by_half, calibrated, errors, fit, levels, measured, stacked
+from d2.rules.calibrated import FORMAT, Grams, averaged, by_half, errors, fit, levels, measured, stacked
 from d2.rules.composition import convex, linear
-from d2.sampling import Composition, Prediction, Step
+from d2.sample.job import load_scenes, make_rules, make_settings
+from d2.sample.matrix_sampler import MatrixSampler
+from d2.sampling import Prediction, Step
+from d2.scene import Scene
 from d2.terms import joint_terms, to_images
+from d2.trainer import make_trainer
 
 LEVELS = 12  # noise levels measured, from 0.05 to 80
-FORMAT = "d2 calibrated 1"
 
 
 class Measured(NamedTuple):
@@ -113,22 +111,3 @@ def write(folder: Path, results: Sequence[Measured], facts: dict[str, Any]) -> N
         for j, turn in enumerate(grams.turns.tolist())
     ]
     write_text(folder / "calibrated.csv", csv_text(rows))
-
-
-def read_grams(path: Path) -> Grams:
-    """What `write` wrote."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert found["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"composition.file={path}: not a file that `d2 calibrate` has written") from error
-    tensors = {name: torch.tensor(found[name], dtype=torch.float64) for name in Grams._fields if name != "halves"}
-    return Grams(halves=tuple(found["halves"]), **tensors)
-
-
-def from_file(
-    *, file: str | None = None, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
-) -> Composition:
-    """The calibrated composition of a file's moments, or of the shipped priors', fitted as told (see `fit`)."""
-    table = fit(read_grams(moments_file(file)), ridge=ridge, sum_to_one=sum_to_one, conditional=conditional)
-    return calibrated(table=table)

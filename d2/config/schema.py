@@ -7,7 +7,6 @@ user of hydra and omegaconf.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -226,12 +225,3 @@ def register() -> None:
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
     store.store("report_schema", ReportConfig)
-
-
-def asset(name: str) -> Path:
-    """A folder that ships with d2 (conf, experiments, checkpoints): beside the package in a clone, else inside it."""
-    package = Path(__file__).parent
-    for root in (package.parent, package / "_assets"):
-        if (root / name / ".d2").exists():
-            return root / name
-    raise ValueError(f"{name}: not found beside or inside {package}; install d2 again")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from d2.config import EvaluateConfig, SampleConfig, asset
+from d2.config.schema import EvaluateConfig, SampleConfig
+from d2.files import asset
 from d2.metrics import features
 from d2.metrics.clip import load_clip
 from d2.metrics.image import LPIPS_FILES, ImageDistance, load_lpips, load_shift_tolerant_lpips

@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from d2.data.scene import Scene
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import Rules, make_clip, make_orbits, sample_scene
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
 from d2.sampling import State, Step, needed
+from d2.scene import Scene
 from d2.terms import Priors, Settings
 
 UNETS = ("video", "multiview")

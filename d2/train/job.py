@@ -15,19 +15,19 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from d2.config import TrainConfig, asset
+from d2.config.schema import TrainConfig
 from d2.data import world4d
-from d2.data.datamodule import Kind as ViewKind
-from d2.data.datamodule import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
-from d2.io import ensure_writable
-from d2.lit.encoder_trainer import EncoderTrainer, Reader, Videos
-from d2.lit.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
-from d2.lit.trainer import make_loggers, make_trainer
+from d2.files import asset, ensure_writable, fingerprint, write_array
+from d2.loggers import make_loggers
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
-from d2.priors.checkpoint import fingerprint
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
+from d2.train.data import Kind as ViewKind
+from d2.train.data import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
+from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
+from d2.train.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
+from d2.trainer import make_trainer
 
 Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -89,7 +89,7 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     module, data = builders.get(job.kind, build_prior)(job)
     weights = job.output_dir / f"tiny_{job.kind}.safetensors"
     meta = {"world": world4d.WORLD_VERSION, "config": _plain(dataclasses.asdict(job))}
-    if isinstance(module, EncoderTrainer):  # its file is read without d2.config: the network's sizes come with it
+    if isinstance(module, EncoderTrainer):  # its file is read without the schema: the network's sizes come with it
         sizes = dataclasses.asdict(module.network.encoder.config)
         meta = {"world": world4d.WORLD_VERSION, "config": sizes, "training": meta["config"]}
     if job.init_from is not None:
@@ -231,9 +231,7 @@ def motion_of(views: ViewSet) -> torch.Tensor:
             tiny.motion_bucket(torch.from_numpy(views.pixels[i : i + 64].copy()).float() / 255).numpy()
             for i in range(0, len(views.pixels), 64)
         ]
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(values))
-        partial.replace(path)
+        write_array(path, np.concatenate(values))
     return torch.from_numpy(np.load(path))
 
 

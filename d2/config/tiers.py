@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from d2.config import SampleConfig, asset
+from d2.config.binding import moments_file
+from d2.config.schema import SampleConfig
 from d2.data import world4d
+from d2.files import asset, fingerprint
 from d2.priors import tiny
-from d2.priors.checkpoint import PUBLISHED, fingerprint, load_pair
+from d2.priors.checkpoint import PUBLISHED, load_pair
 from d2.terms import Priors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,15 +114,10 @@ def facts_of(config: SampleConfig) -> dict[str, str]:
     return facts | ({"world": world4d.WORLD_VERSION} if config.scenes.source == "world4d" else {})
 
 
-def moments_file(file: str | None) -> Path:
-    """The file of `composition=calibrated`: the one given, or that of the shipped priors."""
-    return asset("checkpoints") / "tiny_calibrated.json" if file is None else Path(file)
-
-
 def check_moments(config: SampleConfig) -> None:
     """Refuse the tiny priors' moments for published ones; warn of any that are not those of the run's weights."""
     node = config.composition
-    if not isinstance(node, dict) or node.get("_target_") != "d2.lit.calibrate_job.from_file":
+    if not isinstance(node, dict) or node.get("_target_") != "d2.rules.calibrated.fitted":
         return
     file = node.get("file")
     if file is None and not is_tiny(config):

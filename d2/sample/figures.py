@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from d2.data.scene import Scene
 from d2.metrics.suite import Measured, SetFigure, Suite, encoded, measure, seen_pairs, set_figures, without_truth
+from d2.scene import Scene
 
 JOINT = "joint"  # the method that is the sample itself; others are what it has to beat
 Figures = dict[str, float]  # by their names

@@ -18,17 +18,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from d2 import io as files
-from d2.data.scene import Scene
-from d2.lit.matrix_sampler import MatrixSampler, SceneResult
-from d2.lit.scene_figures import JOINT, Figures, Tables, figures_of, measure_scene, scene_rows, set_rows, tables_of
+from d2.files import csv_text, staged_folder, write_json, write_text
+from d2.io import write_disagreement, write_matrix
 from d2.matrix import ImageMatrix
 from d2.metrics.baselines import true_orbit_repeated
 from d2.metrics.suite import Measured, Suite
 from d2.metrics.table import TABLE_COLUMNS
 from d2.pipeline import Sampled
 from d2.report.page import SceneEntry, write_index_page, write_scene_page
+from d2.sample.figures import JOINT, Figures, Tables, figures_of, measure_scene, scene_rows, set_rows, tables_of
+from d2.sample.matrix_sampler import MatrixSampler, SceneResult
 from d2.sampling import State
+from d2.scene import Scene
 from d2.shard import gather_objects
 
 
@@ -111,10 +112,10 @@ class SceneOutputs(L.Callback):
         measured = {} if self.suite is None else measure_scene(self.suite, methods, batch)
         rows = {method: figures_of(found) for method, found in measured.items() if found.rows}
         matrix = on_cpu(outputs.sampled.matrix)
-        with files.staged_folder(self.folder / batch.name) as partial:
-            files.write_matrix(partial, matrix, batch.truth, self.facts | {"seed": str(batch.seed)})
-            files.write_json(partial / "metrics.json", rows)
-            files.write_disagreement(partial, *outputs.sampled.disagreement)
+        with staged_folder(self.folder / batch.name) as partial:
+            write_matrix(partial, matrix, batch.truth, self.facts | {"seed": str(batch.seed)})
+            write_json(partial / "metrics.json", rows)
+            write_disagreement(partial, *outputs.sampled.disagreement)
             if self.pages:
                 write_page(partial / "index.html", batch, outputs.sampled, rows, self.config)
         self.measured[batch_idx] = measured
@@ -160,10 +161,10 @@ class SceneOutputs(L.Callback):
         rows = scene_rows(tables, {index: entry.name for index, entry in entries.items()})
         for name, lines in (("metrics.csv", rows), ("set_metrics.csv", set_rows(tables))):
             if lines:
-                files.write_text(self.folder / name, files.csv_text(lines))
+                write_text(self.folder / name, csv_text(lines))
             else:
                 (self.folder / name).unlink(missing_ok=True)  # of an earlier run
-        files.write_text(self.folder / "config.yaml", self.config)
+        write_text(self.folder / "config.yaml", self.config)
         if self.pages:
             summary = [
                 {"method": name, **shown(mean), **{figure.metric: figure.value for figure in tables.sets[name]}}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from d2.data import world4d
-from d2.io import write_text
+from d2.files import write_array, write_text
 
 Kind = Literal["orbits", "clips", "pairs"]
 SHARD = 256  # scenes rendered, and recorded as done, at a time
@@ -105,9 +105,7 @@ def encoded(views: ViewSet, first_stage: nn.Module, name: str, *, device: str = 
             images = to_images(torch.from_numpy(views.pixels[start : start + 64].copy()).to(device))
             latents = first_stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
             chunks.append(latents.half().cpu().numpy())
-        partial_path = path.with_suffix(".partial.npy")
-        np.save(partial_path, np.concatenate(chunks))
-        partial_path.replace(path)
+        write_array(path, np.concatenate(chunks))
     return np.load(path, mmap_mode="r")
 
 

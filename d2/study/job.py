@@ -17,14 +17,17 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from d2.config import SampleConfig
+from d2.config.schema import SampleConfig
+from d2.config.tiers import facts_of, load_priors, sizes
 from d2.data.folder import list_clips
-from d2.data.scene import Scene
-from d2.io import csv_text, write_text
-from d2.lit.cost import of_methods
-from d2.lit.evaluation_networks import sample_suite
-from d2.lit.matrix_sampler import BASELINES, MatrixSampler
-from d2.lit.results import (
+from d2.evaluate.networks import sample_suite
+from d2.files import csv_text, write_text
+from d2.metrics.metric import METRIC_NAMES
+from d2.plan.cost import of_methods
+from d2.sample.job import SEED_STRIDE, load_scenes, make_rules, make_settings, predict, with_facts
+from d2.sample.matrix_sampler import BASELINES, MatrixSampler
+from d2.scene import Scene
+from d2.study.results import (
     COST,
     OF_SAMPLES,
     Figures,
@@ -38,9 +41,6 @@ from d2.lit.results import (
     tables,
     write_rows,
 )
-from d2.lit.sample_job import SEED_STRIDE, load_scenes, make_rules, make_settings, predict, with_facts
-from d2.lit.tiers import facts_of, load_priors, sizes
-from d2.metrics.metric import METRIC_NAMES
 
 Compose = Callable[[list[str]], tuple[SampleConfig, str]]  # a variant's overrides -> its configuration and text
 BEGUN = ".begun"  # holds the configuration under which a run's scenes are being sampled, until all are

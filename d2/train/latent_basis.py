@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
-from d2.data.datamodule import to_images
 from d2.priors.first_stage import FirstStage
+from d2.train.data import to_images
 
 APART = 3  # cells between those changed at once, so that their pixels do not overlap
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
+
+from d2.files import asset, sha256_of
+from d2.rules.calibrated import Grams, from_plain
 
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}  # annotation -> classes
 
@@ -26,6 +29,8 @@ def bind(node: Any, key: str) -> Any:
         function = rule_function(target, key)
         given = {k: bind(v, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
         _check_arguments(function, target, given, key)
+        files = [name for name, kind in _kinds(function).items() if kind == "Grams"]
+        given |= {name: read_moments(given.get(name), f"{key}.{name}") for name in files}
         return partial(function, **given) if node.get("_partial_") else function(**given)
     if isinstance(node, dict):
         return {k: bind(v, f"{key}.{k}") for k, v in node.items()}
@@ -65,6 +70,20 @@ def _from_file(path: Path, name: str, said: str) -> Callable[..., Any]:
     return function
 
 
+def moments_file(file: str | None) -> Path:
+    """The file of `composition=calibrated`: the one given, or that of the shipped priors."""
+    return asset("checkpoints") / "tiny_calibrated.json" if file is None else Path(file)
+
+
+def read_moments(file: str | None, key: str) -> Grams:
+    """The moments that `d2 calibrate` has written."""
+    path = moments_file(file)
+    try:
+        return from_plain(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{key}={path}: not a file that `d2 calibrate` has written") from error
+
+
 def rule_node(target: str, key: str) -> dict[str, Any]:
     """The node of a function in a user's file: its keyword arguments at their defaults.
 
@@ -84,24 +103,30 @@ def rule_files(node: Any) -> dict[str, str]:
         return {}
     named = (str(node.get("_target_", "")).rpartition(":")[0], str(node.get("file") or ""))
     paths = [Path(name) for name in named if Path(name).is_file()]
-    found = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    found = {str(path): sha256_of(path) for path in paths}
     return {k: v for value in node.values() for k, v in rule_files(value).items()} | found
 
 
 def _check_arguments(function: Callable[..., Any], target: str, given: dict[str, Any], key: str) -> None:
     """A rule's hyper-parameters are its keyword-only arguments: all that have no default, and no others."""
-    parameters = inspect.signature(function).parameters
-    taken = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    parameters, kinds = inspect.signature(function).parameters, _kinds(function)
     for name, value in given.items():
-        if name not in taken:
-            raise ValueError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(taken) or 'none'}")
-        kind = taken[name].annotation  # text, or a class where a user's file does not postpone its annotations
-        kind = kind if isinstance(kind, str) else inspect.formatannotation(kind)
-        if taken[name].annotation is not inspect.Parameter.empty and not _suits(value, kind):
+        if name not in kinds:
+            raise ValueError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(kinds) or 'none'}")
+        kind = "str | None" if kinds[name] == "Grams" else kinds[name]  # given as a file
+        if parameters[name].annotation is not inspect.Parameter.empty and not _suits(value, kind):
             raise ValueError(f"{key}.{name}={value}: {target} takes {kind} there")
-    for name, parameter in taken.items():
+    for name in kinds:
+        parameter = parameters[name]
         if parameter.default is inspect.Parameter.empty and name not in given:
             raise ValueError(f"{key}.{name}: {target} needs this argument; give {key}.{name}=VALUE")
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, str]:
+    """Keyword-only argument -> its annotation as text; a user's file need not postpone its annotations."""
+    parameters = inspect.signature(function).parameters.values()
+    found = {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {k: kind if isinstance(kind, str) else inspect.formatannotation(kind) for k, kind in found.items()}
 
 
 def _suits(value: Any, annotation: str) -> bool:

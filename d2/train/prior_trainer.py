@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2.data.datamodule import to_images
-from d2.lit.latent_basis import orient
-from d2.lit.muon import Muon
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.priors.tiny import FPS_ID, polar_rad
+from d2.train.data import to_images
+from d2.train.latent_basis import orient
+from d2.train.muon import Muon
 
 BANDS = (0.0, 0.1, 1.0, 10.0, 188.0, float("inf"))  # of sigma; published VRS works above 188
 

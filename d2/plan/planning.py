@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from d2.config import SampleConfig
-from d2.lit.tiers import DTYPES, is_tiny, sizes
+from d2.config.schema import SampleConfig
+from d2.config.tiers import DTYPES, is_tiny, sizes
 from d2.pipeline import Rules
-from d2.planner import Choice, plan, render
+from d2.plan.planner import Choice, plan, render
+from d2.plan.rehearsal import Job
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
-from d2.rehearsal import Job
 from d2.terms import Settings
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2.data.scene import Scene
 from d2.matrix import camera_ring
 from d2.pipeline import Rules, sample_scene, under_one_prior
 from d2.priors.prior import Condition
+from d2.scene import Scene
 from d2.shard import by_itself
 from d2.terms import Priors, Settings
 

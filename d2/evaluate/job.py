@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2.config import EvaluateConfig
-from d2.data.evaluation_folders import (
+from d2.config.schema import EvaluateConfig
+from d2.evaluate import card
+from d2.evaluate.folders import (
     Candidate,
     Found,
     Pictures,
@@ -32,11 +33,11 @@ from d2.data.evaluation_folders import (
     read_sample,
     read_true,
 )
-from d2.data.scene import Truth
-from d2.io import csv_text, ensure_writable, read_matrix, write_json, write_tensors, write_text
-from d2.lit.evaluation_networks import load_suite
-from d2.lit.trainer import make_trainer
-from d2.metrics import card, features
+from d2.evaluate.networks import load_suite
+from d2.evaluate.summary import Evaluation, object_values, read_evaluation, summary
+from d2.files import csv_text, ensure_writable, write_json, write_tensors, write_text
+from d2.io import read_matrix
+from d2.metrics import features
 from d2.metrics.intervals import Interval
 from d2.metrics.suite import (
     ALL,
@@ -50,7 +51,8 @@ from d2.metrics.suite import (
     set_differences,
     set_figures,
 )
-from d2.metrics.summary import Evaluation, object_values, read_evaluation, summary
+from d2.scene import Truth
+from d2.trainer import make_trainer
 
 
 class Kept(NamedTuple):

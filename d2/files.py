@@ -1,0 +1,159 @@
+"""The ground floor of files: writing that leaves nothing half-written, JSON, CSV, hashes, safetensors, shipped folders.
+
+It imports nothing of d2. Every writer writes beside the name and moves the file there when it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+# --- what ships with d2 ----------------------------------------------------------------------------------------------
+
+
+def asset(name: str) -> Path:
+    """A folder that ships with d2 (conf, experiments, checkpoints): beside the package in a clone, else inside it."""
+    package = Path(__file__).parent
+    for root in (package.parent, package / "_assets"):
+        if (root / name / ".d2").exists():
+            return root / name
+    raise ValueError(f"{name}: not found beside or inside {package}; install d2 again")
+
+
+# --- nothing half-written --------------------------------------------------------------------------------------------
+
+
+def ensure_writable(folder: Path) -> None:
+    """Makes the output folder; ValueError if it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, moved onto it at the end; after an error `path` is as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write to, which takes its place at the end; after an error it is as it was."""
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    _settle(folder, partial, old)  # what a killed run left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():  # a folder that is not empty cannot be replaced in one call
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        _settle(folder, partial, old)
+
+
+def _settle(folder: Path, partial: Path, old: Path) -> None:
+    """Puts `old` back if nothing took its place; then both are gone."""
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    with staged(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON; numbers that JSON does not know (nan, inf) become null."""
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    with staged(path) as partial:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
+        )
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """`array` as npy."""
+    with staged(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as CSV."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and the metadata of its header; a ValueError if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read once for as long as it stays as it is: weights have up to 9.6 GB."""
+    known = path.stat()
+    return _sha256(path.resolve(), known.st_size, known.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """The first twelve digits of the SHA-256 of a file, or of those of a folder's safetensors files."""
+    if not path.is_dir():
+        return sha256_of(path)[:12]
+    parts = "".join(fingerprint(file) for file in sorted(path.glob("*/*.safetensors")))
+    return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
