@@ -1,7 +1,7 @@
 """d2: sample a views × frames image matrix by composing a frozen video prior and a frozen multi-view prior.
 
-What a Python user needs, in plain values. The names of d2.pipeline and d2.terms are imported when they are first asked
-for: the networks bring open_clip along, which takes seconds; the sampler itself needs none of it.
+What a Python user needs, in plain values. Every name is imported when it is first asked for, so that a command that
+needs no network does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -9,18 +9,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from d2 import _torchvision as _torchvision  # first: what is imported later may import torchvision
-from d2.matrix import Cameras, Cut, ImageMatrix, camera_ring, columns, put, rows, take
-from d2.noise import draw, step_noise
-from d2.sampling import Prediction, Step, Term, initial_x, karras_sigmas, sample_matrix
-from d2.scene import Scene, Truth
-from d2.shard import make_shard
+from d2 import _torchvision as _torchvision  # what is imported later may import torchvision
 
 if TYPE_CHECKING:
+    from d2.matrix import Cameras, Cut, ImageMatrix, camera_ring, columns, put, rows, take
+    from d2.noise import draw, step_noise
     from d2.pipeline import Rules, Sampled, make_clip, make_orbit, sample_scene
+    from d2.sampling import Prediction, Step, Term, initial_x, karras_sigmas, sample_matrix
+    from d2.scene import Scene, Truth
+    from d2.shard import make_shard
     from d2.terms import Priors, Settings, Unary, joint_terms
 
 __version__ = "0.1.0"
+
+_HOMES = {  # module -> its names that a Python user needs
+    "d2.scene": ("Scene", "Truth"),
+    "d2.matrix": ("Cameras", "Cut", "ImageMatrix", "camera_ring", "columns", "put", "rows", "take"),
+    "d2.noise": ("draw", "step_noise"),
+    "d2.pipeline": ("Rules", "Sampled", "make_clip", "make_orbit", "sample_scene"),
+    "d2.sampling": ("Prediction", "Step", "Term", "initial_x", "karras_sigmas", "sample_matrix"),
+    "d2.shard": ("make_shard",),
+    "d2.terms": ("Priors", "Settings", "Unary", "joint_terms"),
+}
 
 __all__ = [
     "Cameras",
@@ -55,7 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        home = "d2.terms" if name in ("Priors", "Settings", "Unary", "joint_terms") else "d2.pipeline"
-        return getattr(import_module(home), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'd2' has no attribute {name!r}")

@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-
-import torch
+from typing import Any
 
 REGISTRATIONS = "torchvision._meta_registrations"  # the module that dies; torchvision.extension comes before it
-_LIBRARIES: list[torch.library.Library] = []  # schemas live as long as their library
+_LIBRARIES: list[Any] = []  # schemas live as long as their library
 
 
 class DeclareMissingOperators:
@@ -27,6 +26,8 @@ class DeclareMissingOperators:
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Declare `nms` and `qnms` where torchvision has tried to load its operators and could not."""
         if name == REGISTRATIONS and not sys.modules["torchvision.extension"]._has_ops() and not _LIBRARIES:
+            import torch
+
             library = torch.library.Library("torchvision", "DEF")
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

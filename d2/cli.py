@@ -1,93 +1,114 @@
-"""`d2 sample | train | evaluate | calibrate | report [group=choice] [key=value] [-m]`,
-`d2 checkpoints list | verify FILE | download NAME`.
-
-With config.py the only user of hydra and omegaconf.
+"""`d2 COMMAND [group=choice] [key=value] [options]`: see `d2 --help`, which config/help.py writes.
 
 Exit codes: 0 done; 2 the user can mend it (one line on stderr, nothing half-written); 3 part of the work failed, the
-rest is there; 1 a bug. Hydra reports its own errors on several lines with exit code 1, so a configuration is composed
-under a handler first; only sweeps (-m) then enter Hydra's own main.
+rest is there; 1 a bug; 130 and 143 stopped by SIGINT or SIGTERM. Hydra reports its own errors on several lines with
+exit code 1, so a configuration is composed under a handler first; only sweeps (-m) then enter Hydra's own main.
+
+What needs PyTorch is imported once the configuration is known to be good.
 """
 
 from __future__ import annotations
 
+import argparse
 import dis
 import logging
-import re
+import os
 import shutil
 import sys
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from d2.config.binding import rule_files, rule_node
-from d2.config.checks import check
-from d2.config.schema import SampleConfig, register
+from d2 import __version__, signals
+from d2.config import help as pages
+from d2.config.names import did_you_mean
 from d2.files import asset
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from d2.config.command_line import Composed
+    from d2.config.schema import SampleConfig
+
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
-COMMANDS = ("sample", "train", "evaluate", "calibrate", "report")
-RULES = ("renoise", "weights", "guidance", "composition", "solver")
-RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
-USAGE = f"usage: d2 {'|'.join(COMMANDS)} [group=choice] [key=value] [-m], or {CHECKPOINTS}"
-
-
-class Composed:
-    """A configuration, typed, and its text, with what the users' files that it names hold."""
-
-    def __init__(self, node: DictConfig, name: str | None = None):
-        self.config: Any = OmegaConf.to_object(node)
-        files = rule_files(OmegaConf.to_container(node))
-        self.text = OmegaConf.to_yaml(node) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
-        self.name: str = name or Path(self.config.output_dir).name  # the variant that the results are of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    signals.install()
+    try:
+        code = run(list(sys.argv[1:] if argv is None else argv))
+    except signals.Stopped as stopped:
+        code = stopped.exit_code
+        if int(os.environ.get("LOCAL_RANK", "0")):  # Lightning kills all processes when one of them exits with a code
+            code = 0
+        else:
+            print(f"d2: {stopped}", file=sys.stderr)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
     """Run a command line and return its exit code."""
-    if argv and argv[0] in ("-h", "--help", "help"):
-        print(USAGE)
+    command, arguments = (argv[0], argv[1:]) if argv else ("", [])
+    if command in ("-h", "--help", "help"):
+        print(pages.overview(__version__))
         return 0
-    if argv and argv[0] == "checkpoints":
-        return checkpoints(argv[1:])
-    if not argv or argv[0] not in COMMANDS:
-        return complain(f"{' '.join(argv[:1]) or 'no command'}: {USAGE}")
-    command, arguments = argv[0], argv[1:]
-    multirun = bool({"-m", "--multirun"} & set(arguments))
-    overrides = [a for a in arguments if a not in ("-m", "--multirun")]
-    unknown = [a for a in overrides if a.startswith("-")]
-    if unknown:
-        return complain(f"{unknown[0]}: no such option; {USAGE}")
-    register()
+    if command in ("-V", "--version"):
+        print(f"d2 {__version__}")
+        return 0
+    if command not in pages.COMMANDS:
+        alike = did_you_mean(command, pages.COMMANDS)
+        return complain(f"{command or 'no command'}{alike or ':'} d2 {'|'.join(pages.COMMANDS)}; see d2 --help")
+    if {"-h", "--help"} & set(arguments):
+        print(f"usage: {CHECKPOINTS}" if command == "checkpoints" else pages.of_command(command))
+        return 0
+    if command == "checkpoints":
+        return checkpoints(arguments)
+    from d2.config import command_line
+
     try:
-        overrides = expand(overrides)
-        if multirun:
-            return sweep(command, overrides)
-        composed = composed_from(command, overrides)
-        check(composed.config)
-        return execute(command, composed, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        return complain(one_line(error))
+        return run_command(command, arguments)
+    except command_line.ERRORS as error:
+        return complain(command_line.one_line(error))
     except ValueError as error:
         if not is_users(error):
             raise
         return complain(str(error))
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Compose, check and run; or print what was composed."""
+    from d2.config import command_line
+    from d2.config.checks import check
+
+    options, overrides = parsed(command, arguments)
+    overrides = command_line.readable(overrides)
+    if options.cfg:
+        print(command_line.printed(command, overrides, options.cfg, resolve=options.resolve), end="")
+        return 0
+    if options.multirun:
+        return sweep(command, overrides)
+    composed = command_line.composed(command, overrides)
+    check(composed.config)
+    return execute(command, composed, overrides)
+
+
+def parsed(command: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options as Hydra names them, and what is left: overrides."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    try:
+        options, overrides = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: {error.message}") from error
+    for unknown in (one for one in overrides if one.startswith("-")):
+        raise ValueError(f"{unknown}: no such option; there are {', '.join(pages.OPTIONS)}; see d2 {command} --help")
+    if options.multirun and options.cfg:
+        raise ValueError("--cfg: prints one configuration; leave -m out and give the values of one point")
+    return options, overrides
 
 
 def checkpoints(arguments: list[str]) -> int:
@@ -133,15 +154,17 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
         quiet()
         return report(composed.config, composed.text)
+    from d2.config import command_line
+    from d2.config.checks import check
     from d2.sample.job import sample
     from d2.study.job import record, study
 
     quiet()
 
     def variant(more: list[str]) -> tuple[SampleConfig, str]:
-        node = node_from(command, [*overrides, *more])
+        node = command_line.compose_command(command, [*overrides, *more])
         node.variants, node.seeds, node.compare_to = {}, [], None  # a variant does not depend on the others
-        one = Composed(node)
+        one = command_line.Composed(node)
         check(one.config)
         return one.config, one.text
 
@@ -152,42 +175,27 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
     return code
 
 
-def composed_from(command: str, overrides: list[str]) -> Composed:
-    """conf/COMMAND.yaml with overrides."""
-    return Composed(node_from(command, overrides))
-
-
-def node_from(command: str, overrides: list[str]) -> DictConfig:
-    """Hydra's composition of conf/COMMAND.yaml with overrides; what is calibrated is configured as what is sampled."""
-    if command == "calibrate":
-        command, overrides = "sample", ["output_dir=outputs/calibrate", *overrides]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
-        try:
-            return compose(command, [*map(with_known_rules, overrides), *search_path(command)])
-        except ValueError as error:  # Hydra's own, of overrides that it cannot take apart
-            raise HydraException(str(error)) from error
-
-
-def search_path(command: str) -> list[str]:
-    """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
-    return [] if command == "report" else [f"hydra.searchpath=['file://{asset('experiments').parent}']"]
-
-
 def sweep(command: str, overrides: list[str]) -> int:
     """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some points failed.
 
     Points may run in other processes, so what they say comes back through files in the sweep's folder.
     """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from d2.config import command_line
+    from d2.config.checks import check
+
     if command not in ("sample", "train"):
         raise ValueError(f"-m: d2 {command} has no points to sweep over; give one command line")
     for override in overrides:
         if override.startswith("output_dir="):
             raise ValueError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
-    overrides = [with_known_rules(override) for override in overrides]
-    lines = values_in_turn(overrides)
+    overrides = [command_line.with_known_rules(override) for override in overrides]
+    lines = command_line.values_in_turn(overrides)
     for one in lines:
-        config = composed_from(command, one).config
+        config = command_line.composed(command, one).config
         check(config)
         if getattr(config, "objective", None):
             from d2.study.job import check_objective
@@ -195,15 +203,17 @@ def sweep(command: str, overrides: list[str]) -> int:
             check_objective(config)
         if config.trainer.devices != 1:
             raise ValueError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
-    folder = sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
-    codes, fixed = folder / ".codes", fixed_keys(overrides)
+    folder = command_line.sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
+    codes, fixed = folder / ".codes", command_line.fixed_keys(overrides)
     shutil.rmtree(codes, ignore_errors=True)
 
     def point(node: DictConfig) -> float | None:
         job, node = HydraConfig.get(), node.copy()
         node.output_dir = job.runtime.output_dir
-        swept = [o for o in job.overrides.task if key_of(o) not in fixed]
-        composed = Composed(node, ",".join(o for o in swept if key_of(o) != "seed") or folder.name)
+        swept = [o for o in job.overrides.task if command_line.key_of(o) not in fixed]
+        composed = command_line.Composed(
+            node, ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
+        )
         try:
             check(composed.config)
             code = run_point(command, composed, [*job.overrides.task, f"output_dir='{node.output_dir}'"])
@@ -221,7 +231,7 @@ def sweep(command: str, overrides: list[str]) -> int:
 
     GlobalHydra.instance().clear()
     own = sys.argv
-    sys.argv = [own[0], "-m", *overrides, f"hydra.sweep.dir='{folder}'", *search_path(command)]
+    sys.argv = [own[0], "-m", *overrides, f"hydra.sweep.dir='{folder}'", *command_line.search_path(command)]
     try:
         hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=command)(point)()
     finally:
@@ -243,89 +253,6 @@ def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
         if was_finished(composed.config, composed.text, composed.name):
             return 0
     return execute(command, composed, overrides)
-
-
-def sweep_folder(command: str, overrides: list[str]) -> Path:
-    """Where Hydra will put the points, found out once: its default holds the time."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
-        node = compose(command, [*overrides, *search_path(command)], return_hydra_config=True)
-    return Path(str(node.hydra.sweep.dir)).absolute()
-
-
-def fixed_keys(overrides: list[str]) -> set[str]:
-    """Keys with one value in all points."""
-    own = [o for o in overrides if not o.startswith("hydra")]
-    parsed = zip(own, OverridesParser.create().parse_overrides(own), strict=True)
-    return {key_of(text) for text, override in parsed if not override.is_sweep_override()}
-
-
-def key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def with_known_rules(override: str) -> str:
-    """`weights=my_rules.py:mine`: the function becomes a choice of its group, under a name that Hydra can read."""
-    key, _, value = override.partition("=")
-    group = key.lstrip("+")
-    if group not in RULES:
-        return override
-
-    def known(match: re.Match[str]) -> str:
-        name = f"{re.sub(r'[^0-9A-Za-z]', '_', match[0])}_{zlib.crc32(match[0].encode()):08x}"
-        ConfigStore.instance().store(name=name, group=group, node=rule_node(match[0], group))
-        return name
-
-    return f"{key}={RULE_IN_FILE.sub(known, value)}"
-
-
-def expand(arguments: Sequence[str]) -> list[str]:
-    """`experiment=NAME` stands for experiments/NAME/sweep.yaml."""
-    short, folder = "experiment=", asset("experiments")
-    for name in (a.removeprefix(short) for a in arguments if a.startswith(short)):
-        if not (folder / name / "sweep.yaml").is_file():
-            known = sorted(path.parent.name for path in folder.glob("*/sweep.yaml"))
-            raise ValueError(f"experiment={name}: no such experiment; choose {' or '.join(known)}")
-    return [f"+experiments/{a.removeprefix(short)}=sweep" if a.startswith(short) else a for a in arguments]
-
-
-def values_in_turn(overrides: list[str]) -> list[list[str]]:
-    """Command lines in which every value of a sweep comes at least once, the others at their first."""
-    own = [o for o in overrides if not o.startswith("hydra")]  # how a sweep is run is Hydra's business
-    choices: list[list[str]] = []
-    for text, override in zip(own, OverridesParser.create().parse_overrides(own), strict=True):
-        if isinstance(override.value(), Glob):
-            continue  # names options that are there
-        if override.is_discrete_sweep():
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        elif override.is_interval_sweep():
-            interval = cast(IntervalSweep, override.value())
-            choices.append([f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)])
-        else:
-            choices.append([text])
-    first = [values[0] for values in choices]
-    others = [
-        [*first[:place], value, *first[place + 1 :]] for place, values in enumerate(choices) for value in values[1:]
-    ]
-    return [first, *others]
-
-
-def one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages: what is wrong, why, and what there is to choose from."""
-    said, cause = str(error), error.__cause__
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be parsed, {error.message}"
-    text = f"{said}\n".split("\n")[0].rstrip(".")
-    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        reason = "" if cause.msg is None else cause.msg.split("\n")[0]
-        known = [str(key) for key in cause.parent_node if key != "hydra"]
-        if "not in" in reason:
-            return f"{cause.full_key}: no such key; there are {', '.join(known)}"
-        return f"{text}: {reason}"
-    options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
-    if "Available options" in said and options:
-        return f"{text}; choose {' or '.join(options)}"
-    return f"{text}: {str(cause).splitlines()[0]}" if cause and str(cause) else text
 
 
 def is_users(error: ValueError) -> bool:

@@ -1,6 +1,7 @@
 """The ground floor of files: writing that leaves nothing half-written, JSON, CSV, hashes, safetensors, shipped folders.
 
-It imports nothing of d2. Every writer writes beside the name and moves the file there when it is complete.
+It imports nothing of d2, and PyTorch only where tensors are read or written. Every writer writes beside the name and
+moves the file there when it is complete.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 # --- what ships with d2 ----------------------------------------------------------------------------------------------
 
@@ -98,6 +98,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save_file
+
     with staged(path) as partial:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
@@ -106,6 +108,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """`array` as npy."""
+    import numpy as np
+
     with staged(path) as partial, partial.open("wb") as file:
         np.save(file, array)
 
@@ -124,6 +128,8 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file by name, and the metadata of its header; a ValueError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

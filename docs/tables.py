@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from d2.config import checks, schema
+from d2.config import checks
+from d2.config.command_line import compose_command
+from d2.config.describe import ROOTS, keys, plain
 from d2.files import asset
 
 PAGE = Path(__file__).parent / "configuration.md"
-RULES = ("renoise", "weights", "guidance", "composition", "solver")
-ROOTS = {
-    "sample": schema.SampleConfig,
-    "train": schema.TrainConfig,
-    "evaluate": schema.EvaluateConfig,
-    "report": schema.ReportConfig,
-}
+COMMANDS = ("sample", "train", "evaluate", "report")
 
 
 def filled(text: str) -> str:
@@ -42,7 +33,8 @@ def key_table(command: str) -> list[str]:
     """Every key of a command: its default when nothing is given, what is allowed, what it means."""
     values = composed(command)
     lines = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for key, kind, meaning in keys(ROOTS[command]):
+    for key, kind, comment in keys(ROOTS[command]):
+        meaning = re.sub(r"^\w+( \| \w+)+(: |$)", "", comment).replace(" | ", " or ")  # choices have a column
         allowed = kind
         if key in checks.RANGES:
             low, high = checks.RANGES[key]
@@ -53,35 +45,12 @@ def key_table(command: str) -> list[str]:
     return lines
 
 
-def keys(root: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Key, type and comment of every plain value; rules are groups of their own."""
-    said = comments(root)
-    for field in dataclasses.fields(root):
-        key = prefix + field.name
-        if dataclasses.is_dataclass(field.default_factory):
-            yield from keys(field.default_factory, f"{key}.")  # type: ignore[arg-type]
-        elif key not in RULES:
-            kind = str(field.type).replace(" | None", "").replace("Any", "")
-            meaning = re.sub(r"^\w+( \| \w+)+(: |$)", "", said.get(field.name, ""))  # choices have a column
-            yield key, re.sub(r"\[.*", "", kind), meaning.replace(" | ", " or ")
-
-
-def comments(root: type) -> dict[str, str]:
-    """The comments behind the fields of a dataclass."""
-    source = inspect.getsource(root).splitlines()
-    (tree,) = ast.parse("\n".join(source)).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        node.target.id: source[node.lineno - 1].partition("  # ")[2]
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
-
-
 def group_table() -> list[str]:
     """Every choice of every group with the numbers that its file names."""
     conf = asset("conf")
-    chosen = {group: choice for command in ROOTS for group, choice in composed(command).hydra.runtime.choices.items()}
+    chosen = {
+        group: choice for command in COMMANDS for group, choice in composed(command).hydra.runtime.choices.items()
+    }
     lines = ["| choice | numbers | meaning |", "| --- | --- | --- |"]
     for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
         for path in sorted(folder.glob("*.yaml")):
@@ -105,19 +74,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def composed(command: str) -> DictConfig:
     """The configuration of a command when nothing is given."""
-    schema.register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
-        return compose(command, return_hydra_config=True)
-
-
-def plain(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if OmegaConf.is_list(value):
-        return f"[{', '.join(map(plain, value))}]"
-    return f"{value:.10g}" if isinstance(value, int | float) else str(value)
+    return compose_command(command, [], whole=True)
 
 
 if __name__ == "__main__":

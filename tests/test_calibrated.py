@@ -16,7 +16,7 @@ from einops import rearrange
 from exact_world import ended, terms_of, three_terms
 from torch import Tensor
 
-from d2 import cli
+from d2.config import command_line
 from d2.config.binding import bind, read_moments
 from d2.files import asset, fingerprint
 from d2.noise import draw
@@ -226,10 +226,9 @@ def job(small_networks: None, small_weights: list[str], tmp_path: Path) -> Calla
     """`d2 calibrate` in this process, on small networks."""
 
     def run(*overrides: str) -> int:
-        cli.register()
         short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=2", "trainer=cpu"]
         place = [f"output_dir={tmp_path / 'measured'}", "scenes.split=validation"]
-        composed = cli.composed_from("sample", [*small_weights, *short, *place, *overrides])
+        composed = command_line.composed("sample", [*small_weights, *short, *place, *overrides])
         return calibrate(composed.config, composed.text)
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 
 from d2 import cli
-from d2.cli import complain, is_users, values_in_turn
+from d2.cli import complain, is_users
+from d2.config import help as pages
+from d2.config.command_line import composed, readable, values_in_turn
 from d2.config.schema import CamerasConfig, SampleConfig
 from d2.sample import matrix_sampler
 from d2.sample.job import make_cameras
@@ -152,12 +156,16 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("nosuch=1", "nosuch: no such key; there are seed, output_dir"),
         ("+nosuch=1", "nosuch: no such key; there are seed, output_dir"),
         ("+sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
-        ("sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
-        ("weights=nosuch", "weights/nosuch'; choose alternating or constant or cosine"),
+        ("sampler.steps=1", "; there are num_steps, sigma_min"),
+        ("sampler.num_step=1", "sampler.num_step: no such key, did you mean sampler.num_steps?"),
+        ("sequences_per_call=1", "sequences_per_call: no such key, did you mean sampler.sequences_per_call?"),
+        ("variants.a=1", "variants.a=1: a variant is a list of overrides"),
+        ("variants=[a]", "variants=[a]: give each a name"),
+        ("weights=nosuch", "weights=nosuch: no such choice; choose alternating or constant or cosine"),
         ("preset=nosuch", "choose calibrated_exact or official or official_short"),
         ("experiment=nosuch", "experiment=nosuch: no such experiment"),
         ("video=nosuch", "choose svd or svd_xt or tiny"),
-        ("weights.curve.scael=1", "weights.curve.scael: no such key; there are _target_, _partial_, scale"),
+        ("weights.curve.scael=1", "no such key, did you mean weights.curve.scale?; there are scale"),
         ("+weights.curve.scael=1", "weights.curve.scael: d2.rules.weights.constant has no such argument"),
         ("+renoise.sigmas=[1]", "renoise.sigmas: d2.rules.renoise.vrs has no such argument"),
         ("weights.curve.scale=steep", "weights.curve.scale=steep: d2.rules.weights.constant takes float"),
@@ -252,7 +260,7 @@ def test_what_an_earlier_run_wrote_stays_when_the_next_is_refused(
     ("argv", "says"),
     [
         ([], "no command"),
-        (["smaple"], "smaple: usage: d2 sample"),
+        (["smaple"], "smaple, did you mean sample?"),
         (["sample", "--steps", "3"], "--steps: no such option"),
         (["sample", "-x"], "-x: no such option"),
     ],
@@ -262,15 +270,48 @@ def test_bad_commands_are_refused(argv: list[str], says: str, capfd: pytest.Capt
     assert says in said(capfd)
 
 
-def test_help_is_no_mistake(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--help"]) == 0
-    assert capfd.readouterr().out.startswith("usage: d2 ")
+@pytest.mark.parametrize("command", [c for c in pages.COMMANDS if c != "checkpoints"])
+def test_the_help_of_a_command_names_its_groups_and_keys_that_exist(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([command, "--help"]) == 0
+    out = capfd.readouterr().out
+    assert len(out.splitlines()) <= 2 * 44 and max(map(len, out.splitlines())) <= 120
+    assert all(f"\n  {group} " in out for group in pages.groups(command))
+    assert all(f"\n  {key} " in out for key in pages.KEYS[command])
+    for line in pages.EXAMPLES[command]:
+        overrides = [word for word in shlex.split(line)[2:] if word != "-m" and "," not in word.split("[")[0]]
+        composed(command, readable(overrides))  # an example that cannot be composed is none
+
+
+def test_help_version_and_configuration_wait_for_no_network(tmp_path: Path) -> None:
+    for line in (["--help"], ["--version"], ["sample", "--help"], ["sample", "nosuch=1"], ["sample", "--cfg", "job"]):
+        code = f"import sys; from d2 import cli; cli.run({line}); assert 'torch' not in sys.modules"
+        done = script(sys.executable, "-c", code, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_composed_configuration_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = ["sample", "variants={a:[],b:[weights=linear,sampler.hold=[input_row]]}", "output_dir=${oc.env:HOME}/x"]
+    assert cli.run([*line, "--cfg", "job"]) == 0
+    node = yaml.safe_load(capfd.readouterr().out)
+    assert node["variants"] == {"a": [], "b": ["weights=linear", "sampler.hold=[input_row]"]}
+    assert node["output_dir"] == "${oc.env:HOME}/x" and "hydra" not in node
+    assert cli.run([*line, "--cfg=all", "--resolve"]) == 0
+    node = yaml.safe_load(capfd.readouterr().out)
+    assert node["output_dir"] == f"{Path.home()}/x" and node["hydra"]["runtime"]["choices"]["weights"] == "constant"
+
+
+def test_a_variant_is_added_to_an_experiment(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["sample", "experiment=vrs", "variants.mine=[weights=cosine]", "-c", "job"]) == 0
+    variants = yaml.safe_load(capfd.readouterr().out)["variants"]
+    assert variants["mine"] == ["weights=cosine"] and len(variants) > 1
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("weights=constant,nosuch", "weights/nosuch"),
+        ("weights=constant,nosuch", "weights=nosuch"),
         ("sampler.num_steps=2,abc", "sampler.num_steps=abc"),
         ("sampler.num_steps=range(2,-1,-1)", "sampler.num_steps=0: out of range"),
         ("+nosuch.key=1,2", "nosuch"),

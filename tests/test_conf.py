@@ -13,6 +13,7 @@ from conftest import CELL, randomized
 from PIL import Image, ImageDraw
 
 from d2 import cli
+from d2.config import command_line
 from d2.config.binding import bind
 from d2.config.checks import check
 from d2.files import asset
@@ -59,8 +60,7 @@ def runs() -> list[list[str]]:
 
 
 def composed(*overrides: str, command: str = "sample") -> Any:
-    cli.register()
-    config = cli.composed_from(command, cli.expand(overrides)).config
+    config = command_line.composed(command, command_line.readable(overrides)).config
     check(config)
     return config
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2 import cli
+from d2.config import command_line
 from d2.config.schema import TrainerConfig
 from d2.config.tiers import load_priors, sizes
 from d2.data import world4d
@@ -60,8 +61,7 @@ def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_pa
     """A predict loop over four scenes with the callback, in so many processes: the run's folder."""
 
     def run(world: int, *, baselines: bool = False) -> Path:
-        cli.register()
-        config = cli.composed_from("sample", [*small_weights, *SMALL, "scenes.count=4"]).config
+        config = command_line.composed("sample", [*small_weights, *SMALL, "scenes.count=4"]).config
         scenes = load_scenes(config, sizes(config)).scenes
         rules, settings = make_rules(config), make_settings(config)
         module = MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=baselines)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d2 import cli
+from d2.config import command_line
 from d2.config.binding import bind
 from d2.matrix import Cameras, camera_ring
 from d2.priors import analytic
@@ -282,8 +282,7 @@ def test_a_term_that_is_not_there_is_named() -> None:
 
 
 def test_the_unary_rule_of_the_command_line_runs_on_three_terms() -> None:
-    cli.register()
-    config = cli.composed_from("sample", cli.expand(["composition=inclusion_exclusion"])).config
+    config = command_line.composed("sample", command_line.readable(["composition=inclusion_exclusion"])).config
     compose = bind(config.composition, "composition")
     world = analytic.separable(analytic.autoregressive(2, 0.8), analytic.autoregressive(3, 0.5))
     plan = renoise.none(karras_sigmas(4, sigma_min=0.1, sigma_max=10.0))

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from wandb.errors import UsageError
 
-from d2 import cli
+from d2.config import command_line
 from d2.config.tiers import load_priors, sizes
 from d2.data import world4d
 from d2.io import read_matrix, read_truth
@@ -54,9 +54,8 @@ def sampler(small_networks: None, small_weights: list[str]) -> Callable[..., tup
     """The module and the scene of a command line."""
 
     def make(*overrides: str) -> tuple[MatrixSampler, Scene]:
-        cli.register()
         short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3"]
-        config = cli.composed_from("sample", [*small_weights, *short, *overrides]).config
+        config = command_line.composed("sample", [*small_weights, *short, *overrides]).config
         scene = load_scenes(config, sizes(config)).scenes[0]
         rules, settings = make_rules(config), make_settings(config)
         return MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=config.baselines), scene

@@ -1,0 +1,241 @@
+"""Command lines into configurations: Hydra's composition of conf/COMMAND.yaml, and its errors in one line.
+
+It imports no network and no PyTorch, so that what is wrong with a command line is said at once.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from d2.config.names import did_you_mean, experiments
+from d2.config.schema import register
+from d2.files import asset
+
+RULES = ("renoise", "weights", "guidance", "composition", "solver")
+RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
+ERRORS = (HydraException, OmegaConfBaseException)  # what `one_line` makes a message of
+
+
+def compose_command(command: str, overrides: Iterable[str], *, whole: bool = False) -> DictConfig:
+    """conf/COMMAND.yaml with overrides; what is calibrated is configured as what is sampled.
+
+    `whole` takes Hydra's own keys along. Raises what Hydra raises, see `one_line`.
+    """
+    register()
+    overrides = list(overrides)
+    if command == "calibrate":
+        command, overrides = "sample", ["output_dir=outputs/calibrate", *overrides]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(asset("conf")), version_base="1.3"):
+        try:
+            return compose(command, [*map(with_known_rules, overrides), *search_path(command)], whole)
+        except ValueError as error:  # Hydra's own, of overrides that it cannot take apart
+            raise HydraException(str(error)) from error
+
+
+class Composed:
+    """A configuration, typed, and its text, with what the users' files that it names hold."""
+
+    def __init__(self, node: DictConfig, name: str | None = None):
+        from d2.config.binding import rule_files
+
+        self.config: Any = OmegaConf.to_object(node)
+        files = rule_files(OmegaConf.to_container(node))
+        self.text = OmegaConf.to_yaml(node) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
+        self.name: str = name or Path(self.config.output_dir).name  # the variant that the results are of
+
+
+def composed(command: str, overrides: Iterable[str]) -> Composed:
+    """conf/COMMAND.yaml with overrides, typed."""
+    return Composed(compose_command(command, overrides))
+
+
+def printed(command: str, overrides: Iterable[str], which: str, *, resolve: bool) -> str:
+    """What `--cfg` prints: the command's own keys (job), Hydra's (hydra), or both (all)."""
+    node = compose_command(command, overrides, whole=True)
+    if resolve:
+        OmegaConf.resolve(node)
+    if which == "hydra":
+        node = OmegaConf.create({"hydra": node.hydra})
+    elif which == "job":
+        node = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    return OmegaConf.to_yaml(node)
+
+
+def search_path(command: str) -> list[str]:
+    """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
+    return [] if command == "report" else [f"hydra.searchpath=['file://{asset('experiments').parent}']"]
+
+
+# --- overrides as people write them ----------------------------------------------------------------------------------
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """Overrides that Hydra can read: `experiment=NAME` names a file, variants are new keys, their lists are quoted."""
+    return [_variants(_experiment(argument)) for argument in arguments]
+
+
+def _experiment(override: str) -> str:
+    """`experiment=NAME` stands for experiments/NAME/sweep.yaml."""
+    key, _, name = override.partition("=")
+    if key != "experiment":
+        return override
+    if not (asset("experiments") / name / "sweep.yaml").is_file():
+        known = experiments()
+        raise ValueError(f"experiment={name}: no such experiment; choose {' or '.join(known)}")
+    return f"+experiments/{name}=sweep"
+
+
+def _variants(override: str) -> str:
+    """`variants={a:[],b:[weights=linear]}` and `variants.b=[weights=linear]`, without Hydra's plus sign and quotes."""
+    key, equals, value = override.partition("=")
+    name, value = key.lstrip("+"), value.strip()
+    if not equals or name.partition(".")[0] != "variants" or value == "{}":
+        return override
+    if name != "variants":
+        return f"++{name}={_list_of_overrides(name, value)}"
+    if not (value.startswith("{") and value.endswith("}")):
+        raise ValueError(f"{override}: give each a name and its overrides, variants={{a:[],b:[weights=linear]}}")
+    pairs = [pair.partition(":") for pair in _split(value[1:-1])]
+    lists = (f"{of.strip()}:{_list_of_overrides(f'variants.{of.strip()}', text.strip())}" for of, _, text in pairs)
+    return f"++variants={{{','.join(lists)}}}"
+
+
+def _list_of_overrides(key: str, text: str) -> str:
+    """The overrides of a variant, in quotes where they hold what Hydra's grammar minds."""
+    if not (text.startswith("[") and text.endswith("]")):
+        raise ValueError(f"{key}={text}: a variant is a list of overrides; give {key}=[weights=linear], or [] for none")
+    return "[" + ",".join(_quoted(element.strip()) for element in _split(text[1:-1])) + "]"
+
+
+def _quoted(text: str) -> str:
+    if text[:1] in ("'", '"') or not re.search(r"[=,:\[\](){}'\"\s]", text):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _split(text: str) -> list[str]:
+    """The parts of a list or dictionary, between commas that lie outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "[({") - (character in "])}")
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]
+
+
+def with_known_rules(override: str) -> str:
+    """`weights=my_rules.py:mine`: the function becomes a choice of its group, under a name that Hydra can read."""
+    key, _, value = override.partition("=")
+    group = key.lstrip("+")
+    if group not in RULES:
+        return override
+
+    def known(match: re.Match[str]) -> str:
+        from d2.config.binding import rule_node
+
+        name = f"{re.sub(r'[^0-9A-Za-z]', '_', match[0])}_{zlib.crc32(match[0].encode()):08x}"
+        ConfigStore.instance().store(name=name, group=group, node=rule_node(match[0], group))
+        return name
+
+    return f"{key}={RULE_IN_FILE.sub(known, value)}"
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def values_in_turn(overrides: list[str]) -> list[list[str]]:
+    """Command lines in which every value of a sweep comes at least once, the others at their first."""
+    own = [o for o in overrides if not o.startswith("hydra")]  # how a sweep is run is Hydra's business
+    choices: list[list[str]] = []
+    for text, override in zip(own, OverridesParser.create().parse_overrides(own), strict=True):
+        if isinstance(override.value(), Glob):
+            continue  # names options that are there
+        if override.is_discrete_sweep():
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        elif override.is_interval_sweep():
+            interval = cast(IntervalSweep, override.value())
+            choices.append([f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)])
+        else:
+            choices.append([text])
+    first = [values[0] for values in choices]
+    others = [
+        [*first[:place], value, *first[place + 1 :]] for place, values in enumerate(choices) for value in values[1:]
+    ]
+    return [first, *others]
+
+
+def fixed_keys(overrides: list[str]) -> set[str]:
+    """Keys with one value in all points."""
+    own = [o for o in overrides if not o.startswith("hydra")]
+    parsed = zip(own, OverridesParser.create().parse_overrides(own), strict=True)
+    return {key_of(text) for text, override in parsed if not override.is_sweep_override()}
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def sweep_folder(command: str, overrides: list[str]) -> Path:
+    """Where Hydra will put the points, found out once: its default holds the time."""
+    node = compose_command(command, overrides, whole=True)
+    return Path(str(node.hydra.sweep.dir)).absolute()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages: what is wrong, why, and what there is to choose from."""
+    said, cause = str(error), error.__cause__
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be parsed, {error.message}"
+    text = f"{said}\n".split("\n")[0].rstrip(".")
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        reason = "" if cause.msg is None else cause.msg.split("\n")[0]
+        if "not in" in reason:
+            return no_such_key(str(cause.full_key), cause.parent_node)
+        return f"{text}: {reason}"
+    options, asked = re.findall(r"^\t(\S+)$", said, re.MULTILINE), re.search(r"Could not find '(\S+)/(\S+)'", said)
+    if asked and options:
+        return f"{asked[1]}={asked[2]}: no such choice{did_you_mean(asked[2], options)}; choose {' or '.join(options)}"
+    return f"{text}: {str(cause).splitlines()[0]}" if cause and str(cause) else text
+
+
+def no_such_key(key: str, parent: DictConfig) -> str:
+    """What there is instead of a key that is not there: one that looks like it, and those beside it."""
+    beside = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
+    alike = did_you_mean(key, all_keys(cast(DictConfig, parent._get_root())))
+    return f"{key}: no such key{alike}" + (f"; there are {', '.join(beside)}" if beside else "")
+
+
+def all_keys(node: DictConfig, prefix: str = "") -> list[str]:
+    """The dotted keys of a configuration, Hydra's own left out."""
+    found = []
+    for name in node:
+        if name == "hydra":
+            continue
+        found.append(f"{prefix}{name}")
+        if OmegaConf.is_dict(node._get_node(name)):
+            found += all_keys(cast(DictConfig, node._get_node(name)), f"{prefix}{name}.")
+    return found

@@ -1,0 +1,93 @@
+"""SIGINT and SIGTERM end any command, with 130 and 143, within seconds: the one place that handles them.
+
+A signal raises `Stopped` wherever the program is. Where something has to be whole before it stops, a training step for
+one, `held_back` has it noted instead, until the next place that is a good one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GRACE_SECONDS = 8.0  # a stop that takes longer is cut off
+
+
+class Stopped(BaseException):
+    """A signal asked the program to stop. No Exception, so that nobody takes it for a failure that can be handled."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum
+
+
+class _State:
+    """What one process knows of signals."""
+
+    installed = False
+    received: int | None = None
+    since = 0.0  # seconds, of the monotonic clock
+    cut_off: threading.Timer | None = None
+    held = 0  # how many `held_back` are open
+
+
+def install() -> None:
+    """Handle SIGINT and SIGTERM in this process, from its main thread."""
+    _State.installed = True
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _receive)
+
+
+def reinstall() -> None:
+    """Take the place again that a library took; Lightning's own handler notes SIGTERM and goes on for hours."""
+    if _State.installed:
+        install()
+
+
+def _receive(signum: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if _State.received is not None:
+        if now - _State.since > 1:  # asked again, and not by the same Ctrl-C on another way
+            os._exit(128 + signum)
+        return
+    _State.received, _State.since = signum, now
+    _State.cut_off = threading.Timer(GRACE_SECONDS, os._exit, (128 + signum,))
+    _State.cut_off.daemon = True
+    _State.cut_off.start()
+    if not _State.held:
+        raise Stopped(signum)
+
+
+def forget() -> None:
+    """Know of no signal, and put handlers nowhere again: for a process that goes on after `Stopped`."""
+    _State.installed, _State.received = False, None
+    if _State.cut_off is not None:
+        _State.cut_off.cancel()
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Within, a signal is noted only, and raised by the function that is given here, or at the end."""
+
+    def check() -> None:
+        if _State.received is not None:
+            raise Stopped(_State.received)
+
+    _State.held += 1
+    try:
+        yield check
+    finally:
+        _State.held -= 1
+    if not _State.held:
+        check()

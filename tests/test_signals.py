@@ -1,0 +1,88 @@
+"""SIGINT and SIGTERM end a command within seconds, with 130 and 143, wherever it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from d2 import signals
+
+LONG = ["sampler.num_steps=1000", "matrix.num_views=8", "matrix.num_frames=8", "pages=false", "trainer=cpu"]
+WITHIN = 10.0  # seconds
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture
+def handled() -> object:
+    """Handlers as in a command, and as they were afterwards."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals.install()
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    signals.forget()
+
+
+def test_a_signal_is_raised_where_the_program_is(handled: None) -> None:
+    with pytest.raises(signals.Stopped) as stopped:
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.exit_code == 143 and str(stopped.value) == "stopped by SIGTERM"
+
+
+def test_a_signal_waits_for_what_has_to_be_whole(handled: None) -> None:
+    seen = []
+    with pytest.raises(signals.Stopped) as stopped, signals.held_back() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        seen.append("whole")
+        check()
+        seen.append("after")
+    assert seen == ["whole"] and stopped.value.exit_code == 130
+
+
+def test_a_signal_that_nothing_looked_at_is_raised_at_the_end(handled: None) -> None:
+    with pytest.raises(signals.Stopped), signals.held_back():
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "sign", "signum"),
+    [
+        (["sample", *LONG], "sampling ", signal.SIGTERM),
+        (["sample", "-m", *LONG, "seed=0,1"], "sampling ", signal.SIGINT),
+        (["sample", *LONG, "variants={a:[],b:[weights=video]}"], "sampling ", signal.SIGTERM),
+        (["sample", *LONG], "", signal.SIGTERM),  # while it imports
+    ],
+    ids=["sampling", "sweep", "study", "start-up"],
+)
+def test_a_command_ends_with_the_signals_code(
+    line: list[str], sign: str, signum: int, tiny_weights: list[str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "d2", *line, *tiny_weights],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=ENV,
+        cwd=tmp_path,
+    )
+    assert process.stderr is not None
+    if sign:
+        assert sign in process.stderr.readline()
+        time.sleep(1)
+    else:
+        time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - asked < WITHIN
+    assert process.returncode == 128 + signum
+    assert said.splitlines() == [f"d2: stopped by {signal.Signals(signum).name}"]
+    assert not list(tmp_path.rglob("*.partial"))
