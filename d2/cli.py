@@ -40,11 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
     except signals.Stopped as stopped:
-        code = stopped.exit_code
-        if int(os.environ.get("LOCAL_RANK", "0")):  # Lightning kills all processes when one of them exits with a code
-            code = 0
-        else:
+        child = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning kills all processes when one exits with a code
+        if not child:
             print(f"d2: {stopped}", file=sys.stderr)
+        signals.leave(0 if child else stopped.exit_code)
     sys.exit(code)
 
 

@@ -6,13 +6,16 @@ one, `held_back` has it noted instead, until the next place that is a good one.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 GRACE_SECONDS = 8.0  # a stop that takes longer is cut off
 
@@ -67,6 +70,14 @@ def _receive(signum: int, frame: FrameType | None) -> None:
     _State.cut_off.start()
     if not _State.held:
         raise Stopped(signum)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process once its exit handlers have run: an interpreter that holds PyTorch takes seconds to fold up."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def forget() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from d2 import signals
 from d2.config.schema import TrainerConfig
 
 
@@ -19,7 +20,7 @@ def make_trainer(config: TrainerConfig, folder: Path, loggers: list[Any], callba
             devices=config.devices,
             strategy=config.strategy,
             logger=loggers,
-            callbacks=callbacks,
+            callbacks=[StopsAtOnce(), *callbacks],
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -29,3 +30,25 @@ def make_trainer(config: TrainerConfig, folder: Path, loggers: list[Any], callba
     except (MisconfigurationException, ValueError, TypeError) as error:  # a device that is not there, a wrong name
         asked = f"trainer.accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}"
         raise ValueError(f"{asked}: {' '.join(str(error).split())}") from error
+
+
+class StopsAtOnce(L.Callback):
+    """Signals end Lightning's loops as they end anything else.
+
+    Its own handler notes SIGTERM, calls a collective from wherever the program is, and predicts on.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.reinstall()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.reinstall()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signals.reinstall()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Tell the processes that this one has started."""
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, signals.Stopped) and launcher is not None:
+            launcher.kill(exception.signum)
