@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2 import __version__, signals
 from d2.config import help as pages
@@ -79,7 +79,6 @@ def run(argv: list[str]) -> int:
 def run_command(command: str, arguments: list[str]) -> int:
     """Compose, check and run; or print what was composed."""
     from d2.config import command_line
-    from d2.config.checks import check
 
     options, overrides = parsed(command, arguments)
     overrides = command_line.readable(overrides)
@@ -89,8 +88,19 @@ def run_command(command: str, arguments: list[str]) -> int:
     if options.multirun:
         return sweep(command, overrides)
     composed = command_line.composed(command, overrides)
-    check(composed.config)
+    refuse(composed.config)
     return execute(command, composed, overrides)
+
+
+def refuse(config: Any) -> None:
+    """Raise a ValueError for what is wrong with a configuration, and for a logger that could not start."""
+    from d2.config.checks import check
+
+    check(config)
+    if hasattr(config, "logger") and config.logger.kind != "csv":
+        from d2.loggers import check_logger
+
+        check_logger(config.logger)
 
 
 def parsed(command: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -137,7 +147,7 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
         from d2.train.job import train_command
 
         quiet()
-        return train_command(composed.config)
+        return train_command(composed.config, composed.label)
     if command == "evaluate":
         from d2.evaluate.job import evaluate
 
@@ -152,9 +162,8 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
         from d2.study.report import report
 
         quiet()
-        return report(composed.config, composed.text)
+        return report(composed.config, composed.text, composed.label)
     from d2.config import command_line
-    from d2.config.checks import check
     from d2.sample.job import sample
     from d2.study.job import record, study
 
@@ -163,13 +172,13 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
     def variant(more: list[str]) -> tuple[SampleConfig, str]:
         node = command_line.compose_command(command, [*overrides, *more])
         node.variants, node.seeds, node.compare_to = {}, [], None  # a variant does not depend on the others
-        one = command_line.Composed(node)
-        check(one.config)
+        one = command_line.Composed(command, node, {})
+        refuse(one.config)
         return one.config, one.text
 
     if composed.config.variants or composed.config.seeds:
-        return study(composed.config, variant, composed.name)
-    code = sample(composed.config, composed.text)
+        return study(composed.config, variant, composed.name, composed.label)
+    code = sample(composed.config, composed.text, composed.label)
     record(composed.config, composed.name)
     return code
 
@@ -184,7 +193,6 @@ def sweep(command: str, overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from d2.config import command_line
-    from d2.config.checks import check
 
     if command not in ("sample", "train"):
         raise ValueError(f"-m: d2 {command} has no points to sweep over; give one command line")
@@ -195,7 +203,7 @@ def sweep(command: str, overrides: list[str]) -> int:
     lines = command_line.values_in_turn(overrides)
     for one in lines:
         config = command_line.composed(command, one).config
-        check(config)
+        refuse(config)
         if getattr(config, "objective", None):
             from d2.study.job import check_objective
 
@@ -210,11 +218,11 @@ def sweep(command: str, overrides: list[str]) -> int:
         job, node = HydraConfig.get(), node.copy()
         node.output_dir = job.runtime.output_dir
         swept = [o for o in job.overrides.task if command_line.key_of(o) not in fixed]
-        composed = command_line.Composed(
-            node, ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
-        )
+        name = ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
+        composed = command_line.Composed(command, node, job.runtime.choices, name=name, group=folder.name)
+        composed.label = composed.label._replace(name=",".join(swept))
         try:
-            check(composed.config)
+            refuse(composed.config)
             code = run_point(command, composed, [*job.overrides.task, f"output_dir='{node.output_dir}'"])
         except ValueError as error:
             if not is_users(error):

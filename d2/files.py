@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,21 @@ def fingerprint(path: Path) -> str:
         return sha256_of(path)[:12]
     parts = "".join(fingerprint(file) for file in sorted(path.glob("*/*.safetensors")))
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the code that ran, with + where it was changed; "" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return ""
 
 
 def _finite(value: Any) -> Any:

@@ -55,7 +55,7 @@ LAYERS = {
     "d2.config.binding": ("d2.files", "d2.rules.calibrated"),
     "d2.config.tiers": ("d2.config", "d2.data", "d2.files", "d2.priors", "d2.terms"),
     "d2.trainer": ("d2.config.schema", "d2.signals"),
-    "d2.loggers": ("d2.config.schema",),
+    "d2.loggers": ("d2.config.names", "d2.config.schema", "d2.files"),
     # --- the jobs, each a room
     "d2.plan": (
         "d2.config",
@@ -107,6 +107,7 @@ LAYERS = {
         "d2.config",
         "d2.evaluate",
         "d2.files",
+        "d2.loggers",
         "d2.priors.catalog",
         "d2.sample",
         "d2.signals",

@@ -26,7 +26,7 @@ from d2.sampling import Step, needed
 TESTS = Path(__file__).parent
 ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
     "trainer/ddp": "test_sample_job.py",
-    "logger/wandb": "test_sample_job.py",
+    "logger/wandb": "test_loggers.py",
     "video/svd": "test_published_sampling.py",
     "video/svd_xt": "test_published_sampling.py",
     "multiview/sv3d_u": "test_published_sampling.py",

@@ -19,7 +19,6 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
-from wandb.errors import UsageError
 
 from d2.config import command_line
 from d2.config.tiers import load_priors, sizes
@@ -395,36 +394,6 @@ def test_figures_go_to_the_csv_logger(d2_sample: Run, tmp_path: Path) -> None:
     assert means == [pytest.approx(sum(logged) / 2)]
     hparams = yaml.safe_load((tmp_path / "out" / "log" / "hparams.yaml").read_text())
     assert hparams["sampler"]["num_steps"] == 2
-
-
-@pytest.mark.slow
-def test_wandb_offline_needs_no_account_and_gets_the_media(
-    d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_home"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.chdir(tmp_path)
-    for out in ("first", "second"):  # two runs of one process are two runs
-        assert d2_sample("logger=wandb", f"output_dir={tmp_path / out}") == 0
-        (run,) = (tmp_path / out / "wandb").glob("offline-run-*")
-        assert list(run.glob("*.wandb"))
-        assert len(list((run / "files" / "media").rglob("*.png"))) == 1
-        assert len(list((run / "files" / "media").rglob("*.mp4"))) == 1
-    assert not (tmp_path / "wandb").exists()
-
-
-def test_wandb_without_an_account_is_refused(
-    d2_sample: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def init(**_: Any) -> None:
-        raise UsageError("No API key configured.\nUse `wandb login` to log in.")
-
-    monkeypatch.setattr("wandb.init", init)
-    assert d2_sample("logger=wandb", "logger.offline=false") == 2
-    err = capfd.readouterr().err
-    assert err == "d2: logger=wandb: No API key configured. Use `wandb login` to log in.; or take logger.offline=true\n"
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def randomly(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def quietly(job: TrainJob, *callbacks: L.Callback) -> dict[str, Tensor]:
     """Train, and read the weights written."""
-    return tiny.read_weights(train(job, [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind).state
+    return tiny.read_weights(train(job, lambda: [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind).state
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------

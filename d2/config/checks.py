@@ -65,7 +65,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16", "fp16"),
     "offload": ("none", "idle", "sequential"),
     "matting.kind": ("none", "rembg"),
-    "logger.kind": ("csv", "wandb"),
+    "logger.kind": ("csv", "wandb", "tensorboard"),
     "prior.optimizer": ("adamw", "muon"),
     "prior.kind": ("autoencoder", "video", "multiview", "cell", "video_encoder"),
     "features": ("world4d-encoder", "i3d", "i3d_torchscript", "videomae"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from d2.config.names import did_you_mean, experiments
+from d2.config.names import Label, did_you_mean, experiments
 from d2.config.schema import register
 from d2.files import asset
 
@@ -49,18 +49,30 @@ def compose_command(command: str, overrides: Iterable[str], *, whole: bool = Fal
 class Composed:
     """A configuration, typed, and its text, with what the users' files that it names hold."""
 
-    def __init__(self, node: DictConfig, name: str | None = None):
+    def __init__(
+        self,
+        command: str,
+        node: DictConfig,
+        choices: Mapping[str, str],  # of groups
+        *,
+        name: str | None = None,
+        group: str | None = None,
+    ):
         from d2.config.binding import rule_files
 
         self.config: Any = OmegaConf.to_object(node)
         files = rule_files(OmegaConf.to_container(node))
         self.text = OmegaConf.to_yaml(node) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
         self.name: str = name or Path(self.config.output_dir).name  # the variant that the results are of
+        tags = dict.fromkeys(choices[key] for key in ("preset", "prior", "video", "multiview") if key in choices)
+        self.label = Label(self.name, group, command, tuple(tags))
 
 
 def composed(command: str, overrides: Iterable[str]) -> Composed:
     """conf/COMMAND.yaml with overrides, typed."""
-    return Composed(compose_command(command, overrides))
+    node = compose_command(command, overrides, whole=True)
+    choices = node.hydra.runtime.choices
+    return Composed(command, without_hydra(node), choices)
 
 
 def printed(command: str, overrides: Iterable[str], which: str, *, resolve: bool) -> str:
@@ -71,8 +83,16 @@ def printed(command: str, overrides: Iterable[str], which: str, *, resolve: bool
     if which == "hydra":
         node = OmegaConf.create({"hydra": node.hydra})
     elif which == "job":
-        node = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+        node = without_hydra(node)
     return OmegaConf.to_yaml(node)
+
+
+def without_hydra(node: DictConfig) -> DictConfig:
+    """A configuration without Hydra's own keys."""
+    node = node.copy()
+    with open_dict(node):
+        del node["hydra"]
+    return node
 
 
 def search_path(command: str) -> list[str]:

@@ -1,11 +1,21 @@
-"""Names that people choose, and what a misspelt one may have meant."""
+"""Names: of experiments, of runs, and what a misspelt one may have meant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from d2.files import asset
+
+
+class Label(NamedTuple):
+    """What a run is called where many of them stand side by side."""
+
+    name: str  # of the variant, the point of a sweep, or the output folder
+    group: str | None  # of the study or the sweep
+    command: str
+    tags: tuple[str, ...]  # the preset, the priors
 
 
 def experiments() -> list[str]:

@@ -95,9 +95,12 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    kind: str = "csv"  # csv | wandb
+    kind: str = "csv"  # csv | wandb | tensorboard
     project: str = "d2"  # of W&B
-    offline: bool = True  # W&B writes files to be synchronised later, and needs no account
+    entity: str | None = None  # user or team of W&B that the project belongs to; null: the account's own
+    group: str | None = None  # under which W&B gathers runs; null: the study's or sweep's name
+    tags: list[str] = field(default_factory=list)  # of W&B, beside preset and priors
+    offline: bool | None = None  # W&B writes files to be synchronised later; null: as WANDB_MODE says, else true
 
 
 @dataclass

@@ -6,20 +6,19 @@ first rank has what all have found, and makes the run's tables of it in the orde
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from d2.files import csv_text, staged_folder, write_json, write_text
 from d2.io import write_disagreement, write_matrix
+from d2.loggers import finish_loggers, log_figures, log_scene, log_table
 from d2.matrix import ImageMatrix
 from d2.metrics.baselines import true_orbit_repeated
 from d2.metrics.suite import Measured, Suite
@@ -123,18 +122,7 @@ class SceneOutputs(L.Callback):
             batch.name, f"{batch.name}/index.html", matrix.pixels, shown(rows.get(JOINT, {}))
         )
         if trainer.is_global_zero:
-            self.tell_loggers(trainer, batch.name, batch_idx, rows.get(JOINT, {}))
-
-    def tell_loggers(self, trainer: L.Trainer, name: str, index: int, figures: Figures) -> None:
-        """Hand a scene's figures, grid and videos to the loggers, which work on the first rank alone."""
-        figures = {f"scene/{k}": v for k, v in figures.items() if math.isfinite(v)}
-        for logger in trainer.loggers:
-            if figures:
-                logger.log_metrics(figures, step=index)
-            if isinstance(logger, WandbLogger):
-                folder = self.folder / name
-                logger.log_image(f"grid/{name}", [str(folder / "grid.png")])
-                logger.log_video(f"preview/{name}", [str(folder / "preview.mp4")], format=["mp4"])
+            log_scene(trainer.loggers, self.folder / batch.name, batch_idx, rows.get(JOINT, {}))
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         gathered = gather_objects((self.entries, self.measured))
@@ -145,16 +133,13 @@ class SceneOutputs(L.Callback):
         self.write_tables(tables, entries)
         joint = tables.scenes.get(JOINT, {})
         for index in sorted(entries.keys() - self.entries.keys()):  # of other ranks
-            self.tell_loggers(trainer, entries[index].name, index, joint.get(index, {}))
+            log_scene(trainer.loggers, self.folder / entries[index].name, index, joint.get(index, {}))
         summary = {f"mean/{k}": v for k, v in tables.means.get(JOINT, {}).items()}
         summary |= {f"set/{figure.metric}": figure.value for figure in tables.sets.get(JOINT, [])}
-        summary = {k: v for k, v in summary.items() if math.isfinite(v)}
-        for logger in trainer.loggers:
-            if summary:
-                logger.log_metrics(summary)
-            logger.finalize("success")
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # the next run of this process is another one
+        log_figures(trainer.loggers, summary)
+        rows = scene_rows(tables, {index: entry.name for index, entry in entries.items()})
+        log_table(trainer.loggers, "figures", rows)
+        finish_loggers(trainer.loggers)
 
     def write_tables(self, tables: Tables, entries: Mapping[int, SceneEntry]) -> None:
         """metrics.csv, set_metrics.csv, config.yaml, index.html."""

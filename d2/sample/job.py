@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from d2.config.binding import bind
+from d2.config.names import Label
 from d2.config.schema import SampleConfig
 from d2.config.tiers import Sizes, check_moments, check_tier, facts_of, is_tiny, load_priors, sizes
 from d2.data import world4d
@@ -23,7 +24,7 @@ from d2.data.matting import cut_out, open_model
 from d2.data.preprocess import preprocess_clip
 from d2.evaluate.networks import sample_suite
 from d2.files import ensure_writable
-from d2.loggers import make_loggers, start_loggers
+from d2.loggers import start_loggers
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import Rules
 from d2.plan.planner import out_of_memory_advice
@@ -47,8 +48,11 @@ class Scenes(NamedTuple):
     failures: list[str]
 
 
-def sample(config: SampleConfig, text: str) -> int:
-    """Run the job; `text` is the configuration as YAML. Returns the exit code: 0, or 3 if scenes were left out."""
+def sample(config: SampleConfig, text: str, label: Label) -> int:
+    """Run the job; `text` is the configuration as YAML, `label` what loggers call it.
+
+    Returns the exit code: 0, or 3 if scenes were left out.
+    """
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     check_tier(config)
@@ -66,7 +70,7 @@ def sample(config: SampleConfig, text: str) -> int:
     module = MatrixSampler(
         priors, rules, settings, num_frames=size.num_frames, baselines=baselines, offload=config.offload
     )
-    predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)))
+    predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)), label)
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in found.failures:
@@ -74,7 +78,9 @@ def sample(config: SampleConfig, text: str) -> int:
     return 3
 
 
-def predict(config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene], folder: Path, text: str) -> None:
+def predict(
+    config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene], folder: Path, text: str, label: Label
+) -> None:
     """One predict loop over the scenes, with everything written into `folder`."""
     evaluations = len(module.rules.renoise(module.settings.sigmas)) * (3 if module.baselines else 1)
     size = sizes(config)
@@ -86,9 +92,10 @@ def predict(config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene]
         load_suite=partial(sample_suite, config, size.num_views, size.num_frames),
     )
     callbacks = [SamplerProgress(len(scenes), evaluations), outputs]
-    trainer = make_trainer(config.trainer, folder, make_loggers(config.logger, folder), callbacks)
+    trainer = make_trainer(config.trainer, folder, [], callbacks)
     ensure_writable(folder)
-    start_loggers(trainer.loggers, dataclasses.asdict(config))
+    told = dataclasses.asdict(config) | {"weights_hash": facts_of(config)}
+    trainer.loggers = start_loggers(config.logger, folder, label, told)
     loader = DataLoader(list(scenes), batch_size=None)  # type: ignore[arg-type]
     try:
         trainer.predict(module, loader, return_predictions=False)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from d2.config.names import Label
 from d2.config.schema import SampleConfig
 from d2.config.tiers import facts_of, load_priors, sizes
 from d2.data.folder import list_clips
@@ -54,14 +55,15 @@ class Run(NamedTuple):
     folder: Path
     config: SampleConfig
     text: str
+    label: Label
 
 
-def study(config: SampleConfig, compose: Compose, name: str) -> int:
+def study(config: SampleConfig, compose: Compose, name: str, label: Label) -> int:
     """Sample every variant over the same scenes and write results.csv, table.md and a plot. Returns the exit code.
 
     Without variants, `name` is the only one. What was sampled to its end by the same configuration is not run again.
     """
-    runs = plan_runs(config, compose, name)
+    runs = plan_runs(config, compose, name, label)
     size = sizes(config)
     rules = {run.variant: make_rules(run.config) for run in runs}
     costs = {
@@ -98,7 +100,7 @@ def study(config: SampleConfig, compose: Compose, name: str) -> int:
         module.rules, module.settings = rules[run.variant], make_settings(run.config)
         module.baselines = run.config.baselines
         if left:
-            predict(run.config, module, left, run.folder, run.text)
+            predict(run.config, module, left, run.folder, run.text, run.label)
         if rank_zero_only.rank == 0:
             end(run, scenes, whole=len(left) == len(scenes))
     if rank_zero_only.rank == 0:
@@ -106,7 +108,7 @@ def study(config: SampleConfig, compose: Compose, name: str) -> int:
     return 3 if found.failures else 0
 
 
-def plan_runs(config: SampleConfig, compose: Compose, name: str) -> list[Run]:
+def plan_runs(config: SampleConfig, compose: Compose, name: str, label: Label) -> list[Run]:
     """Every variant under every seed, a seed's runs together; a ValueError for what cannot be compared."""
     if "reference" not in config.metrics:
         raise ValueError(f"metrics={config.metrics}: a study compares figures; take metrics=[reference]")
@@ -123,9 +125,12 @@ def plan_runs(config: SampleConfig, compose: Compose, name: str) -> list[Run]:
             baselines = config.baselines and variant == first  # they are the same for all variants
             own, text = compose([f"seed={seed}", *overrides, f"baselines={baselines}"])
             _check_variant(variant, own, dataclasses.replace(config, seed=seed))
-            place = folder / variant if config.variants else folder
-            place = place / f"seed_{seed}" if config.seeds else place
-            runs.append(Run(variant, seed, place, own, with_facts(text, facts)))
+            parts = [variant] * bool(config.variants) + [f"seed_{seed}"] * bool(config.seeds)
+            place = folder.joinpath(*parts)
+            called = label._replace(
+                name="/".join([label.name] * bool(label.group) + parts), group=label.group or folder.name
+            )
+            runs.append(Run(variant, seed, place, own, with_facts(text, facts), called))
     return runs
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from d2.config.names import Label
 from d2.config.schema import ReportConfig
 from d2.files import ensure_writable
-from d2.loggers import make_loggers, start_loggers
+from d2.loggers import finish_loggers, start_loggers
 from d2.metrics.intervals import bootstrap_mean
 from d2.report.charts import Curve, Point, lines, scatter
 from d2.report.study_page import Charts, Example, Picture, Table, log_to_wandb, write_study_page
@@ -40,17 +41,17 @@ class Runs(NamedTuple):
     places: dict[str, list[Path]]  # variant -> the folders of its scenes, one a seed
 
 
-def report(config: ReportConfig, text: str) -> int:
-    """Write results.csv and index.html of the runs. Returns the exit code."""
+def report(config: ReportConfig, text: str, label: Label) -> int:
+    """Write results.csv and index.html of the runs, and tell W&B under `label`. Returns the exit code."""
     runs = read_runs(config.runs)
     results = by_variant(runs.rows)
     quality = quality_of(config.quality, results)
     if config.compare_to is not None and config.compare_to not in results:
         raise ValueError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(results)}")
     folder = Path(config.output_dir)
-    loggers = make_loggers(config.logger, folder) if config.logger.kind == "wandb" else []
     ensure_writable(folder)
-    start_loggers(loggers, dataclasses.asdict(config))
+    wanted = config.logger.kind == "wandb"
+    loggers = start_loggers(config.logger, folder, label, dataclasses.asdict(config)) if wanted else []
     tables = make_tables(results, runs, config)
     charts = [cost_charts(results, quality, config.seed), sigma_charts(list(results), runs.places)]
     examples = make_examples(results, runs.places, quality, config.shown_scenes)
@@ -68,7 +69,7 @@ def report(config: ReportConfig, text: str) -> int:
     )
     for logger in loggers:
         log_to_wandb(logger.experiment, tables=tables, charts=charts, examples=examples)
-        logger.experiment.finish()
+    finish_loggers(loggers)
     return 0
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from d2.files import csv_text, write_text
+from d2.files import commit, csv_text, write_text
 from d2.io import read_matrix, read_truth
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.intervals import bootstrap_mean, paired_difference
@@ -199,18 +197,3 @@ def _cell(name: str, values: Mapping[str, float], others: Mapping[str, float] | 
 def config_hash(text: str) -> str:
     """Of the configuration as it is kept beside results."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@cache
-def commit() -> str:
-    """The commit of the code that ran, with + where it was changed; "" outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except OSError:
-        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,11 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from d2.config.names import Label
 from d2.config.schema import TrainConfig
 from d2.data import world4d
 from d2.files import asset, ensure_writable, fingerprint, write_array
-from d2.loggers import make_loggers
+from d2.loggers import finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
@@ -82,8 +84,11 @@ class WeightsWriter(L.Callback):
             self.write(trainer, pl_module)
 
 
-def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Path:
-    """Run a training job, going on from its last checkpoint when there is one; returns the weights file."""
+def train(job: TrainJob, loggers: Callable[[], list[Any]], callbacks: list[L.Callback]) -> Path:
+    """Run a training job, going on from its last checkpoint when there is one; returns the weights file.
+
+    The loggers are started once all that the job needs is there.
+    """
     L.seed_everything(job.seed)
     builders = {"autoencoder": build_autoencoder, "video_encoder": build_video_encoder}
     module, data = builders.get(job.kind, build_prior)(job)
@@ -113,7 +118,7 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
         check_val_every_n_epoch=None,
         gradient_clip_val=1.0,
         log_every_n_steps=50,
-        logger=loggers,
+        logger=loggers(),
         num_sanity_val_steps=0,
         default_root_dir=job.output_dir,
         callbacks=[checkpoints, LearningRateMonitor("step"), WeightsWriter(weights, job.kind, meta), *callbacks],
@@ -126,11 +131,12 @@ def train(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> Pat
     if isinstance(module, EncoderTrainer):
         module.whiten(data.train)
     trainer.validate(module, data, verbose=False)
+    finish_loggers(trainer.loggers)
     return weights
 
 
-def train_command(config: TrainConfig) -> int:
-    """`d2 train` from its checked configuration."""
+def train_command(config: TrainConfig, label: Label) -> int:
+    """`d2 train` from its checked configuration; `label` is what loggers call the run."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     output_dir = Path(config.output_dir)
@@ -165,7 +171,12 @@ def train_command(config: TrainConfig) -> int:
         precision=PRECISIONS[config.precision],
     )
     make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
-    weights = train(job, make_loggers(config.logger, output_dir), [])
+
+    def loggers() -> list[Any]:
+        id_file = output_dir / "checkpoints" / "wandb_id"
+        return start_loggers(config.logger, output_dir, label, dataclasses.asdict(config), id_file=id_file)
+
+    weights = train(job, loggers, [])
     if not rank_zero_only.rank:
         print(f"wrote {weights}")
     return 0
