@@ -270,9 +270,9 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the variants that a study sampled."""
     own, folders = study.predict, []
 
-    def predict(config: Any, module: Any, scenes: Any, folder: Path, text: str) -> None:
+    def predict(config: Any, module: Any, scenes: Any, folder: Path, *more: Any) -> None:
         folders.append(folder.name)
-        own(config, module, scenes, folder, text)
+        own(config, module, scenes, folder, *more)
 
     monkeypatch.setattr(study, "predict", predict)
     return folders

@@ -47,9 +47,9 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The folders that a study sampled, with the number of their scenes."""
     own, folders = study.predict, []
 
-    def predict(config: Any, module: Any, scenes: Any, folder: Path, text: str) -> None:
+    def predict(config: Any, module: Any, scenes: Any, folder: Path, *more: Any) -> None:
         folders.append((folder.name if folder.name != "out" else ".", len(scenes)))
-        own(config, module, scenes, folder, text)
+        own(config, module, scenes, folder, *more)
 
     monkeypatch.setattr(study, "predict", predict)
     return folders
