@@ -67,6 +67,8 @@ LAYERS = {
         "d2.shard",
         "d2.terms",
     ),
+    "d2.recon": ("d2.files", "d2.io", "d2.matrix", "d2.metrics", "d2.scene"),
+    "d2.recon.world": ("d2.data", "d2.matrix", "d2.recon", "d2.scene"),
     "d2.evaluate": ("d2.config", "d2.data", "d2.files", "d2.io", "d2.metrics", "d2.scene", "d2.trainer"),
     "d2.train": ("d2.config", "d2.data", "d2.files", "d2.loggers", "d2.nn", "d2.priors", "d2.trainer"),
     "d2.sample": (
@@ -116,7 +118,7 @@ LAYERS = {
     ),
     "d2.__main__": ("d2.cli",),
 }
-ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate")  # of those jobs that are Lightning's
+ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate", "d2.recon")  # of those jobs that are Lightning's
 # Library -> where it may be imported.
 FENCES = {
     "hydra": ("d2.cli", "d2.config.command_line", "d2.config.schema"),
@@ -130,6 +132,7 @@ FENCES = {
     "onnxruntime": ("d2.data.matting",),
     "huggingface_hub": ("d2.priors.catalog",),
     "torchmetrics": ("d2.metrics",),
+    "gsplat": ("d2.recon.rasterize",),
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
 PURE = ("d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms", "d2.pipeline", "d2.nn")

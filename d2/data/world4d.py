@@ -24,7 +24,18 @@ from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
 from d2.scene import Scene, Truth
 
-__all__ = ["WORLD_VERSION", "Split", "Views", "static_orbits", "clips", "pairs", "full_matrix", "scene", "render"]
+__all__ = [
+    "WORLD_VERSION",
+    "Split",
+    "Views",
+    "static_orbits",
+    "clips",
+    "pairs",
+    "full_matrix",
+    "scene",
+    "half_way",
+    "render",
+]
 
 AMBIENT, SKY, HEADLIGHT = 0.50, 0.26, 0.24  # they sum to 1: a surface facing both lights shows its own colour
 EDGE = 0.15  # half width of the border between two colours of a part, of its radius
@@ -105,6 +116,17 @@ def scene(split: Split, index: int, *, num_views: int, num_frames: int, size: in
         fps=fps,
         truth=Truth(truth.pixels[0], truth.masks[0], truth.depth[0]),
     )
+
+
+def half_way(split: Split, index: int, *, num_views: int, num_frames: int, size: int) -> tuple[Views, Views]:
+    """What a matrix does not show: half-way between every view and the one before it on the ring, at the matrix's
+    frames; and its views half-way between every frame and the next. Pixels 1 v f 3 h w, the second with f − 1."""
+    if split == "train":
+        raise ValueError("split='train': a 4D truth is for evaluation only; choose validation or test")
+    creatures, ring = sample_creatures(split, [index]), _ring(num_views)
+    times = _times(creatures, num_frames)
+    turned = _views(creatures, times, ring - math.pi / num_views, size, "cpu")
+    return turned, _views(creatures, times[:, :-1] + 0.5 / num_frames, ring, size, "cpu")
 
 
 def render(

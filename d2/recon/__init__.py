@@ -1,0 +1,1 @@
+"""Stage 2: a scene of moving 3D Gaussians from an image matrix."""

@@ -1,0 +1,222 @@
+"""One reconstruction: a capture is fitted, measured, and written as what people take away.
+
+FOLDER/scene.safetensors, ply/frame_0000.ply …, held/VV_FF.png, orbit.mp4, spiral.mp4, metrics.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d2.files import staged, staged_folder, write_json
+from d2.io import write_png, write_video
+from d2.recon.capture import Capture, held_cells
+from d2.recon.files import motion_named, read_scene, write_ply_sequence, write_scene
+from d2.recon.fit import SceneFit
+from d2.recon.gaussians import Pinholes, orbit_pinholes
+from d2.recon.hull import common_ball
+from d2.recon.measure import Render, fit_figures, render_pictures
+from d2.recon.motion import Motion
+from d2.recon.rasterize import Rasterize, rasterize, rasterize_gsplat
+from d2.recon.recipe import Recipe
+from d2.recon.scene import MovingGaussians
+
+FILM_SIDE, FILM_PICTURES, FILM_FPS = 128, 48, 16  # a film's shorter side at least, its pictures a turn and a second
+LOG_EVERY = 10  # steps
+
+
+class Reconstruction(NamedTuple):
+    """What came of a fit."""
+
+    scene: MovingGaussians
+    figures: dict[str, float]
+    render: Render
+
+
+def reconstruct(
+    capture: Capture,
+    recipe: Recipe,
+    motion: Motion,
+    folder: Path,
+    *,
+    name: str,
+    seed: int = 0,
+    accelerator: str = "auto",  # as Lightning names it
+    loggers: Sequence[Any] = (),
+    more_figures: Callable[[Render, torch.device], dict[str, float]] | None = None,  # where the world is known
+) -> Reconstruction:
+    """Fit a scene and write it into `folder`. What is finished there of the same input is read, what was interrupted
+    goes on. The same input gives the same scene."""
+    digest = fingerprint(capture, recipe, motion, seed)
+    state = folder / f".fit_{digest}.ckpt"
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_steps=recipe.max_steps,
+        logger=list(loggers),
+        log_every_n_steps=LOG_EVERY,
+        callbacks=[FitProgress(name, recipe.max_steps), KeepState(state, recipe.save_every_seconds)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    device = trainer.strategy.root_device
+    draw = rasterizer(recipe.rasterizer, device)
+    fit = SceneFit(capture, recipe, motion, draw, seed)
+    if finished(folder, digest):
+        fit.scene = read_scene(folder / "scene.safetensors", motion)[0]
+    else:
+        going_on = str(state) if state.exists() else None
+        trainer.fit(fit, DataLoader(range(recipe.max_steps), batch_size=None), ckpt_path=going_on)  # type: ignore[arg-type]
+    fit = fit.eval().to(device)
+    figures = write_outputs(folder, fit, capture.to(device), digest, more_figures)
+    state.unlink(missing_ok=True)
+    return Reconstruction(fit.scene, figures, fit.render)
+
+
+def rasterizer(kind: str, device: torch.device) -> Rasterize:
+    """The one that is asked for; auto: gsplat's on CUDA, the plain one elsewhere."""
+    if kind not in ("auto", "torch", "gsplat"):
+        raise ValueError(f"recon.rasterizer={kind}: choose auto, torch or gsplat")
+    if kind == "gsplat" and device.type != "cuda":
+        raise ValueError("recon.rasterizer=gsplat: it draws on CUDA only; take torch")
+    return rasterize if kind == "torch" or device.type != "cuda" else rasterize_gsplat
+
+
+def fingerprint(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> str:
+    """A hash of all that a fit depends on."""
+    asked = dataclasses.asdict(recipe) | {"motion": motion_named(motion), "seed": seed}
+    asked.pop("save_every_seconds")
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    for tensor in (capture.pixels, capture.cameras.world_to_camera, capture.cameras.focal, capture.frame):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def finished(folder: Path, digest: str) -> bool:
+    """Whether `folder` holds the scene of this very input; its metrics are written last."""
+    path = folder / "metrics.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == digest
+
+
+def write_outputs(
+    folder: Path,
+    fit: SceneFit,
+    capture: Capture,
+    digest: str,
+    more_figures: Callable[[Render, torch.device], dict[str, float]] | None,
+) -> dict[str, float]:
+    """Everything but the page, and what was measured."""
+    held = held_cells(fit.recipe.hold, capture)
+    rendered = render_pictures(fit.render, capture.cameras, capture.frame.float())
+    figures = fit_figures(rendered, capture, held.cpu())
+    if more_figures is not None:
+        figures |= more_figures(fit.render, fit.device)
+    write_scene(folder / "scene.safetensors", fit.scene, capture.fps)
+    write_ply_sequence(folder / "ply", fit.scene)
+    shutil.rmtree(folder / "held", ignore_errors=True)  # of an earlier fit
+    if held.any():
+        with staged_folder(folder / "held") as partial:
+            for picture in held.nonzero()[:, 0].tolist():
+                view, frame = int(capture.view[picture]), int(capture.frame[picture])
+                write_png(partial / f"{view:02}_{frame:02}.png", rendered[picture])
+    for name, pictures in films(fit.render, capture).items():
+        write_video(folder / f"{name}.mp4", pictures, FILM_FPS)
+    write_json(folder / "metrics.json", {"fingerprint": digest, **figures})
+    return figures
+
+
+def films(render: Render, capture: Capture) -> dict[str, Tensor]:
+    """orbit: one turn at the middle frame; spiral: one turn while time runs, at a height that goes down and up."""
+    device, last = capture.pixels.device, capture.num_frames - 1
+    turn = torch.arange(FILM_PICTURES, device=device) / FILM_PICTURES
+    start, height = input_angles(capture)
+    azimuth = start + 2 * math.pi * turn
+    level = torch.full_like(turn, height)
+    wave = (height + 0.35 * (2 * math.pi * turn).sin()).clamp(-1.4, 1.4)
+    still, running = torch.full_like(turn, last / 2), turn * last
+    return {
+        "orbit": render_pictures(render, around(capture, azimuth, level), still),
+        "spiral": render_pictures(render, around(capture, azimuth, wave), running),
+    }
+
+
+def around(capture: Capture, azimuth: Tensor, elevation: Tensor) -> Pinholes:
+    """Cameras like the capture's on a sphere through them, with pictures large enough to watch; seen through those
+    cameras, a Gaussian is as soft as in the capture's."""
+    centre, _ = common_ball(capture.cameras)
+    distance = float((capture.cameras.positions - centre).norm(dim=-1).mean())
+    scale = max(1.0, FILM_SIDE / min(capture.cameras.height, capture.cameras.width))
+    fx, fy = (scale * capture.cameras.focal.mean(dim=0)).tolist()
+    size = round(scale * capture.cameras.height), round(scale * capture.cameras.width)
+    cameras = orbit_pinholes(azimuth, elevation, centre, distance, (fx, fy), size)
+    return cameras._replace(blur=capture.cameras.blur * scale**2)
+
+
+def input_angles(capture: Capture) -> tuple[float, float]:
+    """Azimuth and elevation of the input view (the first, where none is), seen from the common centre."""
+    centre, _ = common_ball(capture.cameras)
+    first = int((capture.view == (capture.input_view or 0)).nonzero()[0])
+    x, y, z = (capture.cameras.positions[first] - centre).tolist()
+    return math.atan2(y, x), math.atan2(z, math.hypot(x, y))
+
+
+class KeepState(Callback):
+    """Writes a state to go on from, now and then."""
+
+    def __init__(self, path: Path, every_seconds: float):
+        self.path, self.every_seconds, self.last = path, every_seconds, time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if time.monotonic() - self.last >= self.every_seconds:
+            with staged(self.path) as partial:
+                trainer.save_checkpoint(partial)
+            self.last = time.monotonic()
+
+
+class FitProgress(Callback):
+    """A bar with the PSNR of the step's pictures and the time left; a line where there is no terminal."""
+
+    def __init__(self, name: str, max_steps: int):
+        self.console, self.name = Console(stderr=True), name
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        self.task = self.progress.add_task(f"reconstructing {name}", total=max_steps)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.console.is_terminal:
+            self.progress.start()
+        else:
+            self.console.print(f"reconstructing {self.name}", highlight=False)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        psnr = trainer.callback_metrics.get("psnr")
+        said = "" if psnr is None else f" {float(psnr):.1f} dB"
+        self.progress.update(self.task, completed=trainer.global_step, description=f"{self.name}{said}")
+
+    def on_train_end(self, *_: Any) -> None:
+        self.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal its cursor back."""
+        if self.progress.live.is_started:
+            self.progress.stop()
