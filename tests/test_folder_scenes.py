@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from d2.data.folder import list_clips, read_clip
+from d2.data.folder import list_clips, read_clip, scene_name
+from d2.data.media import FAINT
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no sample data in {SHARED}")
@@ -36,7 +38,10 @@ def write_film(path: Path, num_frames: int, pix_fmt: str, codec: str, alpha: int
     film = imageio_ffmpeg.write_frames(str(path), (size, size), **formats, output_params=params)
     film.send(None)
     for frame in range(num_frames):
-        film.send(np.asarray(picture(10 * frame + 10, (size, size), alpha)).copy())
+        rgba = np.asarray(picture(10 * frame + 10, (size, size), alpha)).copy()
+        if alpha < 255:
+            rgba[:, : size // 2, 3] = 0  # something has been cut out
+        film.send(rgba)
     film.close()
     return path
 
@@ -125,7 +130,8 @@ def test_a_video_is_a_clip(tmp_path: Path, name: str, pix_fmt: str, codec: str) 
 )
 def test_a_video_keeps_its_alpha(tmp_path: Path, name: str, pix_fmt: str, codec: str) -> None:
     clip = read_clip(write_film(tmp_path / name, 3, pix_fmt, codec, alpha=128), num_frames=3)
-    assert clip.has_alpha and abs(float(clip.rgba[:, 3].float().mean()) - 128) < 4
+    assert clip.has_alpha and levels(clip.rgba[:, 3:, :, :15]) == [0, 0, 0]
+    assert np.allclose(levels(clip.rgba[:, 3:, :, 17:]), 128, atol=4)
 
 
 def test_a_folder_of_clips_is_many_scenes_in_natural_order(tmp_path: Path) -> None:
@@ -137,6 +143,102 @@ def test_a_folder_of_clips_is_many_scenes_in_natural_order(tmp_path: Path) -> No
     clips = list_clips(tmp_path)
     assert [clip.name for clip in clips] == ["dance.mp4", "hero.png", "walk2", "walk10"]
     assert [read_clip(clip, num_frames=2).name for clip in clips] == ["dance", "hero", "walk2", "walk10"]
+
+
+def test_every_fifth_frame_of_a_film_is_a_clip(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "clip", [f"frame_{i:04}.png" for i in (1, 6, 11, 16)])
+    assert levels(read_clip(folder, num_frames=4).rgba) == [10, 20, 30, 40]
+
+
+def test_faint_alpha_says_nothing_of_having_been_cut_out(tmp_path: Path) -> None:
+    """Nearly opaque everywhere is a picture on white; background is where alpha is below the one threshold."""
+    image = picture(50)
+    image.putpixel((3, 2), (50, 50, 50, 204))
+    image.save(tmp_path / "hero.png")
+    clip = read_clip(tmp_path / "hero.png", num_frames=1)
+    assert not clip.has_alpha and (clip.rgba[:, 3] == 255).all() and clip.rgba[0, 0, 2, 3] == 0.8 * 50 + 0.2 * 255
+    for alpha, is_cut_out in ((FAINT, False), (FAINT - 1, True)):
+        image.putpixel((0, 0), (9, 9, 9, alpha))
+        image.save(tmp_path / "hero.png")
+        assert read_clip(tmp_path / "hero.png", num_frames=1).has_alpha == is_cut_out
+    picture(90, alpha=FAINT - 1).save(tmp_path / "ghost.png")
+    refused(lambda: read_clip(tmp_path / "ghost.png", num_frames=1), "ghost.png", "all transparent")
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def write_masks(folder: Path, count: int, level: int = 255, suffix: str = "png") -> None:
+    """The left half is the object, one column wider each frame."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for frame in range(count):
+        mask = Image.new("L", (8, 6))
+        mask.paste(level, (0, 0, 4 + frame, 6))
+        mask.save(folder / f"mask_{frame:03}.{suffix}")
+
+
+@pytest.mark.parametrize("level", [255, 128, 1])  # coverage, a palette's first colour, a label
+@pytest.mark.parametrize(
+    ("images", "masks", "clip"),
+    [("walk/images", "walk/masks", "walk"), ("walk/rgb", "walk/mask", "walk"), ("walk", "walk/masks", "walk")],
+)
+def test_images_and_masks_of_one_clip_are_one_scene(
+    images: str, masks: str, clip: str, level: int, tmp_path: Path
+) -> None:
+    write_frames(tmp_path / images, ["0.png", "1.png", "2.png"])
+    write_masks(tmp_path / masks, 3, level)
+    (tmp_path / clip / "depth").mkdir()
+    for path in (tmp_path, tmp_path / clip):
+        assert list_clips(path) == [tmp_path / clip]
+    read = read_clip(tmp_path / clip, num_frames=2, start=1)
+    assert read.name == "walk" and read.has_alpha and levels(read.rgba) == [20, 30]
+    assert [int((alpha == 255).sum()) for alpha in read.rgba[:, 3]] == [6 * 5, 6 * 6]
+    assert set(read.rgba[:, 3].unique().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("name", ["walk_mask.gif", "walk_masks"])
+def test_masks_beside_a_clip_are_no_scene(name: str, tmp_path: Path) -> None:
+    frames = [picture(10 * i + 10) for i in range(3)]
+    frames[0].save(tmp_path / "walk.webp", save_all=True, append_images=frames[1:], lossless=True)
+    write_masks(tmp_path / "walk_masks", 3)
+    if name.endswith("gif"):
+        masks = [Image.open(file) for file in sorted((tmp_path / "walk_masks").iterdir())]
+        masks[0].save(tmp_path / name, save_all=True, append_images=masks[1:])
+        shutil.rmtree(tmp_path / "walk_masks")
+    assert list_clips(tmp_path) == [tmp_path / "walk.webp"]
+    rgba = read_clip(tmp_path / "walk.webp", num_frames=3).rgba
+    assert levels(rgba) == [10, 20, 30] and [int((alpha == 255).sum()) for alpha in rgba[:, 3]] == [24, 30, 36]
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write_frames(tmp_path / "walk" / "images", ["0.png", "1.png", "2.png"])
+    write_masks(tmp_path / "walk" / "masks", 2)
+    refused(lambda: read_clip(tmp_path / "walk", num_frames=2), "masks: no mask of frame 2")
+    picture(255, (9, 9)).save(tmp_path / "walk" / "masks" / "mask_002.png")
+    refused(lambda: read_clip(tmp_path / "walk", num_frames=3), "mask_002.png is 9×9 but mask_000.png 8×6")
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_has_a_name_that_a_file_system_and_a_run_can_take(tmp_path: Path) -> None:
+    assert scene_name(Path("clips/walk 1.mp4")) == "walk 1"
+    assert {scene_name(Path(f"{name}.mp4")) for name in ("log", "Log", "metrics.csv")} == {
+        "scene_log",
+        "scene_Log",
+        "scene_metrics.csv",
+    }
+    assert scene_name(Path("a\nb.mp4")) == "a_b" and scene_name(Path("caf\udce9.png")).encode() == "caf�".encode()
+    long = [scene_name(Path(f"{'日本' * 40}{end}.png")) for end in "ab"]
+    assert len(set(long)) == 2 and all(len(name.encode()) <= 200 and name.startswith("日本") for name in long)
+
+
+def test_a_link_is_called_as_it_is_named(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "0001", ["0.png", "1.png"])
+    (tmp_path / "clips").mkdir()
+    for name in ("walk", "run"):
+        (tmp_path / "clips" / name).symlink_to(folder)
+    assert [read_clip(clip, num_frames=2).name for clip in list_clips(tmp_path / "clips")] == ["run", "walk"]
 
 
 @needs_shared
@@ -224,11 +326,6 @@ def test_a_truncated_video(tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mp4", 9, "yuv420p", "libx264")
     path.write_bytes(path.read_bytes()[:300])
     refused(lambda: read_clip(path, num_frames=2), f"scenes.path={path}", "cannot be decoded", "replace")
-
-
-def test_sixteen_bit_grey(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "depth.png")
-    refused(lambda: read_clip(tmp_path / "depth.png", num_frames=1), "depth.png", "8 bits")
 
 
 def test_mixed_sizes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from golden.preprocess import check_preprocess
 from torch import Tensor
 
 from d2.data.folder import Clip, read_clip
+from d2.data.media import FAINT
 from d2.data.preprocess import preprocess_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -103,6 +104,20 @@ def test_the_colour_under_transparent_pixels_does_not_bleed() -> None:
     black_based, _ = preprocess_clip(clip, size=53, image_frame_ratio=0.9)
     green_based, _ = preprocess_clip(clip._replace(rgba=green), size=53, image_frame_ratio=0.9)
     assert torch.equal(black_based, green_based)
+
+
+@pytest.mark.parametrize("haze", [1, FAINT - 1])
+def test_faint_alpha_far_from_the_object_does_not_move_the_box(haze: int) -> None:
+    """What a network or a codec leaves, in a corner or everywhere, widens the box by an edge's softness at most."""
+    clean = clip_of([(40, 40, 20, 20), (44, 40, 20, 20)], (128, 128))
+    _, expected = preprocess_clip(clean, size=64, image_frame_ratio=0.8)
+    dusty = clean.rgba.clone()
+    dusty[1, 3, 0, 0] = dusty[1, 3, -1, -1] = haze
+    hazy = torch.cat([clean.rgba[:, :3], clean.rgba[:, 3:].clamp(min=haze)], dim=1)
+    _, masks = preprocess_clip(clean._replace(rgba=dusty), size=64, image_frame_ratio=0.8)
+    assert torch.equal(masks, expected)
+    _, masks = preprocess_clip(clean._replace(rgba=hazy), size=64, image_frame_ratio=0.8)
+    assert measure((masks[0] > 0.5).double())[2] > 0.8 * measure((expected[0] > 0.5).double())[2]
 
 
 # --- without alpha ---------------------------------------------------------------------------------------------------

@@ -1,38 +1,50 @@
-"""What the user brings (`scenes=folder`): numbered frames, a video, a GIF or one picture, read as it is.
+"""What the user brings (`scenes=folder`): numbered frames, a video, an animation or one picture, read as it is.
 
-Axes: f frames, c h w. Nothing is cropped, scaled or cut out here: see preprocess.py. Every mistake in the input is a
-ValueError of one line that names the file or key, the value, and the way out.
+Axes: f frames, c h w. Nothing is cropped or scaled here: see preprocess.py; files are opened in media.py. Every mistake
+in the input is a ValueError of one line that names the file or key, the value, and the way out.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import imageio_ffmpeg
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-PICTURE_SUFFIXES = (*FRAME_SUFFIXES, ".gif")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg")
-ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")  # a phone's JPEG holds several pictures too, and is no animation
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own decoders of these two drop the alpha plane
+from d2.data.media import (
+    FAINT,
+    PICTURE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Refused,
+    is_film,
+    is_frame,
+    read_film,
+    read_picture,
+    visible,
+)
+
 SHOWN = 8  # a message lists so many numbers or files and counts the rest
+NAME_BYTES = 200  # of a scene's folder: file systems take 255, and names are lengthened while it is being written
+IMAGES = ("images", "image", "imgs", "rgb", "color", "frames", "jpegimages")  # a clip's pictures, beside its masks
+MASKS = ("masks", "mask", "alpha", "alphas", "mattes", "annotations")
+MASK_ENDINGS = ("_masks", "_mask", "_alpha")  # of walk_mask.mp4, the masks of walk.mp4
+TAKEN = {"log", "wandb", "metrics.csv", "set_metrics.csv", "results.csv", "config.yaml", "index.html"}  # by the run
 
 
 class Clip(NamedTuple):
     """One clip as it lies on the disk."""
 
-    name: str  # of the folder, or of the file without its suffix
-    rgba: Tensor  # f 4 h w, uint8
-    has_alpha: bool  # some pixel of some frame is not opaque
+    name: str  # of its scene
+    rgba: Tensor  # f 4 h w, uint8; opaque throughout, on white, where nothing has been cut out
+    has_alpha: bool  # it has been cut out: some alpha of some frame is below FAINT
     is_picture: bool  # one still picture: the video prior makes the clip from it
 
 
@@ -44,82 +56,111 @@ class Frame(NamedTuple):
 def list_clips(path: Path | str) -> list[Path]:
     """The clips under `scenes.path`, each for `read_clip`, in natural order (a2 before a10).
 
-    A file is one clip, and so is a folder with numbered pictures. In any other folder each sub-folder, video, GIF and
-    picture is a clip; hidden entries and files of other kinds are passed over.
+    A file is one clip, and so is a folder with numbered pictures, or with images/ and masks/. In any other folder each
+    sub-folder, video, animation and picture is a clip, but for the masks of another (walk_mask beside walk); hidden
+    entries and files of other kinds are passed over.
     """
-    path = _existing(path)
-    if path.is_file():
-        return [path]
-    entries = _entries(path)
-    if any(_is_frame(entry) and _number(entry) is not None for entry in entries):
-        return [path]
-    clips = [entry for entry in entries if entry.is_dir() or entry.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
-    if not clips:
-        raise ValueError(f"scenes.path={path}: {_contents(entries)}; put frames (0.png, 1.png, …) or clips there")
-    first: dict[str, Path] = {}
-    for clip in clips:
-        twin = first.setdefault(_clip_name(clip), clip)
-        if twin is not clip:
-            raise ValueError(f"scenes.path={path}: {twin.name} and {clip.name} would share a scene name; rename one")
-    return clips
+    with _keyed():
+        path = _existing(path)
+        if path.is_file():
+            return [path]
+        entries = visible(path)
+        if any(is_frame(entry) and _number(entry) is not None for entry in entries) or parts(path)[0] != path:
+            return [path]
+        clips = list(filter(_may_be_clip, entries))
+        masks = {parts(clip)[1] for clip in clips}
+        clips = [clip for clip in clips if clip not in masks]
+        if not clips:
+            raise Refused(f"{path}: {_contents(entries)}; put frames (0.png, 1.png, …) or clips there")
+        first: dict[str, Path] = {}
+        for clip in clips:
+            twin = first.setdefault(scene_name(clip).casefold(), clip)
+            if twin is not clip:
+                raise Refused(f"{path}: {twin.name} and {clip.name} would share a scene name; rename one")
+        return clips
 
 
 def read_clip(path: Path | str, *, num_frames: int, start: int = 0, stride: int = 1) -> Clip:
     """The `num_frames` frames `start, start + stride, …` of one clip; a single picture is one frame whatever they say.
 
     `path`: a folder of numbered pictures (ordered by the last integer in their names), a video, an animation or a
-    picture. Frames are counted from the first one, 0, whatever its number.
+    picture. Frames are counted from the first one, 0, whatever its number. Masks, where there are any (`parts`), become
+    alpha.
     """
-    path = _existing(path)
     if num_frames < 1:
         raise ValueError(f"matrix.num_frames={num_frames}: no clip is so short; set matrix.num_frames=1 or more")
     if start < 0:
         raise ValueError(f"frames.start={start}: frames are counted from the first one, 0; set frames.start=0 or more")
     if stride < 1:
         raise ValueError(f"frames.stride={stride}: frames are read forwards; set frames.stride=1 (every frame) or more")
-
-    is_picture = False
-    wanted = range(start, start + num_frames * stride, stride)
-    if path.is_dir():
-        files = _numbered_files(path)
-        frames = [_load_picture(files[index]) for index in wanted if index < len(files)]
-        total = len(files)
-    elif path.suffix.lower() in VIDEO_SUFFIXES:
-        frames, total = _select(_video_frames(path), wanted)
-    elif path.suffix.lower() in PICTURE_SUFFIXES:
-        is_picture = _count_pictures(path) == 1
-        frames, total = ([_load_picture(path)], 1) if is_picture else _select(_animation_frames(path), wanted)
-    else:
-        kinds = " ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
-        raise ValueError(f"scenes.path={path}: unsupported extension '{path.suffix}'; convert it to one of {kinds}")
-
-    if not is_picture:
-        _require_enough(path, len(frames), total, wanted)
-    _require_one_size(path, frames)
-    _require_visible(path, frames)
+    with _keyed():
+        path = _existing(path)
+        colour, masks = parts(path)
+        wanted = range(start, start + num_frames * stride, stride)
+        frames, is_picture = _read(colour, wanted)
+        if masks is not None:
+            frames = _masked(frames, colour, masks, wanted)
+        _require_visible(colour, frames)
     rgba = torch.from_numpy(np.stack([frame.rgba for frame in frames])).permute(0, 3, 1, 2).contiguous()
-    return Clip(_clip_name(path), rgba, has_alpha=bool((rgba[:, 3] < 255).any()), is_picture=is_picture)
+    has_alpha = bool((rgba[:, 3] < FAINT).any())
+    return Clip(scene_name(path), rgba if has_alpha else _on_white(rgba), has_alpha, is_picture)
+
+
+def parts(path: Path) -> tuple[Path, Path | None]:
+    """Where a clip's pictures lie, and its masks.
+
+    They are images/ and masks/ in it, or masks/ among its frames, or of walk.mp4 walk_mask.mp4 (or a folder) beside it.
+    """
+    if path.is_dir():
+        inside = {_stem(entry).lower(): entry for entry in visible(path) if _may_be_clip(entry)}
+        images = next((inside[name] for name in IMAGES if name in inside), None)
+        masks = next((inside[name] for name in MASKS if name in inside and not _is_bare(inside[name])), None)
+        if masks is not None and any(map(is_frame, inside.values())):
+            return (path, masks) if masks.is_dir() else (path, None)
+        if masks is not None and images is not None:
+            return images, masks
+    place = path if path.name not in ("", "..") else path.resolve()
+    kinds = ("", place.suffix, *PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
+    beside = [place.parent / f"{_stem(place)}{ending}{kind}" for ending in MASK_ENDINGS for kind in kinds]
+    return path, next((mask for mask in beside if mask.exists()), None)
+
+
+def scene_name(path: Path) -> str:
+    """What the scene of a clip, and its folder, is called: the clip's name, made fit for a file system and a table."""
+    name = os.fsencode(_stem(path)).decode("utf-8", "replace")
+    name = re.sub(r"[\x00-\x1f\x7f]", "_", name)
+    if name.lower() in TAKEN:
+        name = f"scene_{name}"
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    return f"{name.encode()[: NAME_BYTES - 9].decode('utf-8', 'ignore')}_{zlib.crc32(name.encode()):08x}"
 
 
 # --- what lies in a folder -------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _keyed() -> Iterator[None]:
+    """Puts the key in front of what is wrong with a path."""
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(f"scenes.path={error}") from error
+
+
 def _existing(path: Path | str) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"scenes.path={path}: there is no such file or folder; give the path of a clip")
+        raise Refused(f"{path}: there is no such file or folder; give the path of a clip")
     return path
 
 
-def _entries(folder: Path) -> list[Path]:
-    def natural(path: Path) -> list[tuple[int, str]]:  # digits compare as numbers
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
-
-    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=natural)
+def _may_be_clip(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES
 
 
-def _is_frame(path: Path) -> bool:
-    return path.suffix.lower() in FRAME_SUFFIXES and path.is_file()
+def _is_bare(path: Path) -> bool:
+    return path.is_dir() and not any(map(is_frame, visible(path)))
 
 
 def _number(path: Path) -> int | None:
@@ -128,35 +169,39 @@ def _number(path: Path) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
-def _clip_name(path: Path) -> str:
-    return path.resolve().name if path.is_dir() else path.stem
+def _stem(path: Path) -> str:
+    if not path.is_dir():
+        return path.stem
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
-def _numbered_files(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their numbers, of which none may lack or come twice."""
-    entries = _entries(folder)
+def _numbered_files(folder: Path) -> dict[int, Path]:
+    """The pictures of a folder in the order of their numbers, which rise by even steps."""
+    entries = visible(folder)
     numbered: dict[int, Path] = {}
-    for file in filter(_is_frame, entries):
+    for file in filter(is_frame, entries):
         number = _number(file)
         if number is None:
-            raise ValueError(f"scenes.path={folder}: {file.name} has no number in its name; number it or move it away")
+            raise Refused(f"{folder}: {file.name} has no number in its name; number it or move it away")
         if number in numbered:
             twins = f"{numbered[number].name} and {file.name}"
-            raise ValueError(f"scenes.path={folder}: {twins} are both frame {number}; keep one of them")
+            raise Refused(f"{folder}: {twins} are both frame {number}; keep one of them")
         numbered[number] = file
     if not numbered:
-        raise ValueError(f"scenes.path={folder}: {_contents(entries)}; put frames (0.png, 1.png, …) there")
-
+        raise Refused(f"{folder}: {_contents(entries)}; put frames (0.png, 1.png, …) there")
     order = sorted(numbered)
-    num_missing = order[-1] - order[0] + 1 - len(order)
-    if num_missing:
-        missing: list[int] = []
-        for before, after in pairwise(order):  # a gap may be huge (dates as numbers): list no more than is shown
-            missing += range(before + 1, min(after, before + 1 + SHOWN - len(missing)))
-        names = _shown([str(number) for number in missing], num_missing)
-        span = f"{order[0]} … {order[-1]}"
-        raise ValueError(f"scenes.path={folder}: missing frame {names} of {span}; add it or renumber the rest")
-    return [numbered[number] for number in order]
+    steps = {after - before for before, after in pairwise(order)}
+    if steps - {1} and (len(steps) > 1 or len(order) == 2):  # 0, 5, 10, … is every fifth frame of a film
+        _refuse_gaps(folder, order)
+    return {number: numbered[number] for number in order}
+
+
+def _refuse_gaps(folder: Path, order: list[int]) -> None:
+    missing: list[int] = []
+    for before, after in pairwise(order):  # a gap may be huge (dates as numbers): list no more than is shown
+        missing += range(before + 1, min(after, before + 1 + SHOWN - len(missing)))
+    names = _shown([str(number) for number in missing], order[-1] - order[0] + 1 - len(order))
+    raise Refused(f"{folder}: missing frame {names} of {order[0]} … {order[-1]}; add it or renumber the rest")
 
 
 def _contents(entries: list[Path]) -> str:
@@ -173,63 +218,59 @@ def _shown(names: list[str], count: int) -> str:
 # --- frames from files -----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into one line."""
-    try:
-        yield
-    except Exception as error:  # OSError, SyntaxError, struct.error, EOFError, RuntimeError, AssertionError, …
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1][:120]  # ffmpeg's last line, after its banner, is the one that says it
-        way_out = "damaged, or not what its name says; replace it"
-        raise ValueError(f"scenes.path={path}: cannot be decoded ({reason}): {way_out}") from error
+def _read(path: Path, wanted: range) -> tuple[list[Frame], bool]:
+    """The wanted frames of one size, and whether they are one still picture."""
+    if path.is_dir():
+        files = list(_numbered_files(path).values())
+        frames = [Frame(files[index].name, read_picture(files[index])) for index in wanted if index < len(files)]
+        total, is_picture = len(files), False
+    elif path.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
+        kinds = " ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
+        raise Refused(f"{path}: unsupported extension '{path.suffix}'; convert it to one of {kinds}")
+    elif is_film(path):
+        film = read_film(path, wanted)
+        frames = [Frame(f"frame {index}", rgba) for index, rgba in zip(wanted, film.pictures, strict=False)]
+        total, is_picture = film.total, False
+    else:
+        frames, total, is_picture = [Frame(path.name, read_picture(path))], 1, True
+    if not is_picture:
+        _require_enough(path, len(frames), total, wanted)
+    for label, rgba in frames:
+        if rgba.shape != frames[0].rgba.shape:
+            sizes = f"{label} is {_size(rgba)} but {frames[0].label} {_size(frames[0].rgba)}"
+            raise Refused(f"{path}: mixed sizes: {sizes}; give all frames one size")
+    return frames, is_picture
 
 
-def _to_rgba(image: Image.Image) -> np.ndarray:
-    if image.mode[0] in "IF":
-        raise ValueError(f"mode {image.mode}, where 8 bits a channel are needed")
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+def _masked(frames: list[Frame], colour: Path, masks: Path, wanted: range) -> list[Frame]:
+    """Frames with the alpha of their masks, of which black is background and the brightest of all pixels is object."""
+    if colour.is_dir() and masks.is_dir():
+        absent = sorted(_numbered_files(colour).keys() - _numbered_files(masks).keys())
+        if absent:
+            names = _shown([str(number) for number in absent], len(absent))
+            raise Refused(f"{masks}: no mask of frame {names}; add it, or move the masks away")
+    found, _ = _read(masks, wanted)
+    levels = [mask.rgba[..., :3].max(axis=-1) * (mask.rgba[..., 3] / 255) for mask in found]
+    brightest = max(1.0, *(float(level.max()) for level in levels))  # of labels it may be 1, or a palette's grey
+    whole = []
+    for (label, rgba), mask, level in zip(frames, found, levels, strict=True):
+        if level.shape != rgba.shape[:2]:
+            sizes = f"{mask.label} is {_size(mask.rgba)} but {label} {_size(rgba)}"
+            raise Refused(f"{masks}: {sizes}; give masks the size of their pictures")
+        alpha = (rgba[..., 3] * (level / brightest)).round().astype(np.uint8)
+        whole.append(Frame(label, np.concatenate([rgba[..., :3], alpha[..., None]], axis=-1)))
+    return whole
 
 
-def _load_picture(path: Path) -> Frame:
-    with _decoding(path), Image.open(path) as image:
-        return Frame(path.name, _to_rgba(image))
+def _on_white(rgba: Tensor) -> Tensor:  # f 4 h w -> f 4 h w
+    """Opaque throughout, for a clip that nothing has been cut out of."""
+    colour, alpha = rgba[:, :3].double(), rgba[:, 3:].double() / 255
+    flat = (colour * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+    return torch.cat([flat, torch.full_like(rgba[:, 3:], 255)], dim=1)
 
 
-def _count_pictures(path: Path) -> int:
-    with _decoding(path), Image.open(path) as image:
-        return getattr(image, "n_frames", 1) if image.format in ANIMATED_FORMATS else 1
-
-
-def _animation_frames(path: Path) -> Iterator[Frame]:
-    with _decoding(path), Image.open(path) as image:
-        for index in range(getattr(image, "n_frames", 1)):
-            image.seek(index)
-            yield Frame(f"frame {index}", _to_rgba(image))
-
-
-def _video_frames(path: Path) -> Iterator[Frame]:
-    with _decoding(path):
-        with closing(imageio_ffmpeg.read_frames(str(path))) as header:
-            codec = str(next(header)["codec"]).rstrip(",")  # pyright: ignore[reportArgumentType]
-            decoder = ALPHA_DECODERS.get(codec)
-        params = ["-c:v", decoder] if decoder else []
-        with closing(imageio_ffmpeg.read_frames(str(path), "rgba", bits_per_pixel=32, input_params=params)) as raw:
-            width, height = next(raw)["size"]  # pyright: ignore[reportArgumentType]
-            for index, pixels in enumerate(raw):
-                yield Frame(f"frame {index}", np.frombuffer(pixels, np.uint8).reshape(height, width, 4))
-
-
-def _select(frames: Iterator[Frame], wanted: range) -> tuple[list[Frame], int]:
-    """The wanted frames, and how many were seen: all there are, where some wanted one is lacking."""
-    chosen, seen = [], 0
-    for index, frame in enumerate(frames):
-        seen = index + 1
-        if index in wanted:
-            chosen.append(frame)
-        if len(chosen) == len(wanted):
-            break
-    return chosen, seen
+def _size(rgba: np.ndarray) -> str:
+    return f"{rgba.shape[1]}×{rgba.shape[0]}"
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -240,18 +281,10 @@ def _require_enough(path: Path, got: int, total: int, wanted: range) -> None:
         return
     keys = f"matrix.num_frames={len(wanted)}, frames.start={wanted.start}, frames.stride={wanted.step}"
     way_out = f"set matrix.num_frames={got}" if got else f"set frames.start below {total}"
-    raise ValueError(f"scenes.path={path}: {total} frames, {wanted[-1] + 1} needed for {keys}; {way_out} or give more")
-
-
-def _require_one_size(path: Path, frames: list[Frame]) -> None:
-    height, width, _ = frames[0].rgba.shape
-    for label, rgba in frames:
-        if rgba.shape != frames[0].rgba.shape:
-            sizes = f"{label} is {rgba.shape[1]}×{rgba.shape[0]} but {frames[0].label} {width}×{height}"
-            raise ValueError(f"scenes.path={path}: mixed sizes: {sizes}; give all frames one size")
+    raise Refused(f"{path}: {total} frames, {wanted[-1] + 1} needed for {keys}; {way_out} or give more")
 
 
 def _require_visible(path: Path, frames: list[Frame]) -> None:
     for label, rgba in frames:
-        if not rgba[..., 3].any():
-            raise ValueError(f"scenes.path={path}: {label} is all transparent; replace it or choose other frames")
+        if rgba[..., 3].max() < FAINT:
+            raise Refused(f"{path}: {label} is all transparent; replace it or choose other frames")

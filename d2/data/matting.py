@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2.data.folder import Clip
-
-FAINT = 26  # of 255: alpha below a tenth is a network's doubt; it would stretch the object's box, so it is cleared
+from d2.data.media import FAINT
 
 
 def cut_out(clip: Clip, *, model: Path | None) -> Clip:

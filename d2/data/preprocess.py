@@ -11,14 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from d2.data.folder import Clip
+from d2.data.media import FAINT
 
 NEAR_WHITE = 240  # of 255, in every channel: what JPEG and video coding leave of white
 BORDER_SHARE = 0.9  # of the border's pixels, over all frames, that must be near-white for white to be the background
+FRINGE = 2  # pixels around what is seen in which faint alpha is an edge's own softness, and part of the object
 SMALLEST_RATIO = 0.1  # an object smaller than this says nothing to a prior, and its square would not fit the memory
 
 
@@ -78,10 +81,10 @@ def _resized(frames: np.ndarray, square: Square, size: int) -> tuple[Tensor, Ten
 
 
 def _object_square(frames: np.ndarray, image_frame_ratio: float | None, is_picture: bool) -> Square:
-    """The square around the union of the frames' alpha boxes."""
+    """The square around the union of the frames' boxes."""
     _, height, width, _ = frames.shape
-    visible = frames[..., 3].max(axis=0)  # h w: the largest alpha over the frames
-    columns, rows = np.flatnonzero(visible.max(axis=0)), np.flatnonzero(visible.max(axis=1))
+    seen = _seen(frames[..., 3].max(axis=0))  # of the largest alpha over the frames
+    columns, rows = np.flatnonzero(seen.any(axis=0)), np.flatnonzero(seen.any(axis=1))
     keep_frame = not len(rows) or (image_frame_ratio is None and not is_picture)
     left, right = (0, width) if keep_frame else (int(columns[0]), int(columns[-1]) + 1)
     top, bottom = (0, height) if keep_frame else (int(rows[0]), int(rows[-1]) + 1)
@@ -92,6 +95,13 @@ def _object_square(frames: np.ndarray, image_frame_ratio: float | None, is_pictu
     elif is_picture:
         side = max(side, height)
     return Square(left + (right - left) // 2 - side // 2, top + (bottom - top) // 2 - side // 2, side)
+
+
+def _seen(alpha: np.ndarray) -> np.ndarray:  # h w -> h w
+    """Where the object is, its soft edge with it: faint alpha anywhere else says nothing."""
+    solid = torch.from_numpy((alpha >= FAINT).astype(np.float32))[None, None]
+    near = F.max_pool2d(solid, 2 * FRINGE + 1, stride=1, padding=FRINGE)[0, 0].numpy()
+    return (near > 0) & (alpha > 0)
 
 
 def _central_square(frames: np.ndarray) -> Square:

@@ -5,7 +5,7 @@ Axes: v views, f frames, c h w. An object lies in a folder of its own, whose lay
     ours          matrix.safetensors, and truth.safetensors beside it
     consistent4d  eval_VIEW/FRAME.png; what else is there is passed over
     frames        VIEW/FRAME.png
-    videos        VIEW.mp4
+    videos        VIEW.mp4, or another kind of film that media.py reads
 
 A root is a folder of objects, or one object itself. Views and frames are told by the last number in their names, so
 that a missing one is seen; by the whole name where a number is lacking or comes twice.
@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from d2.data.folder import FRAME_SUFFIXES, VIDEO_SUFFIXES
+from d2.data.media import FAINT, VIDEO_SUFFIXES, is_film, is_frame, natural, read_film, read_picture, visible
 from d2.io import read_matrix, read_truth
 
 MATRIX, TRUTH = "matrix.safetensors", "truth.safetensors"
@@ -76,7 +73,7 @@ def find_objects(
     true = {} if truth is None else _objects(truth)
     if truth is not None and all(layout_of(root) is not None for root in (truth, *sampled)):
         roots = [dict.fromkeys(true, path) for path in sampled]  # single objects are a pair, whatever they are called
-    known = sorted(set(chain(true if needs_truth else (), *roots)), key=_natural)
+    known = sorted(set(chain(true if needs_truth else (), *roots)), key=natural)
     if unknown := sorted(set(names or ()) - set(known)):
         raise ValueError(f"objects={unknown}: not found; there are {_shown(known)}")
     objects, failures = [], []
@@ -145,8 +142,7 @@ def _objects(root: Path) -> dict[str, Path]:
         raise ValueError(f"{root}: no such folder; give a run's output_dir, or a folder of objects")
     if layout_of(root) is not None:
         return {root.resolve().name: root}
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path.name: path for path in folders if layout_of(path) is not None}
+    found = {path.name: path for path in visible(root) if path.is_dir() and layout_of(path) is not None}
     if not found:
         raise ValueError(
             f"{root}: holds no object; put OBJECT/{MATRIX}, OBJECT/VIEW/FRAME.png, OBJECT/eval_VIEW/FRAME.png or "
@@ -157,23 +153,20 @@ def _objects(root: Path) -> dict[str, Path]:
 
 def _picture_folders(folder: Path) -> list[Path]:
     """Views: folders of pictures and nothing deeper, so that an object with a preview in it is none."""
-    return [path for path in _visible(folder) if path.is_dir() and _is_view(list(path.iterdir()))]
+    return [path for path in visible(folder) if path.is_dir() and _is_view(visible(path))]
 
 
 def _is_view(entries: list[Path]) -> bool:
-    return any(map(_is_picture, entries)) and not any(path.is_dir() or path.name in (MATRIX, TRUTH) for path in entries)
+    if not any(map(is_frame, entries)) or any(path.name in (MATRIX, TRUTH) for path in entries):
+        return False
+    return not any(map(is_frame, chain(*(path.rglob("*") for path in entries if path.is_dir()))))
 
 
 def _videos(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
-
-
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in FRAME_SUFFIXES and not path.name.startswith(".")
+    """Videos, or, where there are none, pictures that move."""
+    entries = visible(folder)
+    videos = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    return videos or list(filter(is_film, entries))
 
 
 def _keyed(paths: Iterable[Path]) -> dict[Key, Path]:
@@ -182,7 +175,7 @@ def _keyed(paths: Iterable[Path]) -> dict[Key, Path]:
     numbers = [re.findall(r"\d+", path.stem) for path in paths]
     if all(numbers) and len({int(each[-1]) for each in numbers}) == len(paths):
         return dict(sorted((int(each[-1]), path) for each, path in zip(numbers, paths, strict=True)))
-    return {path.name: path for path in sorted(paths, key=lambda path: _natural(path.name))}
+    return {path.name: path for path in sorted(paths, key=lambda path: natural(path.name))}
 
 
 def _cells(folder: Path) -> dict[Key, dict[Key, Path]]:
@@ -190,7 +183,7 @@ def _cells(folder: Path) -> dict[Key, dict[Key, Path]]:
     views = _picture_folders(folder)
     if layout_of(folder) == "consistent4d":
         views = [view for view in views if re.fullmatch(r"eval_\d+", view.name)]
-    return {key: _keyed(filter(_is_picture, view.iterdir())) for key, view in _keyed(views).items()}
+    return {key: _keyed(filter(is_frame, visible(view))) for key, view in _keyed(views).items()}
 
 
 def _grid(folder: Path, *, truth: bool) -> dict[Key, set[Key] | None]:
@@ -236,18 +229,18 @@ def _differences(whose: str, grid: dict[Key, set[Key] | None], wanted: dict[Key,
         if row is not None and expected is not None:
             lines += [(f"view {view} lacks frame", expected - row)]
             lines += [(f"view {view} has too many: frame", row - expected)]
-    return [f"{whose}: {what} {_shown(sorted(map(str, keys), key=_natural))}" for what, keys in lines if keys]
+    return [f"{whose}: {what} {_shown(sorted(map(str, keys), key=natural))}" for what, keys in lines if keys]
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
 def _read(folder: Path) -> Pictures:
-    """Pictures or videos, on white; coverage where anything is not opaque."""
+    """Pictures or videos, on white; coverage where anything has been cut out."""
     if layout_of(folder) == "videos":
-        rows = [_video(path) for path in _keyed(_videos(folder)).values()]
+        rows = [[(path, each) for each in read_film(path).pictures] for path in _keyed(_videos(folder)).values()]
     else:
-        rows = [[(path, _picture(path)) for path in row.values()] for row in _cells(folder).values()]
+        rows = [[(path, read_picture(path)) for path in row.values()] for row in _cells(folder).values()]
     first, rgba = rows[0][0]
     for path, other in chain(*rows):
         if other.shape != rgba.shape:
@@ -257,30 +250,8 @@ def _read(folder: Path) -> Pictures:
         raise ValueError(f"views of {_shown(sorted({str(len(row)) for row in rows}))} frames; give all one length")
     pixels = torch.from_numpy(np.stack([np.stack([cell for _, cell in row]) for row in rows]))
     colour, alpha = rearrange(pixels, "v f h w c -> v f c h w").float().div(255).split([3, 1], dim=2)
-    opaque = bool((alpha == 1).all())
-    return Pictures(colour * alpha + (1 - alpha), None if opaque else alpha, None, None)
-
-
-def _picture(path: Path) -> np.ndarray:  # h w 4
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"mode {image.mode}, where 8 bits a channel are needed")
-            return np.asarray(image.convert("RGBA"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{_place(path)} cannot be read ({error}); replace it") from error
-
-
-def _video(path: Path) -> list[tuple[Path, np.ndarray]]:
-    try:
-        with closing(imageio_ffmpeg.read_frames(str(path), "rgba", bits_per_pixel=32)) as raw:
-            width, height = next(raw)["size"]  # pyright: ignore[reportArgumentType]
-            frames = [np.frombuffer(pixels, np.uint8).reshape(height, width, 4) for pixels in raw]
-    except (OSError, RuntimeError, StopIteration) as error:
-        raise ValueError(f"{path.name} cannot be decoded; replace it") from error
-    if not frames:
-        raise ValueError(f"{path.name} holds no frame; replace it")
-    return [(path, frame) for frame in frames]
+    cut_out = bool((pixels[..., 3] < FAINT).any())
+    return Pictures(colour * alpha + (1 - alpha), alpha if cut_out else None, None, None)
 
 
 def _place(path: Path) -> str:
@@ -289,10 +260,6 @@ def _place(path: Path) -> str:
 
 def _size(rgba: np.ndarray) -> str:
     return f"{rgba.shape[1]}×{rgba.shape[0]}"
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def _shown(names: Sequence[str]) -> str:
