@@ -14,6 +14,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import Cameras, ImageMatrix, camera_ring, put, take
 from d2.noise import Stream, draw
 from d2.priors.first_stage import FirstStage
@@ -31,6 +32,7 @@ from d2.sampling import (
     State,
     Step,
     Term,
+    finite,
     initial_x,
     sample_matrix,
 )
@@ -144,7 +146,7 @@ def make_orbits(
     """The orbits of settings.anchor_frames, under the same noise: a v 3 h w."""
     for anchor in settings.anchor_frames:
         if not 0 <= anchor < len(clip):
-            raise ValueError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(clip) - 1}")
+            raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(clip) - 1}")
     make = partial(make_orbit, priors=priors, rules=rules, settings=settings, noise=noise, on_step=on_step)
     return torch.stack([make(clip[anchor], cameras, seed) for anchor in settings.anchor_frames])
 
@@ -163,7 +165,7 @@ def known_cells(
     where = torch.zeros(v, f, dtype=torch.bool)
     unknown = set(settings.hold) - {"input_row", "reference_column"}
     if unknown:
-        raise ValueError(f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]")
+        raise InputError(f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]")
     if "reference_column" in settings.hold:
         for anchor, orbit in zip(settings.anchor_frames, orbits, strict=True):
             known[:, anchor] = priors.first_stage.encode(to_images(orbit))
@@ -295,7 +297,10 @@ def decode(
         images = torch.cat([first_stage.decode(clip, num_frames=len(clip)) for clip in clips])
         return to_pixels(images).unflatten(0, (len(index), -1))
 
-    return spread(row, len(latents))
+    pixels = spread(row, len(latents))
+    if not finite(pixels):
+        raise InputError("the autoencoder: what it decodes is not finite; take other weights or trainer.precision=fp32")
+    return pixels
 
 
 def latent_shape(priors: Priors, pixels: Tensor) -> tuple[int, int, int]:

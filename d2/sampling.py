@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import Cameras, Cut, take
 
 
@@ -80,6 +81,7 @@ Combine = Callable[
     [dict[str, Prediction], Fields, Fields, Tensor, Step, dict[str, Any]],  # predictions weights scales x step memory
     tuple[Tensor, dict[str, Any]],  # denoised, memory
 ]
+Ask = Callable[[str, Tensor], Prediction]  # name of a term, another x -> what it says of that at the step's level
 Evaluate = Callable[[Tensor, Step], Tensor]  # x, step -> denoised
 Solver = Callable[[Evaluate, Tensor, Step, dict[str, Any]], tuple[Tensor, dict[str, Any]]]  # -> x, memory
 
@@ -90,12 +92,13 @@ class Composition(NamedTuple):
     combine: Combine
     needs: Callable[[Fields, Fields], Needs] | None = None  # weights, scales -> the halves it uses; None: all of all
     couples_cells: bool = False  # what is said of a cell serves others too, so cells that are held are evaluated
+    nested: Callable[[Ask], Combine] | None = None  # makes the `combine` of a rule that asks for further evaluations
 
 
 def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
     """Noise levels from sigma_max down to sigma_min, then 0 (Karras et al. 2022, eq. 5): num_steps + 1 numbers."""
     if num_steps < 1 or not 0 < sigma_min <= sigma_max:
-        raise ValueError(
+        raise InputError(
             f"sampler.num_steps={num_steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: "
             "at least one step and 0 < sigma_min <= sigma_max are wanted"
         )
@@ -131,18 +134,27 @@ def sample_matrix(
     """Denoise a matrix along a plan; every rule is an argument.
 
     Each evaluation asks every term for the halves that the rule needs, composes them to one denoised matrix, and lets
-    the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw.
+    the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw. An InputError names the
+    first term, rule or solver whose answer is not finite, and the level.
     """
     of_rule, of_solver = memory or ({}, {})
-    rule = as_composition(compose)
+    rule, by_name = as_composition(compose), {term.name: term for term in terms}
     num_frames = x.shape[1]
 
     def evaluate(x: Tensor, step: Step) -> Tensor:
         nonlocal of_rule, predictions, denoised, w, scales
         w, scales = weights(step, cameras, num_frames), guidance(step, cameras, num_frames)
         needs = needed(rule, terms, w, scales)
-        predictions = {term.name: shard(term, x, step.sigma, needs[term.name]) for term in terms}
-        denoised, of_rule = rule.combine(predictions, w, scales, x, step, of_rule)
+
+        def ask(name: str, x: Tensor) -> Prediction:
+            prediction = shard(by_name[name], x, step.sigma, needs[name])
+            check_term(by_name[name], prediction, step.sigma)
+            return prediction
+
+        predictions = {name: ask(name, x) for name in by_name}
+        combine = rule.nested(ask) if rule.nested else rule.combine
+        denoised, of_rule = combine(predictions, w, scales, x, step, of_rule)
+        check_finite(denoised, "composition", step.sigma)
         return denoised
 
     predictions: dict[str, Prediction] = {}
@@ -153,6 +165,7 @@ def sample_matrix(
         if step.noise_before:
             x = x + step.noise_before * noise(step, "before")
         x, of_solver = solver(evaluate, x, step, of_solver)
+        check_finite(x, "solver", step.sigma)
         if step.noise_after:
             x = x + step.noise_after * noise(step, "after")
         if on_step:
@@ -165,6 +178,12 @@ def as_composition(rule: Composition | Combine) -> Composition:
     return rule if isinstance(rule, Composition) else Composition(rule)
 
 
+def wrapped(rule: Composition, wrap: Callable[[Combine], Combine]) -> Composition:
+    """A composition whose `combine` goes through `wrap`, nested or not."""
+    nested = rule.nested
+    return rule._replace(combine=wrap(rule.combine), nested=None if nested is None else lambda ask: wrap(nested(ask)))
+
+
 def needed(rule: Composition | Combine, terms: Sequence[Term], weights: Fields, scales: Fields) -> Needs:
     """Which halves of which cells a rule wants: v f each. A rule without `needs` wants everything.
 
@@ -175,6 +194,28 @@ def needed(rule: Composition | Combine, terms: Sequence[Term], weights: Fields, 
     if needs is None:
         return {term.name: (every, every) for term in terms}
     return {term.name: (~every, ~every) for term in terms} | needs(weights, scales)
+
+
+def check_term(term: Term, prediction: Prediction, sigma: float) -> None:
+    """Raise an InputError that names the first sequence of a term of which not all that is said is finite."""
+    for half in prediction:
+        if half is not None and not finite(half):
+            bad = ~take(half.isfinite().flatten(2).all(dim=2), term.cut).all(dim=1)
+            check_finite(half, f"{term.name}, sequence {int(bad.nonzero()[0])}", sigma)
+
+
+def check_finite(matrix: Tensor, said_by: str, sigma: float) -> None:
+    """Raise an InputError where a matrix holds what is not a number, or infinite."""
+    if not finite(matrix):
+        raise InputError(
+            f"{said_by}: its answer is not finite at noise level {sigma:.4g}; take other weights, "
+            "trainer.precision=fp32, or other numbers of the rules"
+        )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; on the meta device there are none."""
+    return tensor.is_meta or bool(tensor.isfinite().all())
 
 
 def sequences_needed(cut: Cut, need: tuple[Tensor, Tensor]) -> Tensor:

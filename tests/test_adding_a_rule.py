@@ -163,6 +163,41 @@ def test_the_command_line_refuses_it_before_anything_runs(
     assert says in err and err.count("\n") == 1 and not Path("out").exists()
 
 
+REFUSING = """
+def weights(step, cameras, num_frames, *, share: float = 2.0):
+    raise ValueError(f"weights.share={share}: give at most 1")
+
+def made(*, power: int = 0):
+    raise ValueError(f"composition.power={power}: give 1 or more")
+
+def late(predictions, weights, scales, x, step, memory):
+    if step.index:
+        raise ValueError("composition: it has had enough")
+    return x, memory
+
+def returned(*, power: int = 0):
+    return late
+"""
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("weights=mine.py:weights", "weights.share=2.0: give at most 1"),
+        ("composition=mine.py:made", "composition.power=0: give 1 or more"),
+        ("composition=mine.py:late", "composition: it has had enough"),
+        ("composition=mine.py:returned", "composition: it has had enough"),
+    ],
+)
+def test_a_rule_of_ones_own_refuses_in_its_own_words(
+    choice: str, says: str, here: Path, d2_sample: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(REFUSING)
+    assert d2_sample(choice) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == f"d2: {says}"
+    assert not (here / "out" / "metrics.csv").exists()
+
+
 def test_a_rule_of_ones_own_is_swept_over(here: Path, d2_sample: Run) -> None:
     (code,) = blocks("python")
     (here / "mine.py").write_text(code)

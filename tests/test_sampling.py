@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import camera_ring, columns, rows
 from d2.noise import draw, step_noise
 from d2.rules import composition, guidance, renoise, solver, weights
@@ -377,3 +378,42 @@ def test_a_known_world_is_sampled_the_same_with_guidance_and_shared_halves() -> 
     torch.testing.assert_close(
         sample(x, PLAN, terms=same, guidance=GUIDED, compose=shared), sample(x, PLAN, terms=same)
     )
+
+
+# ------------------------------------------------------------------------------------------ what is not finite
+
+
+def spoilt(bad: float, sequence: int, below: float) -> Denoise:
+    """Rows, of which one says something that is not finite at low levels, in one number of one cell."""
+
+    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+        said = 0 * x
+        if sigma < below:
+            said[sequences == sequence, 1, 0, 0, 0] = bad
+        return Prediction(*(said if wanted else None for wanted in halves))
+
+    return denoise
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_term_that_is_not_finite_stops_the_sampler_at_its_first_level(bad: float) -> None:
+    seen: list[State] = []
+    two = [Term("video", rows(V, F), spoilt(bad, 2, below=1.0)), terms()[1]]
+    x = initial_x(draw(0, "init", (V, F, 1, 2, 2)).double(), PLAN[0].sigma)
+    first = next(step.sigma for step in PLAN if step.sigma < 1)
+    with pytest.raises(InputError, match=f"^video, sequence 2: .* not finite at noise level {first:.4g}; ") as error:
+        sample(x, PLAN, terms=two, on_step=seen.append)
+    assert "\n" not in str(error.value) and seen[-1].step.sigma >= 1 and seen[-1].x.isfinite().all()
+
+
+def test_a_rule_or_a_solver_that_is_not_finite_is_named() -> None:
+    def nothing(*given: Any) -> tuple[Tensor, dict[str, Any]]:
+        return given[3] / 0, {}
+
+    def far(evaluate: Any, x: Tensor, step: Step, memory: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return x * math.inf, memory
+
+    x = initial_x(draw(0, "init", (V, F, 1, 2, 2)).double(), PLAN[0].sigma)
+    for said, rules in {"composition": {"compose": nothing}, "solver": {"solver": far}}.items():
+        with pytest.raises(InputError, match=f"^{said}: its answer is not finite at noise level {PLAN[0].sigma:.4g}"):
+            sample(x, PLAN, **rules)

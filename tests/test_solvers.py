@@ -92,6 +92,16 @@ def test_a_constant_answer_is_followed_exactly(name: str) -> None:
     torch.testing.assert_close(x, answer + 3.0 * 0.05 / 20)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_level_that_comes_again_changes_nothing(name: str) -> None:
+    terms = terms_of(analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)), 2, 3, ("video", "multiview"))
+    x = initial_x(draw(0, "init", (2, 3, 1, 2, 2)).double(), 80.0)
+    for sigmas in ([80.0, 0.0], [80.0, 20.0, 0.0]):
+        stays = [sigmas[0], sigmas[0], *sigmas]
+        got, once = (sample(x, renoise.none(s), terms, solver=SOLVERS[name][0]) for s in (stays, sigmas))
+        torch.testing.assert_close(got, once)
+
+
 def test_what_is_from_before_a_renoise_is_forgotten() -> None:
     """The first step after noise, and a step to zero, are Euler's."""
     sigmas = karras_sigmas(6, sigma_min=0.1, sigma_max=10.0)

@@ -18,6 +18,7 @@ from d2.pipeline import Rules
 from d2.plan.cost import cell_evaluations
 from d2.rules import renoise, solver, weights
 from d2.rules.composition import convex, linear
+from d2.rules.nested import nested
 from d2.study import job as study
 from d2.study.results import COST, Row, by_variant, table_rows
 from d2.terms import Settings, Unary
@@ -251,6 +252,9 @@ def test_the_cost_of_a_rule_is_counted_by_hand() -> None:
         return {name: (zero, torch.ones_like(zero)) for name in ("video", "multiview", "unary")}
 
     assert cell_evaluations(rules(compose=linear(coefficients=three)), unary, v, f) == 3 * n * v * f
+    again = rules(compose=nested(steps=3, sigma_low=1.0))  # each step once more, and the first residual
+    above = sum(sigma >= 1 for sigma in settings.sigmas)
+    assert cell_evaluations(again, settings, v, f) == 2 * (n + 4 * above) * v * f
 
 
 def test_the_table_of_a_run_holds_the_cost_of_its_own_rule(d2_sample: Run, tmp_path: Path) -> None:

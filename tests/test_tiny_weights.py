@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import random
 from collections.abc import Callable
@@ -115,6 +116,14 @@ def test_a_truncated_file_is_refused(path: Path, keep: float) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole))])
     refusal(lambda: read_weights(path, "video"), path)
+
+
+def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
+    network = Network(8)
+    name = next(iter(network.state_dict()))
+    network.state_dict()[name].view(-1)[0] = math.nan
+    save_weights(path, "video", network, {})
+    assert f"{name} is not finite" in refusal(lambda: load_into(Network(8), read_weights(path, "video"), path), path)
 
 
 def test_noise_is_refused(path: Path) -> None:

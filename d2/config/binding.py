@@ -6,13 +6,15 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from d2.errors import InputError
 from d2.files import asset, sha256_of
 from d2.rules.calibrated import Grams, from_plain
+from d2.sampling import Composition
 
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}  # annotation -> classes
 
@@ -31,6 +33,7 @@ def bind(node: Any, key: str) -> Any:
         _check_arguments(function, target, given, key)
         files = [name for name, kind in _kinds(function).items() if kind == "Grams"]
         given |= {name: read_moments(given.get(name), f"{key}.{name}") for name in files}
+        function = function if str(target).startswith("d2.") else as_users(function)
         return partial(function, **given) if node.get("_partial_") else function(**given)
     if isinstance(node, dict):
         return {k: bind(v, f"{key}.{k}") for k, v in node.items()}
@@ -46,15 +49,15 @@ def rule_function(target: Any, key: str) -> Callable[..., Any]:
     try:
         function = resolve_name(target)
     except Exception as error:
-        raise ValueError(f"{said}: no such function; name it by its full path") from error
+        raise InputError(f"{said}: no such function; name it by its full path") from error
     if not callable(function):
-        raise ValueError(f"{said}: not a function; name one by its full path")
+        raise InputError(f"{said}: not a function; name one by its full path")
     return function
 
 
 def _from_file(path: Path, name: str, said: str) -> Callable[..., Any]:
     if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"{said}: no such file {path} in {Path.cwd()}; give FILE.py:FUNCTION")
+        raise InputError(f"{said}: no such file {path} in {Path.cwd()}; give FILE.py:FUNCTION")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -62,11 +65,11 @@ def _from_file(path: Path, name: str, said: str) -> Callable[..., Any]:
         spec.loader.exec_module(module)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{said}: {path} cannot be imported ({type(error).__name__}: {reason}); mend it") from error
+        raise InputError(f"{said}: {path} cannot be imported ({type(error).__name__}: {reason}); mend it") from error
     function = getattr(module, name, None)
     if not inspect.isfunction(function):
         own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-        raise ValueError(f"{said}: {path} has no function {name}; there are {', '.join(own) or 'none'}")
+        raise InputError(f"{said}: {path} has no function {name}; there are {', '.join(own) or 'none'}")
     return function
 
 
@@ -82,6 +85,25 @@ def read_moments(file: str | None, key: str) -> Grams:
         return from_plain(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{key}={path}: not a file that `d2 calibrate` has written") from error
+
+
+def as_users(rule: Any) -> Any:
+    """A rule of the user's own whose ValueErrors, and those of what it returns, are InputErrors like our rules'."""
+    if isinstance(rule, Composition):
+        return Composition(*map(as_users, rule))
+    if not callable(rule):
+        return rule
+
+    @wraps(rule)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return as_users(rule(*args, **kwargs))
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error) or f"{rule}: a ValueError without a message") from error
+
+    return guarded
 
 
 def rule_node(target: str, key: str) -> dict[str, Any]:
@@ -119,7 +141,7 @@ def _check_arguments(function: Callable[..., Any], target: str, given: dict[str,
     for name in kinds:
         parameter = parameters[name]
         if parameter.default is inspect.Parameter.empty and name not in given:
-            raise ValueError(f"{key}.{name}: {target} needs this argument; give {key}.{name}=VALUE")
+            raise InputError(f"{key}.{name}: {target} needs this argument; give {key}.{name}=VALUE")
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from d2.matrix import Cameras, camera_ring
 from d2.pipeline import Rules, make_clip, make_orbits, sample_scene
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
-from d2.sampling import State, Step, needed
+from d2.sampling import State, Step, as_composition, needed
 from d2.scene import Scene
 from d2.terms import Priors, Settings
 
@@ -274,7 +274,8 @@ def shown_steps(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frame
         weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
         needs = needed(rules.compose, [], weights, scales)
         halves = tuple((name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items())
-        kind = (halves, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
+        nested = step.sigma if as_composition(rules.compose).nested else None  # it may ask for more at some levels
+        kind = (halves, nested, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
         kinds.setdefault(kind, []).append(step)
     largest = max(kinds.values(), key=len)
     shown = []

@@ -22,7 +22,7 @@ from d2.priors.diffusers_layout import Origin, as_it_is
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.priors.published import LeftOut, Published
-from d2.priors.tensor_file import DTYPES, Entry, mapped, read_header
+from d2.priors.tensor_file import DTYPES, Entry, check_finite, mapped, read_header
 
 PUBLISHED = {p.name: p for p in (svd.PUBLISHED_SVD, svd.PUBLISHED_SVD_XT, sv3d.PUBLISHED_SV3D_U, sv3d.PUBLISHED_SV3D_P)}
 AUTOENCODERS = ("first_stage.", "prior.encoder.")  # activations of which pass the range of float16
@@ -50,7 +50,9 @@ def load_published(
     sources, _ = layout(published, folder=path.is_dir())
 
     def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-        return sources[name].make(*(mapped(header[key]) for key in sources[name].keys))
+        tensor = sources[name].make(*(mapped(header[key]) for key in sources[name].keys))
+        check_finite(tensor, " + ".join(sources[name].keys), path)
+        return tensor
 
     return assemble(published, weight, dtype=dtype, device=device, like=like)
 

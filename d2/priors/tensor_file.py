@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
+
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 COUNTERS = {"I64": torch.int64}  # may be in a file, never in a network
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
@@ -32,32 +34,32 @@ class Entry(NamedTuple):
 def read_header(path: Path) -> dict[str, Entry]:
     """Tensors of a safetensors file; a ValueError names what else it is: text, pickle, half a download, fp8."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
+        raise InputError(f"{path}: no such checkpoint")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > HEADER_LIMIT:
-            raise ValueError(f"{path}: {what_else(path)}; give the .safetensors file")
+            raise InputError(f"{path}: {what_else(path)}; give the .safetensors file")
         if size < 8 + max(length, 2):
-            raise ValueError(f"{path}: half a download: its {size} bytes end before the tensors; fetch it again")
+            raise InputError(f"{path}: half a download: its {size} bytes end before the tensors; fetch it again")
         raw = file.read(length)
     try:
         table = json.loads(raw)
         table.pop("__metadata__", None)
         entries = {key: read_entry(fields, path, 8 + length) for key, fields in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: not a safetensors file, its header is no table of tensors; fetch it again"
         ) from error
     end = max((entry.end for entry in entries.values()), default=8 + length)
     if size < end:
-        raise ValueError(f"{path}: half a download: {size} of {end} bytes are there; fetch it again")
+        raise InputError(f"{path}: half a download: {size} of {end} bytes are there; fetch it again")
     for key, entry in entries.items():
         if entry.dtype not in DTYPES | COUNTERS:
-            raise ValueError(f"{path}: {key} is {entry.dtype}; give a file in {', '.join(DTYPES)}, not a quantised one")
+            raise InputError(f"{path}: {key} is {entry.dtype}; give a file in {', '.join(DTYPES)}, not a quantised one")
         itemsize = (DTYPES | COUNTERS)[entry.dtype].itemsize
         if entry.end - entry.start != math.prod(entry.shape) * itemsize:
-            raise ValueError(f"{path}: damaged: {key} has not the bytes of its shape {entry.shape}; fetch it again")
+            raise InputError(f"{path}: damaged: {key} has not the bytes of its shape {entry.shape}; fetch it again")
     return entries
 
 
@@ -75,6 +77,12 @@ def what_else(path: Path) -> str:
     if first.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer in the place of the weights"
     return "not a safetensors file"
+
+
+def check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    """Raise an InputError that names a weight which holds what is not a number, or infinite."""
+    if not tensor.isfinite().all():
+        raise InputError(f"{path}: {name} is not finite throughout; fetch the file again, or train again")
 
 
 def mapped(entry: Entry) -> Tensor:

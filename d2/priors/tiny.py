@@ -20,6 +20,7 @@ from d2.nn.clip import ImageTowerConfig
 from d2.nn.video_unet import VideoUNetConfig
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
+from d2.priors.tensor_file import check_finite
 
 SIZE = 64  # pixels
 CHANNELS = 16  # of the latents, at SIZE / 8
@@ -130,6 +131,7 @@ def load_into(module: nn.Module, file: WeightsFile, path: Path) -> None:
             have = tuple(file.state[name].shape) if name in file.state else "absent"
             want = tuple(own[name].shape) if name in own else "absent"
             raise ValueError(f"{path}: {name} is {have}, this network wants {want}; use weights of the same sizes")
+        check_finite(file.state[name], name, path)
     module.load_state_dict(file.state)
 
 

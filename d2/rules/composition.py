@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from d2.rules.guidance import guided
-from d2.sampling import Combine, Composition, Fields, Needs, Prediction, State, Step, as_composition
+from d2.sampling import Combine, Composition, Fields, Needs, Prediction, State, Step, as_composition, wrapped
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]  # term -> (of uncond, of cond): v f
 CoefficientRule = Callable[[Fields, Fields], Coefficients]
@@ -52,7 +52,7 @@ def linear(*, coefficients: CoefficientRule) -> Composition:
 
 
 def convex(weights: Fields, scales: Fields, *, uncond: str = "default") -> Coefficients:
-    """The published rule: the weighted sum of the guided predictions (Diffusion², eq. 9).
+    """The published rule: the weighted sum of the guided predictions (Diffusion², arXiv 2404.02148, eq. 9).
 
     With `uncond` video, multiview or mean, that unconditional result stands in for every prior's own.
     """
@@ -72,7 +72,8 @@ def inclusion_exclusion(
     """From the convex rule (alpha ½) to row + column − unary (alpha 1).
 
     At even weights it is α(row + column) − (2α − 1) unary: what rows and columns both say of a cell counts twice in
-    their sum, and the term "unary", each cell by itself, takes it away. Uneven weights fade out as alpha grows: a term
+    their sum, and the term "unary", each cell by itself, takes it away (the Bethe form of DiffCollage, Zhang et al.
+    2023, arXiv 2303.17076, whose factors are rows and columns). Uneven weights fade out as alpha grows: a term
     gets (2 − 2α)·weight + 2α − 1. Unbiased at alpha 1 where, given a cell, its row and its column are independent.
     """
     if not 0.5 <= alpha <= 1:
@@ -89,19 +90,25 @@ def holding(
     known: Tensor,  # matrix
     where: Tensor,  # v f, bool
 ) -> Composition:
-    """A composition whose denoised matrix is what is known of it, where it is (as RePaint, at the level of x0)."""
+    """A composition whose denoised matrix is what is known of it, where something is.
+
+    RePaint (arXiv 2201.09865) does so with x itself, this rule with the estimate of x0.
+    """
     rule = as_composition(compose)
 
-    def held(
-        predictions: dict[str, Prediction],
-        weights: Fields,
-        scales: Fields,
-        x: Tensor,  # matrix
-        step: Step,
-        memory: dict[str, Any],
-    ) -> tuple[Tensor, dict[str, Any]]:
-        denoised, memory = rule.combine(predictions, weights, scales, x, step, memory)
-        return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised), memory
+    def hold(combine: Combine) -> Combine:
+        def held(
+            predictions: dict[str, Prediction],
+            weights: Fields,
+            scales: Fields,
+            x: Tensor,  # matrix
+            step: Step,
+            memory: dict[str, Any],
+        ) -> tuple[Tensor, dict[str, Any]]:
+            denoised, memory = combine(predictions, weights, scales, x, step, memory)
+            return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised), memory
+
+        return held
 
     def needs(weights: Fields, scales: Fields) -> Needs:
         assert rule.needs is not None
@@ -109,8 +116,8 @@ def holding(
         return {name: (uncond & ~where, cond & ~where) for name, (uncond, cond) in wanted.items()}
 
     if rule.needs is None or rule.couples_cells:  # what is known of a cell serves others
-        return rule._replace(combine=held)
-    return Composition(held, needs)
+        return wrapped(rule, hold)
+    return wrapped(rule._replace(needs=needs), hold)
 
 
 def disagreement(

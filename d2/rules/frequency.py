@@ -1,7 +1,7 @@
 """Frequencies of a sequence of latents: low-pass masks, mixing, and the noise that a further pass starts from.
 
-FreeInit (Wu et al. 2023) samples again from noise whose low frequencies remember the first result. A mask lies as
-torch.fft.fftn lays out its frequencies, the constant first. Axes: c, then t... (t, or v f), then h w.
+FreeInit (Wu et al. 2023, arXiv 2312.07537) samples again from noise whose low frequencies remember the first result.
+A mask lies as torch.fft.fftn lays out its frequencies, the constant first. Axes: c, then t... (t, or v f), then h w.
 """
 
 from __future__ import annotations

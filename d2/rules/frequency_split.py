@@ -31,7 +31,8 @@ def frequency_split(
     """The guided prediction of the term `low` where frequencies are low, that of the other where they are high.
 
     `along` space (h and w of the latents), views (around the ring) or frames (mirrored at their ends); `cutoff` in
-    cycles per sample, half a cycle being the highest. The weights have no part in it.
+    cycles per sample, half a cycle being the highest. The weights have no part in it. The filter is that of FreeInit
+    (arXiv 2312.07537), here between two estimates instead of an estimate and noise; nobody is known to have tried it.
     """
     if low not in OTHER or along not in PATTERNS:
         raise ValueError(f"composition.low={low}, along={along}: choose video or multiview, and space, views or frames")

@@ -1,6 +1,6 @@
 """Classifier-free guidance scales: (step, cameras, num_frames) -> {term: v f}, float64.
 
-A term's result is u + scale · (c − u) (Ho & Salimans 2022); scale 1 is the conditional alone.
+A term's result is u + scale · (c − u) (Ho & Salimans 2022, arXiv 2207.12598); scale 1 is the conditional alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from d2.matrix import Cameras
-from d2.sampling import Combine, Composition, Fields, Needs, Prediction, Schedule, Step, as_composition
+from d2.sampling import Combine, Composition, Fields, Needs, Prediction, Schedule, Step, as_composition, wrapped
 
 Curve = Callable[[int], Tensor]
 
@@ -40,7 +40,7 @@ def constant(length: int, *, scale: float) -> Tensor:
 
 
 def linear(length: int, *, first: float = 1.5, last: float = 3.0) -> Tensor:
-    """From `first` to `last` along the sequence; SVD's own is 1.5 to 3 over the frames."""
+    """From `first` to `last` along the sequence; SVD's own (arXiv 2311.15127) is 1.5 to 3 over the frames."""
     return torch.linspace(first, last, length, dtype=torch.float64)
 
 
@@ -54,7 +54,7 @@ def triangle(
 ) -> Tensor:
     """Triangle waves from `low` up to `high` and back over each period (in units of the sequence), fused into one.
 
-    SV3D_u's own rises from 1 at the input view to 2.5 behind the object.
+    SV3D_u's own (arXiv 2403.12008) rises from 1 at the input view to 2.5 behind the object.
     """
     fusings = {"mean": torch.mean, "multiply": torch.prod, "max": torch.amax}
     if fuse not in fusings:
@@ -73,7 +73,7 @@ def interval(
     sigma_low: float = 0.0,
     sigma_high: float,
 ) -> Fields:
-    """A schedule's scales between two levels, 1 outside: no unconditional half there (Kynkäänniemi et al. 2024)."""
+    """A schedule's scales between two levels, 1 outside: no unconditional half there (arXiv 2404.07724)."""
     scales = schedule(step, cameras, num_frames)
     if sigma_low <= step.sigma <= sigma_high:
         return scales
@@ -97,12 +97,10 @@ def guided_needs(scales: Fields, *, names: Iterable[str]) -> Needs:
 
 
 def rescaled(*, compose: Composition | Combine, share: float = 0.7) -> Composition:
-    """A linear composition whose guided results get the spread of their conditional halves (Lin et al. 2023, 3.4).
+    """A linear composition whose guided results get the spread of their conditional halves (arXiv 2305.08891, 3.4).
 
     Both halves of a cell are multiplied by share·std(cond)/std(guided) + 1 − share, standard deviations over c h w.
     """
-
-    plain = as_composition(compose)
 
     def spread(x: Tensor) -> Tensor:
         return x.std(dim=(2, 3, 4), correction=0, keepdim=True)
@@ -118,16 +116,19 @@ def rescaled(*, compose: Composition | Combine, share: float = 0.7) -> Compositi
         factor = share * ratio + 1 - share
         return Prediction(uncond * factor, cond * factor)
 
-    def combine(
-        predictions: dict[str, Prediction],
-        weights: Fields,
-        scales: Fields,
-        x: Tensor,  # matrix
-        step: Step,
-        memory: dict[str, Any],
-    ) -> tuple[Tensor, dict[str, Any]]:
-        one = torch.ones(x.shape[:2])
-        changed = {name: adjusted(p, scales.get(name, one)) for name, p in predictions.items()}
-        return plain.combine(changed, weights, scales, x, step, memory)
+    def rescale(combine: Combine) -> Combine:
+        def rescaling(
+            predictions: dict[str, Prediction],
+            weights: Fields,
+            scales: Fields,
+            x: Tensor,  # matrix
+            step: Step,
+            memory: dict[str, Any],
+        ) -> tuple[Tensor, dict[str, Any]]:
+            one = torch.ones(x.shape[:2])
+            changed = {name: adjusted(p, scales.get(name, one)) for name, p in predictions.items()}
+            return combine(changed, weights, scales, x, step, memory)
 
-    return plain._replace(combine=combine)
+        return rescaling
+
+    return wrapped(as_composition(compose), rescale)

@@ -11,7 +11,7 @@ SHARES = {"video": {"video": 1.0}, "multiview": {"multiview": 1.0}, "mean": {"vi
 
 
 def product(weights: Fields, scales: Fields, *, uncond: str = "mean", strength: float = 1.0) -> Coefficients:
-    """D = U + strength · Σ weight · scale · (cond − uncond) (Composable Diffusion, Liu et al. 2022, eq. 11).
+    """D = U + strength · Σ weight · scale · (cond − uncond) (Composable Diffusion, arXiv 2206.01714, eq. 11).
 
     Each condition is an expert whose likelihood ratio multiplies one prior, U: that of `uncond` video, multiview, mean,
     or weighted, each by its weight, which at strength 1 is the convex rule. Weights that sum to one share the guidance

@@ -20,7 +20,7 @@ def none(sigmas: Sequence[float]) -> list[Step]:
 
 
 def vrs(sigmas: Sequence[float], *, steps: int = 10, repeats: int = 2) -> list[Step]:
-    """Variance-reducing sampling as published: the first `steps` levels are evaluated `repeats` times.
+    """Variance-reducing sampling as published (arXiv 2404.02148, 4.2): the first `steps` levels come `repeats` times.
 
     After the step from σ to σ_next, noise of standard deviation σ − σ_next returns it towards σ. The level reached is
     sqrt(σ_next² + (σ − σ_next)²) < σ, yet the networks are told σ again: with r = σ_next/σ this is a Langevin step at
@@ -37,7 +37,7 @@ def churned(
     s_churn: float = 0.0,
     s_noise: float = 1.0,
 ) -> list[Step]:
-    """VRS with the stochastic churn of Karras et al. 2022, algorithm 2, before every evaluation."""
+    """VRS with the stochastic churn of Karras et al. 2022 (arXiv 2206.00364, algorithm 2) before every evaluation."""
     return corrector(
         sigmas,
         back=cold,
@@ -66,12 +66,12 @@ def corrector(
 ) -> list[Step]:
     """Levels of a range are passed `repeats` times; between two passes, `back` says how much noise leads up again.
 
-    A pass is `span` steps down the levels (more than one: Restart's intervals), or, but for the last pass, down to
-    σ(1 − depth) alone (Langevin). `told`: the networks are told the level that was reached, or the nominal one again.
-    Levels below `sigma_low` or above `sigma_high`, and all after the first `steps`, are passed once: where a rule's
-    score is no density's, repeats diverge: below 4.57 at worst in 21 × 25 matrices (`iterable_above`).
-    γ = min(s_churn / n, √2 − 1) raises every level of the range to σ(1 + γ) by noise of standard deviation
-    s_noise·σ·sqrt((1 + γ)² − 1) (Karras et al. 2022, algorithm 2).
+    A pass is `span` steps down the levels (more than one: Restart's intervals, arXiv 2306.14878), or, but for the last
+    pass, down to σ(1 − depth) alone (Langevin). `told`: the networks are told the level that was reached, or the
+    nominal one again. Levels below `sigma_low` or above `sigma_high`, and all after the first `steps`, are passed
+    once: where a rule's score is no density's, repeats diverge: below 4.57 at worst in 21 × 25 matrices
+    (`iterable_above`). γ = min(s_churn / n, √2 − 1) raises every level of the range to σ(1 + γ) by noise of standard
+    deviation s_noise·σ·sqrt((1 + γ)² − 1) (Karras et al. 2022, arXiv 2206.00364, algorithm 2).
     """
     n = len(sigmas) - 1
     _check(steps, repeats, s_churn, span, depth, told)
@@ -106,12 +106,18 @@ def cold(sigma: float, down: float) -> float:
 
 
 def returning(sigma: float, down: float, *, share: float = 1.0) -> float:
-    """From the published noise (share 0) to an exact return to σ (share 1): temperature (1 − r)/2 + share·r."""
+    """From the published noise (share 0) to an exact return to σ (share 1): temperature (1 − r)/2 + share·r.
+
+    The exact return is RePaint's resampling (arXiv 2201.09865), over several levels Restart's (arXiv 2306.14878).
+    """
     return math.sqrt((sigma - down) * (sigma + (2 * share - 1) * down))
 
 
 def langevin(sigma: float, down: float, *, temperature: float = 1.0) -> float:
-    """Of a Langevin step as long as the way from σ down: x moves by δ·score, δ = σ(σ − σ_down), and gets sqrt(2Tδ)."""
+    """Of a Langevin step as long as the way from σ down (correctors of Song et al. 2021, arXiv 2011.13456).
+
+    x moves by δ·score, δ = σ(σ − σ_down), and gets noise of standard deviation sqrt(2Tδ).
+    """
     return math.sqrt(2 * temperature * sigma * (sigma - down))
 
 

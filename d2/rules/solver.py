@@ -16,7 +16,7 @@ def euler(
     step: Step,
     memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """One Euler step from step.sigma to step.sigma_next (Karras et al. 2022, algorithm 1)."""
+    """One Euler step from step.sigma to step.sigma_next (Karras et al. 2022, arXiv 2206.00364, algorithm 1)."""
     d = (x - evaluate(x, step)) / step.sigma
     return x + (step.sigma_next - step.sigma) * d, memory
 
@@ -27,7 +27,7 @@ def heun(
     step: Step,
     memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Euler's step, done again with the mean of the slopes at its two ends (Karras et al. 2022, algorithm 1).
+    """Euler's step, done again with the mean of the slopes at its two ends (arXiv 2206.00364, algorithm 1).
 
     Second order for two evaluations; the step to zero, where there is no slope, takes one.
     """
@@ -46,16 +46,18 @@ def dpmpp_2m(
     step: Step,
     memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order for one evaluation.
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order for one evaluation.
 
     In λ = −log σ the step for a constant D is exact, x_next = r·x + (1 − r)·D with r = σ_next/σ; D is taken from the
-    line through its last two values at the middle of the step. A value from before x was renoised is not used.
+    line through its last two values at the middle of the step. A value from before x was renoised is not used, nor one
+    of the same level, through which there is no line.
     """
     denoised = evaluate(x, step)
     middle = denoised
-    if memory.get("sigma_next") == step.sigma and not step.noise_before and step.sigma_next > 0:
+    above = memory.get("sigma", 0.0)
+    if above > step.sigma == memory.get("sigma_next") and not step.noise_before and step.sigma_next > 0:
         ahead = math.log(step.sigma / step.sigma_next)
-        behind = math.log(memory["sigma"] / step.sigma)
+        behind = math.log(above / step.sigma)
         middle = denoised + (denoised - memory["denoised"]) * ahead / (2 * behind)
     r = step.sigma_next / step.sigma
     left = {} if step.noise_after else {"denoised": denoised, "sigma": step.sigma, "sigma_next": step.sigma_next}

@@ -1,4 +1,4 @@
-"""Superposition of two densities over the whole matrix (SuperDiff, Skreta et al. 2024): either of them, or both.
+"""Superposition of two densities over the whole matrix, either or both (SuperDiff, Skreta et al., arXiv 2412.17762).
 
 The rows make a density of the matrix, the product of the video prior's over all rows; the columns make another. Their
 logarithms are followed along the trajectory without a divergence, for no network call more. Guided predictions stand
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 
 def logical_or(*, temperature: float = 1.0) -> Composition:
-    """Samples of the one density or of the other: shares as weight · density^(1/temperature).
+    """Samples of one density or of the other (arXiv 2412.17762, OR): shares as weight · density^(1/temperature).
 
     At temperature 1 and weights w that are the same in all cells this is the score of the mixture w · rows +
     (1 − w) · columns; infinite, it is the convex rule. In many dimensions one of the two soon takes everything.
@@ -57,7 +57,7 @@ def logical_or(*, temperature: float = 1.0) -> Composition:
 
 
 def logical_and(*, reach: float = math.inf) -> Composition:
-    """Samples that are equally likely under both densities: the convex rule, its weights shifted alike in all cells.
+    """Samples equally likely under both densities (arXiv 2412.17762, AND): the convex rule with a shift of all weights.
 
     The shift is what makes both logarithms equal after the step, on average over its noise, if the step is one of the
     reverse SDE; where it is not, the next one mends what is left. Whatever weights are the same in all cells, they end

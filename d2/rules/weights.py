@@ -27,9 +27,9 @@ def scheduled(
     profile: Profile,
     video_only_from: float = math.inf,
 ) -> Fields:
-    """The published weights: with e of the view profile, multi-view gets 1 − e + e·s and video e·(1 − s).
+    """The published weights (arXiv 2404.02148, eq. 12-13): multi-view gets 1 − e + e·s, with e of the view profile.
 
-    Where the progress is above `video_only_from`, video gets everything.
+    Video gets the rest, e·(1 − s), and where the progress is above `video_only_from`, everything.
     """
     e = profile(cameras).to(torch.float64)[:, None].expand(-1, num_frames)
     video = torch.ones_like(e) if step.progress > video_only_from else e * (1 - curve(step))
@@ -88,7 +88,7 @@ def alternating(step: Step, cameras: Cameras, num_frames: int, *, first: str = "
     """The terms in turn, one an evaluation: rows at even ones, columns at odd ones, or `first` the other way round.
 
     Only the prior whose turn it is is evaluated, so that an evaluation costs half; made for plans that return exactly
-    to their levels between the turns (Zero4D, Park et al. 2025; ViBiDSampler, Yang et al. 2024). An evaluation's number
+    to their levels between the turns (Zero4D, arXiv 2503.22622; ViBiDSampler, arXiv 2410.05651). An evaluation's number
     is index · num_repeats + repeat, as if all levels were passed as often as this one. In short steps the turns
     average: on exact Gaussian worlds, with returns or without, it errs as the even convex rule does.
     """

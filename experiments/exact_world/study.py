@@ -20,6 +20,8 @@ from d2.matrix import raster, single_cells
 from d2.priors import analytic
 from d2.priors.analytic import World, autoregressive, wasserstein2
 from d2.rules import composition, renoise, solver
+from d2.rules.nested import nested
+from d2.sampling import Composition
 
 SIGMAS = karras_sigmas(50, sigma_min=0.02, sigma_max=200.0)
 PUBLISHED = karras_sigmas(50, sigma_min=0.002, sigma_max=700.0)
@@ -31,6 +33,10 @@ RULES = {  # name -> shares of video, multiview, unary
     "three-term": (1.0, 1.0, -1.0),
 }
 NAMES = ("video", "multiview", "unary")
+EVEN = {"video": 0.5, "multiview": 0.5, "unary": 0.0}
+CONVEX = composition.linear(coefficients=composition.convex)
+NESTED = {f"nested, {k} step{'s' * (k > 1)}": nested(steps=k) for k in (1, 2, 3, 4, 6, 8, 12)}
+SOLVED = nested(steps=16)  # to where it is linear, so that covariances are exact
 
 
 class Result(NamedTuple):
@@ -46,6 +52,7 @@ def run(
     terms: Sequence[Term],
     shares: dict[str, float],
     *,
+    compose: Composition = CONVEX,
     scale: float = 1.0,
     step: Callable[..., Any] = solver.dpmpp_2m,
     noise: Any = None,
@@ -61,7 +68,7 @@ def run(
         cameras=camera_ring(len(x)),
         weights=lambda step, cameras, num_frames: fields,
         guidance=lambda step, cameras, num_frames: scales,
-        compose=composition.linear(coefficients=composition.convex),
+        compose=compose,
         solver=step,
         shard=make_shard(),
         noise=noise,
@@ -74,12 +81,48 @@ def terms_of(world: World, v: int, f: int, shares: Sequence[float]) -> list[Term
     return [analytic.term(n, cuts[n], world, f) for n, share in zip(NAMES, shares, strict=True) if share]
 
 
-def covariance(world: World, n: int, shares: Sequence[float]) -> Tensor:
+def covariance(world: World, n: int, shares: Sequence[float], compose: Composition = CONVEX) -> Tensor:
     """What a rule ends with, exactly."""
     basis = analytic.basis(renoise.none(SIGMAS), n, n)
     x = initial_x(basis.start, SIGMAS[0])
     terms = terms_of(world, n, n, shares)
-    return analytic.moments(run(x, renoise.none(SIGMAS), terms, dict(zip(NAMES, shares, strict=True))))[1]
+    return analytic.moments(
+        run(x, renoise.none(SIGMAS), terms, dict(zip(NAMES, shares, strict=True)), compose=compose)
+    )[1]
+
+
+def nested_error(n: int = 6) -> list[Result]:
+    """How far nested terms, and the best weights in hindsight, are from the joint denoiser, relative to its answer."""
+    chain = autoregressive(n, 0.9)
+    world = analytic.separable(chain, chain)
+    terms, joint = terms_of(world, n, n, (1, 1, 1)), [analytic.term("joint", raster(n, n), world, n)]
+    truth = analytic.draw_truth(world, draw(0, "init", (n * n, 8)), torch.zeros(8)).reshape(n, n, 8, 1, 1)
+    found = []
+    for sigma in (0.05, 0.1, 0.32, 1.0, 3.2, 10.0, 32.0, 80.0):
+        x = truth + sigma * draw(0, "renoise", tuple(truth.shape)).double()
+        exact = denoised(x, sigma, joint, {"joint": 1.0})
+        said = torch.stack([denoised(x, sigma, [t], {t.name: 1.0}).flatten() for t in terms], dim=1)
+        best = said @ torch.linalg.lstsq(said, exact.flatten()).solution
+        ends = {
+            "convex 1/2": denoised(x, sigma, terms, EVEN),
+            "three-term": denoised(x, sigma, terms, dict(zip(NAMES, RULES["three-term"], strict=True))),
+            "best weights for this very x": best.reshape(x.shape),
+        }
+        for name, rule in NESTED.items():
+            ends[name] = denoised(x, sigma, terms[:2], EVEN, rule)
+        ends["Richardson, 12 steps"] = denoised(x, sigma, terms[:2], EVEN, nested(steps=12, keep=0))
+        found += [
+            Result("nested", name, f"sigma {sigma}", ((end - exact).norm() / exact.norm()).item())
+            for name, end in ends.items()
+        ]
+    return found
+
+
+def denoised(
+    x: Tensor, sigma: float, terms: Sequence[Term], shares: dict[str, float], compose: Composition = CONVEX
+) -> Tensor:
+    """What a rule makes of x at one level: a step down to zero."""
+    return run(x, [Step(0, 1, 0, 1, sigma, 0.0)], terms, shares, compose=compose, step=solver.euler)
 
 
 def gaussian_worlds(n: int = 6) -> list[Result]:
@@ -88,8 +131,9 @@ def gaussian_worlds(n: int = 6) -> list[Result]:
     for correlation in (0.5, 0.7, 0.9):
         chain = autoregressive(n, correlation)
         world = analytic.separable(chain, chain)
-        for name, shares in RULES.items():
-            ended = covariance(world, n, shares)
+        rules = {name: (shares, CONVEX) for name, shares in RULES.items()}
+        for name, (shares, compose) in (rules | {"nested, solved": (RULES["convex 1/2"], SOLVED)}).items():
+            ended = covariance(world, n, shares, compose)
             setting = f"rho {correlation}"
             found.append(Result("variance kept", name, setting, ended.trace().item() / n**2))
             found.append(Result("separable", name, setting, wasserstein2(ended, world.covariances[0]) / n**2))
@@ -112,6 +156,9 @@ def mixture_worlds(n: int = 4, count: int = 1000) -> list[Result]:
         ends = {"joint (truth)": run(start, plan, [analytic.term("joint", raster(n, n), world, n)], joint)}
         for name, shares in RULES.items():
             ends[name] = run(start, plan, terms_of(world, n, n, shares), dict(zip(NAMES, shares, strict=True)))
+        for name in ("nested, 1 step", "nested, 2 steps", "nested, 4 steps"):
+            terms = terms_of(world, n, n, RULES["convex 1/2"])
+            ends[name] = run(start, plan, terms, EVEN, compose=NESTED[name])
         for name, x in ends.items():
             cells = x.flatten(0, 1).flatten(1)
             torn = ((cells > 0).any(dim=0) & (cells < 0).any(dim=0)).double().mean().item()
@@ -151,11 +198,15 @@ def conditioned_worlds(n: int = 7) -> list[Result]:
         variants[f"three-term, unary told {told}"] = ([video, multiview, own], RULES["three-term"])
     for alpha in ("7/8", "3/4"):
         variants[f"alpha {alpha}, unary told shared"] = ([video, multiview, unary["shared"]], RULES[f"alpha {alpha}"])
+    rules = {name: (terms, shares, CONVEX) for name, (terms, shares) in variants.items()}
+    rules["nested, solved"] = ([video, multiview], RULES["convex 1/2"], nested(steps=24))
+    told = [video, multiview, unary["shared"]]
+    rules["nested, solved, unary told shared"] = (told, RULES["convex 1/2"], nested(steps=24, unary=True))
     found = []
     for scale in (1.0, 1.5):
-        for name, (terms, shares) in variants.items():
-            x = initial_x(basis.start, plan[0].sigma)
-            response, cov = analytic.moments(run(x, plan, terms, dict(zip(NAMES, shares, strict=True)), scale=scale))
+        for name, (terms, shares, compose) in rules.items():
+            x, by_name = initial_x(basis.start, plan[0].sigma), dict(zip(NAMES, shares, strict=True))
+            response, cov = analytic.moments(run(x, plan, terms, by_name, compose=compose, scale=scale))
             wrong = (response - gain)[free]
             mean = (wrong @ world.covariances[0] @ wrong.T).trace().item() / len(free)
             found.append(Result("conditioned", name, f"mean, CFG {scale}", mean))
@@ -212,19 +263,21 @@ def corrected_rules(n: int = 4) -> list[Result]:
         "the same, 4 times": again(sigma_low=critical / 3, repeats=4),
     }
     found = []
-    for name in ("joint (truth)", "convex 1/2", "alpha 7/8", "three-term"):
-        shares = RULES.get(name, ())
+    for name in ("joint (truth)", "convex 1/2", "alpha 7/8", "three-term", "nested, solved"):
+        shares = RULES["convex 1/2"] if name == "nested, solved" else RULES.get(name, ())
+        compose = SOLVED if name == "nested, solved" else CONVEX
         terms = terms_of(world, n, n, shares) if shares else [analytic.term("joint", raster(n, n), world, n)]
         by_name = dict(zip(NAMES, shares, strict=True)) if shares else {"joint": 1.0}
         for setting, plan in plans.items():
             basis = analytic.basis(plan, n, n)
-            end = run(initial_x(basis.start, plan[0].sigma), plan, terms, by_name, noise=basis.noise)
+            end = run(initial_x(basis.start, plan[0].sigma), plan, terms, by_name, compose=compose, noise=basis.noise)
             off = wasserstein2(analytic.moments(end)[1], world.covariances[0]) / n**2
             found.append(Result("corrected", name, setting, off))
     return found
 
 
 HEADINGS = {
+    "nested": "Relative error of the denoiser, separable 6 × 6 world, correlation 0.9",
     "separable": "Squared 2-Wasserstein error a cell, separable 6 × 6 worlds by correlation",
     "variance kept": "Variance kept a cell, separable 6 × 6 worlds (truth: 1)",
     "coupled": "Squared 2-Wasserstein error a cell by the share of a travelling wave, correlation 0.9",
@@ -244,7 +297,8 @@ def tables(results: list[Result]) -> str:
         variants, settings = (list(dict.fromkeys(key[i] for key in here)) for i in (0, 1))
         lines = [f"| | {' | '.join(settings)} |", f"|---|{'---:|' * len(settings)}"]
         for v in variants:
-            values = [f"{here[v, s]:.0f}" if s == "evaluations" else f"{here[v, s]:.3f}" for s in settings]
+            form = ".1e" if table == "nested" else ".3f"
+            values = [f"{here[v, s]:{'.0f' if s == 'evaluations' else form}}" for s in settings]
             lines.append(f"| {v} | {' | '.join(values)} |")
         parts.append(f"{heading}.\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -258,22 +312,27 @@ def plot(path: Path, results: list[Result]) -> None:
     import matplotlib.pyplot as plt
 
     shown = ("separable", "coupled", "mixture torn")
+    variants = dict.fromkeys(r.variant for r in results if r.table in shown)
+    colours = {variant: f"C{i}" for i, variant in enumerate(variants)}
     figure, axes = plt.subplots(1, len(shown), figsize=(13, 3.6), layout="constrained")
     for axis, table in zip(axes, shown, strict=True):
         here = [r for r in results if r.table == table]
         for variant in dict.fromkeys(r.variant for r in here):
             line = [r for r in here if r.variant == variant]
-            axis.plot([float(r.setting.split()[1]) for r in line], [r.value for r in line], "o-", label=variant)
+            at, values = [float(r.setting.split()[1]) for r in line], [r.value for r in line]
+            axis.plot(at, values, "o-", color=colours[variant], label=variant)
         axis.set_title(HEADINGS[table].split(",")[0], fontsize=9)
         axis.set_xlabel(here[0].setting.split()[0])
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].legend(fontsize=8)
+    of = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(of.values()), list(of), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
 
 
 def main(folder: Path) -> None:
-    results = [*gaussian_worlds(), *mixture_worlds(), *conditioned_worlds(), *corrected_rules(), *correctors()]
+    studies = (nested_error, gaussian_worlds, mixture_worlds, conditioned_worlds, corrected_rules, correctors)
+    results = [result for study in studies for result in study()]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
