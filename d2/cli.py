@@ -165,7 +165,7 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
         return report(composed.config, composed.text, composed.label)
     from d2.config import command_line
     from d2.sample.job import sample
-    from d2.study.job import record, study
+    from d2.study.job import study
 
     quiet()
 
@@ -178,9 +178,7 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
     if composed.config.variants or composed.config.seeds:
         return study(composed.config, variant, composed.name, composed.label)
-    code = sample(composed.config, composed.text, composed.label)
-    record(composed.config, composed.name)
-    return code
+    return sample(composed.config, composed.text, composed.label, composed.name)
 
 
 def sweep(command: str, overrides: list[str]) -> int:

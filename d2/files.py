@@ -138,6 +138,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file, without its tensors; a ValueError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, read once for as long as it stays as it is: weights have up to 9.6 GB."""
     known = path.stat()

@@ -32,7 +32,7 @@ LAYERS = {
     "d2.data": ("d2.matrix", "d2.scene"),
     "d2.metrics": ("d2.files", "d2.matrix", "d2.nn", "d2.scene"),
     "d2.metrics.features": ("d2.files", "d2.metrics", "d2.nn"),
-    "d2.report": ("d2.files",),
+    "d2.report": ("d2.files", "d2.metrics.figures", "d2.metrics.intervals", "d2.metrics.table"),
     "d2.terms": ("d2.matrix", "d2.noise", "d2.priors", "d2.sampling"),
     "d2.pipeline": (
         "d2.matrix",
@@ -126,7 +126,7 @@ FENCES = {
     "omegaconf": ("d2.config.command_line", "d2.config.describe", "d2.config.schema"),
     "lightning": (*ROOMS, "d2.trainer", "d2.loggers"),
     "wandb": ("d2.loggers", "d2.report"),
-    "lightning.pytorch.loggers": ("d2.loggers", "d2.sample.callbacks"),
+    "lightning.pytorch.loggers": ("d2.loggers",),
     "torch.distributed": ("d2.shard",),
     "open_clip": ("d2.nn.clip", "d2.metrics.clip"),
     "rembg": ("d2.data.matting",),

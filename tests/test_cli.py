@@ -20,9 +20,9 @@ from d2.cli import complain, is_users
 from d2.config import help as pages
 from d2.config.command_line import composed, readable, values_in_turn
 from d2.config.schema import CamerasConfig, SampleConfig
+from d2.metrics.figures import read_figures
 from d2.sample import matrix_sampler
 from d2.sample.job import make_cameras
-from d2.study.results import read_metrics
 
 Run = Callable[..., int]
 Break = Callable[[Path], None]
@@ -372,9 +372,9 @@ def test_only_what_d2_raises_itself_is_a_message_to_the_user(tmp_path: Path) -> 
             work()
         return is_users(error.value)
 
-    (tmp_path / "metrics.csv").write_text("scene,method,psnr\ntest_0000,joint,high\n")
+    (tmp_path / "results.csv").write_text("scene,metric,value\ntest_0000,psnr,high\n")
     assert of(lambda: make_cameras(SampleConfig(cameras=CamerasConfig(elevation_deg="high")), 3))
-    assert not of(lambda: read_metrics(tmp_path))  # raised by Python in d2
+    assert not of(lambda: read_figures(tmp_path / "results.csv"))  # raised by Python in d2
     assert not of(lambda: make_cameras(None, 3) if int("x") else None)  # raised elsewhere
 
 

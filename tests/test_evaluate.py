@@ -69,8 +69,8 @@ def table(folder: Path) -> dict[tuple[str, str, str], float]:
         return {(r["object"], r["sample"], r["metric"]): float(r["value"]) for r in csv.DictReader(file)}
 
 
-def set_table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "set_metrics.csv").open() as file:
+def lines(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -97,12 +97,17 @@ def test_the_table_holds_what_the_functions_give(
     distances = video_distances(sets[0], sets[1], network.name)
     wanted |= {("all", "all", metric): value for metric, value in distances.items()}
     assert figures == pytest.approx(wanted, nan_ok=True, abs=1e-9)
-    assert {row["metric"]: float(row["value"]) for row in set_table(tmp_path / "out")} == pytest.approx(distances)
+    for line in lines(tmp_path / "out"):
+        assert (line["run"], line["variant"], line["weights"]) == ("run", "run", "")
+        if line["object"] == "all":  # a distance between sets has bounds, and says how many objects it is of
+            assert float(line["low"]) <= float(line["value"]) <= float(line["high"]) and line["n"] == "4"
+        else:
+            assert line["low"] == line["high"] == "" and line["n"] == "1"
     assert all(name.endswith("[world4d-encoder]") for _, _, name in figures if name.startswith(("fv", "kv")))
     said = capfd.readouterr()
     assert said.err.splitlines() == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]
     assert said.out == (tmp_path / "out" / "summary.md").read_text()
-    names = {"results.csv", "set_metrics.csv", "summary.md", "card.json", "objects"}
+    names = {"results.csv", "summary.md", "card.json", "objects"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
 
 
@@ -133,7 +138,7 @@ def test_the_world_size_changes_nothing(
     capfd.readouterr()
     many = ["trainer.strategy=ddp_fork", f"trainer.devices={world}", f"output_dir={tmp_path / 'many'}"]
     assert d2_evaluate(f"run={run_folder}", *many) == 3
-    for name in ("results.csv", "set_metrics.csv", "summary.md", "card.json"):
+    for name in ("results.csv", "summary.md", "card.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("evaluating ")]
     assert sorted(said) == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]  # once, by one rank

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2.report.page import SceneEntry, write_index_page, write_scene_page
+from d2.report.page import Card, Table, thumbnail, write_index_page, write_scene_page
 
 V, F, SIZE = 5, 4, 24
 INPUT_VIEW = V - 1
@@ -101,13 +101,8 @@ def test_shrunk_cells_are_said_to_be_shrunk(tmp_path):
 
 def test_the_thumbnail_is_one_turn_while_the_clip_runs_once(tmp_path):
     sample = flat_matrix(num_views=4, num_frames=8)
-    write_index_page(
-        tmp_path / "index.html",
-        title="run",
-        scenes=[SceneEntry("a", "a/index.html", sample, {"psnr": 1.0}), SceneEntry("b", "b/index.html", None, {})],
-        summary=[],
-        config="",
-    )
+    cards = [Card("a", "a/index.html", thumbnail(sample)), Card("b", "b/index.html", None)]
+    write_index_page(tmp_path / "index.html", title="run", facts="", cards=cards, config="")
     atlas, nothing = embedded((tmp_path / "index.html").read_text(), "thumbnails")
     assert nothing is None
     assert [cell(atlas, 0, step)[0, 0].tolist() for step in range(4)] == [colour(step, 2 * step) for step in range(4)]
@@ -115,8 +110,8 @@ def test_the_thumbnail_is_one_turn_while_the_clip_runs_once(tmp_path):
 
 # --- what is written --------------------------------------------------------------------------------------------------
 
-EVIL = "<script>alert(1)</script>{{config}}{{{body}}}\"'&"
-ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;{{config}}{{{body}}}&quot;&#x27;&amp;"
+EVIL = "<script>alert(1)</script>{{config}}{% block body %}\"'&"
+ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;{{config}}{% block body %}&#34;&#39;&amp;"
 
 
 def test_text_is_escaped_and_never_filled_again(tmp_path):
@@ -126,11 +121,11 @@ def test_text_is_escaped_and_never_filled_again(tmp_path):
         metrics={EVIL: 1.0},
         baselines=[{EVIL: EVIL}],
         config=EVIL,
-        notes=EVIL,
     )
-    entry = SceneEntry(EVIL, EVIL, None, {EVIL: 1.0})
-    write_index_page(tmp_path / "index.html", title=EVIL, scenes=[entry], summary=[{EVIL: EVIL}], config=EVIL)
-    for page, times in (scene, 7), ((tmp_path / "index.html").read_text(), 8):
+    card, rows = Card(EVIL, EVIL, None), [{EVIL: EVIL}]
+    table = Table(EVIL, EVIL, rows, hrefs=[EVIL])
+    write_index_page(tmp_path / "index.html", title=EVIL, facts=EVIL, cards=[card], tables=[table], config=EVIL)
+    for page, times in (scene, 6), ((tmp_path / "index.html").read_text(), 9):
         assert "alert(1)</script>" not in page
         assert page.count(ESCAPED) == times
 
@@ -140,14 +135,15 @@ def test_tables_show_every_number_given(tmp_path):
     text = re.sub(r"<[^>]+>", " ", page.split("</header>")[1])
     for shown in "16.02", "0.831", "7", "–", "this sample", "show the input", "13.20", "0.125", "seed: 1":
         assert shown in text
-    bare = write(tmp_path / "page.html", metrics=None, baselines=None)
-    assert not re.search("Metrics|Baselines|Notes", bare.split("</header>")[1])
+    bare = write(tmp_path / "page.html", metrics={}, baselines=[])
+    assert not re.search("Metrics|Baselines", bare.split("</header>")[1])
 
 
 def test_pages_ask_the_network_for_nothing(tmp_path):
     scene = write(tmp_path / "page.html")
-    entries = [SceneEntry("a", "a/index.html", flat_matrix(), {})]
-    write_index_page(tmp_path / "index.html", title="run", scenes=entries, summary=[], config="")
+    cards = [Card("a", "a/index.html", thumbnail(flat_matrix()))]
+    tables = [Table("Scenes", "", [{"scene": "a"}], hrefs=["a/index.html"])]
+    write_index_page(tmp_path / "index.html", title="run", facts="", cards=cards, tables=tables, config="")
     for page in scene, (tmp_path / "index.html").read_text():
         page = re.sub(r"data:image/[^\"]*", "", page)
         assert not re.search(r"https?:|//\w+\.\w|@import|url\(", page)
@@ -385,8 +381,9 @@ def test_large_cells_wrap_in_the_browser_as_in_the_file(visit, tmp_path):
 def test_nothing_runs_out_of_the_window(visit, tmp_path):
     row = {"method": "a method of a rather long name", **{f"metric_{i}": 0.5 for i in range(14)}}
     write(tmp_path / "page.html", truth=flat_matrix(), baselines=[row], config="key: " + "x" * 400)
-    entries = [SceneEntry(f"scene_{i}" * 6, "a/index.html", flat_matrix(), {"psnr": 1.0}) for i in range(3)]
-    write_index_page(tmp_path / "index.html", title="run" * 60, scenes=entries, summary=[row], config="x" * 400)
+    cards = [Card(f"scene_{i}" * 6, "a/index.html", thumbnail(flat_matrix())) for i in range(3)]
+    parts = {"cards": cards, "tables": [Table("Summary", "note " * 40, [row])]}
+    write_index_page(tmp_path / "index.html", title="run" * 60, facts="", **parts, config="x" * 400)
     for name in "page.html", "index.html":
         page = visit(tmp_path / name)
         for width in 360, 390, 768, 1280:
@@ -395,7 +392,7 @@ def test_nothing_runs_out_of_the_window(visit, tmp_path):
 
 
 def test_a_hostile_title_is_only_a_title(visit, tmp_path):
-    write(tmp_path / "page.html", title=EVIL, notes=EVIL, config=EVIL)
+    write(tmp_path / "page.html", title=EVIL, config=EVIL)
     page = visit(tmp_path / "page.html")
     assert page.title() == EVIL
     assert page.locator("h1").inner_text() == EVIL
@@ -406,11 +403,8 @@ def test_the_index_orbits_and_leads_to_the_scenes(visit, tmp_path):
     name = "a scene & its #1?"
     (tmp_path / name).mkdir()
     write(tmp_path / name / "index.html", title="the scene")
-    entries = [
-        SceneEntry(name, f"{name}/index.html", flat_matrix(), {"psnr": 16.02}),
-        SceneEntry("no picture", "none/index.html", None, {}),
-    ]
-    write_index_page(tmp_path / "index.html", title="run", scenes=entries, summary=[{"method": "joint"}], config="")
+    cards = [Card(name, f"{name}/index.html", thumbnail(flat_matrix())), Card("no picture", "none/index.html", None)]
+    write_index_page(tmp_path / "index.html", title="run", facts="", cards=cards, config="")
     page = visit(tmp_path / "index.html")
     first = "#cards li:first-child canvas"
     page.wait_for_function(f"document.querySelector('{first}').width > 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,13 +23,16 @@ from d2.data import world4d
 from d2.matrix import camera_ring
 from d2.metrics.clip import matrix_embeddings, neighbour_similarity
 from d2.metrics.features import FeatureNetwork, Resize
+from d2.metrics.figures import ALL
+from d2.metrics.intervals import means
 from d2.metrics.metric import METRIC_NAMES, matrix_metrics
 from d2.metrics.suite import Suite
+from d2.metrics.table import by_method
 from d2.metrics.video_sets import TRAVERSALS, set_features, video_distances
-from d2.sample.callbacks import SceneOutputs
-from d2.sample.figures import measure_scene, tables_of
 from d2.sample.job import load_scenes, make_rules, make_settings
 from d2.sample.matrix_sampler import BASELINES, MatrixSampler
+from d2.sample.measure import Measure, measure_scene, run_figures
+from d2.sample.write import Origin, Write
 from d2.scene import Scene
 from d2.trainer import make_trainer
 
@@ -66,10 +68,11 @@ def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_pa
         rules, settings = make_rules(config), make_settings(config)
         module = MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=baselines)
         folder = tmp_path / f"world_{world}"
-        outputs = SceneOutputs(folder, config="", facts={}, pages=False, load_suite=lambda _: suite)
+        measure = Measure(lambda _: suite)
+        write = Write(folder, measure, Origin(folder.name, "rule", 7, "", {}, {}), pages=False)
         trainer = TrainerConfig("cpu", world, "ddp_fork" if world > 1 else "auto")
         loader = DataLoader(scenes, batch_size=None)  # type: ignore[arg-type]
-        make_trainer(trainer, folder, [], [outputs]).predict(module, loader, return_predictions=False)
+        make_trainer(trainer, folder, [], [measure, write]).predict(module, loader, return_predictions=False)
         return folder
 
     return run
@@ -80,8 +83,14 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def sets_of(folder: Path) -> list[dict[str, str]]:
+    return [row for row in rows_of(folder / "results.csv") if row["scene"] == "all"]
+
+
 def numbers(row: dict[str, str]) -> dict[str, float]:
-    return {key: float(value) for key, value in row.items() if key not in ("scene", "method", "metric", "network")}
+    """What a line of either table measures; an empty bound is none."""
+    names = ("run", "variant", "scene", "seed", "metric", "method", "config", "weights", "commit")
+    return {key: float(value or "nan") for key, value in row.items() if key not in names}
 
 
 def truth_of(scene: Scene) -> Any:
@@ -95,26 +104,25 @@ def test_any_number_of_processes_gives_the_same_tables(predict: Predict) -> None
     one = predict(1)
     for world in (2, 3):
         many = predict(world)
-        for name in ("metrics.csv", "set_metrics.csv"):
+        for name in ("metrics.csv", "results.csv"):
             mine, theirs = rows_of(one / name), rows_of(many / name)
             assert len(mine) == len(theirs) > 0
             for a, b in zip(mine, theirs, strict=True):
                 assert numbers(a) == pytest.approx(numbers(b), abs=1e-6, rel=1e-6, nan_ok=True)
-                assert [a.get(k) for k in ("scene", "method", "metric")] == [
-                    b.get(k) for k in ("scene", "method", "metric")
-                ]
+                names = ("scene", "method", "variant", "seed", "metric")
+                assert [a.get(name) for name in names] == [b.get(name) for name in names]
 
 
 def test_the_tables_hold_every_scene_once_and_every_set(predict: Predict) -> None:
     folder = predict(1, baselines=True)
-    rows, sets = rows_of(folder / "metrics.csv"), rows_of(folder / "set_metrics.csv")
+    rows, sets = rows_of(folder / "metrics.csv"), sets_of(folder)
     assert [(row["method"], row["scene"]) for row in rows] == [(m, f"test_000{i}") for m in METHODS for i in range(4)]
     assert list(rows[0]) == ["scene", "method", *METRIC_NAMES, *IMAGE_NAMES]
-    assert [row["method"] for row in sets] == [m for m in METHODS for _ in range(2 * len(TRAVERSALS) + 2)]
-    joint = {row["metric"]: row for row in sets if row["method"] == "joint"}
+    variants = ["rule", *METHODS[1:]]
+    assert [row["variant"] for row in sets] == [m for m in variants for _ in range(2 * len(TRAVERSALS) + 2)]
+    joint = {row["metric"]: row for row in sets if row["variant"] == "rule"}
     fvd, fid = joint["fvd_f[world4d-encoder]"], joint["fid[patches]"]
-    assert (fvd["network"], fvd["objects"], fvd["sampled"], fvd["true"]) == ("world4d-encoder", "4", "12", "12")
-    assert (fid["network"], fid["sampled"]) == ("patches", "36")
+    assert (fvd["n"], fvd["seed"], fvd["run"], fid["n"]) == ("4", "7", "world_1", "4")
     assert float(fvd["low"]) < float(fvd["value"]) < float(fvd["high"])
 
 
@@ -129,7 +137,7 @@ def test_the_figures_are_those_of_d2_evaluate(predict: Predict, suite: Suite, tm
         own = {name: float(row[name]) for name in METRIC_NAMES}
         theirs = {name: evaluated[row["scene"], name] for name in METRIC_NAMES}
         assert own == pytest.approx(theirs, rel=2e-2, abs=2e-2, nan_ok=True)
-    sets = [row for row in rows_of(folder / "set_metrics.csv") if row["network"] == "world4d-encoder"]
+    sets = [row for row in sets_of(folder) if "[world4d-encoder]" in row["metric"]]
     assert len(sets) == 2 * len(TRAVERSALS)
     for row in sets:
         assert float(row["value"]) == pytest.approx(evaluated["all", row["metric"]], rel=2e-2, abs=1e-4)
@@ -143,36 +151,34 @@ def scene(index: int, *, truth: bool = True) -> Scene:
 def test_measuring_is_what_the_functions_say(suite: Suite) -> None:
     scenes = [scene(i) for i in range(3)]
     samples = [random_matrix(i, 3, 4) for i in range(3)]
-    measured = {i: measure_scene(suite, {"joint": samples[i]}, scenes[i]) for i in (2, 0, 1)}
-    tables = tables_of(suite, measured)
-    assert list(tables.scenes["joint"]) == [0, 1, 2]
-    for i, figures in tables.scenes["joint"].items():
-        wanted = matrix_metrics(samples[i], truth_of(scenes[i]), scenes[i].cameras)
-        assert {name: figures[name] for name in METRIC_NAMES} == pytest.approx(wanted, nan_ok=True)
+    figures = run_figures(suite, [measure_scene(suite, {"joint": samples[i]}, scenes[i]) for i in range(3)])
+    table = by_method(figures)["joint"]
+    for i, made in enumerate(scenes):
+        wanted = matrix_metrics(samples[i], truth_of(made), made.cameras)
+        assert {name: table[made.name][name] for name in METRIC_NAMES} == pytest.approx(wanted, nan_ok=True)
         near = neighbour_similarity(matrix_embeddings(suite.images[0], samples[i]))
-        assert figures["neighbour_views[patches]"] == pytest.approx(near["views"])
+        assert table[made.name]["neighbour_views[patches]"] == pytest.approx(near["views"])
     assert suite.video is not None
     sides = [set_features(side, suite.video) for side in (samples, [truth_of(each).pixels for each in scenes])]
-    found = {figure.metric: figure.value for figure in tables.sets["joint"]}
     wanted = video_distances(sides[0], sides[1], suite.video.name)
-    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
-    psnr = [figures["psnr"] for figures in tables.scenes["joint"].values()]
-    assert tables.means["joint"]["psnr"] == pytest.approx(sum(psnr) / 3)
+    assert {name: table[ALL][name] for name in wanted} == pytest.approx(wanted)
+    psnr = [table[made.name]["psnr"] for made in scenes]
+    assert means(figures, seed=0)["joint"]["psnr"].mean == pytest.approx(sum(psnr) / 3)
 
 
 def test_a_scene_without_truth_has_what_needs_none_and_is_in_no_set(suite: Suite) -> None:
-    scenes = {i: scene(i, truth=i != 1) for i in range(3)}
-    measured = {i: measure_scene(suite, {"joint": random_matrix(i, 3, 4)}, each) for i, each in scenes.items()}
-    tables = tables_of(suite, measured)
-    assert set(tables.scenes["joint"][1]) == {"neighbour_frames[patches]", "neighbour_views[patches]"}
-    assert math.isnan(tables.means["joint"]["psnr"])
-    others = tables_of(suite, {i: measured[i] for i in (0, 2)})
-    assert tables.sets == others.sets and {figure.objects for figure in tables.sets["joint"]} == {2}
+    scenes = [scene(i, truth=i != 1) for i in range(3)]
+    measured = [measure_scene(suite, {"joint": random_matrix(i, 3, 4)}, each) for i, each in enumerate(scenes)]
+    figures = run_figures(suite, measured)
+    assert set(by_method(figures)["joint"][scenes[1].name]) == {"neighbour_frames[patches]", "neighbour_views[patches]"}
+    sets = [figure for figure in figures if figure.scene == ALL]
+    assert sets == [f for f in run_figures(suite, [measured[0], measured[2]]) if f.scene == ALL]
+    assert {figure.n for figure in sets} == {2} and means(figures, seed=0)["joint"]["psnr"].n == 2
 
 
 def test_nothing_measured_nothing_in_the_tables(suite: Suite) -> None:
     alone = measure_scene(suite._replace(metrics=("reference", "consistency"), video=None, images=()), {}, scene(0))
-    assert alone == {} and tables_of(None, {0: alone}) == ({}, {}, {})
+    assert alone == {} and run_figures(None, [alone]) == []
 
 
 def test_camera_figures_follow_the_scene() -> None:
@@ -193,12 +199,12 @@ def test_the_command_measures_videos(d2_sample: Callable[..., int], tmp_path: Pa
     assert d2_sample(*line, "logger=csv", "pages=true") == 0
     out = tmp_path / "out"
     assert list(rows_of(out / "metrics.csv")[0]) == ["scene", "method", *METRIC_NAMES]
-    sets = {row["metric"]: row for row in rows_of(out / "set_metrics.csv")}
-    assert len(sets) == 2 * len(TRAVERSALS) and sets["fv4d[world4d-encoder]"]["sampled"] == "2"
+    sets = {row["metric"]: row for row in sets_of(out)}
+    assert len(sets) == 2 * len(TRAVERSALS) and sets["fv4d[world4d-encoder]"]["n"] == "2"
     logged = [row["set/fvd_f[world4d-encoder]"] for row in rows_of(out / "log" / "metrics.csv")]
     assert [value for value in logged if value] == [sets["fvd_f[world4d-encoder]"]["value"]]
     assert "fvd f[world4d-encoder]" in (out / "index.html").read_text()
-    assert d2_sample("scenes.count=2") == 0 and not (out / "set_metrics.csv").exists()  # of the run before
+    assert d2_sample("scenes.count=2") == 0 and not sets_of(out)  # of the run before
     assert load_file(out / "test_0000" / "matrix.safetensors")
 
 

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from d2 import cli
+from d2.metrics.figures import ALL, COST, Figure, hash_of, write_figures
 from d2.metrics.intervals import bootstrap_mean, paired_difference
-from d2.report.charts import Point, Scale, nice, pareto_front, scatter
+from d2.report.charts import Axis, Point, nice, pareto_front, scatter
 from d2.study.report import badness, read_runs
-from d2.study.results import ALL, COST, Row, config_hash, write_rows
 
 SCENES = [f"validation_{i:04d}" for i in range(6)]
 METRICS = ("psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")
@@ -55,13 +55,15 @@ def write_run(
                     "\n".join(["step,sigma,video_multiview", *lines]) + "\n"
                 )
                 own = {metric: figure(variant, metric, scene, seed) for metric in METRICS} | {COST: cost}
-                key = config_hash(text)
-                rows += [Row(variant, scene, name, value, str(seed), key, "abc") for name, value in own.items()]
-        if len(seeds) > 1:
-            for scene in scenes:
-                rows.append(Row(variant, scene, "energy", figure(variant, "energy", scene) / 10, ALL, key, "abc"))
-    rows += [Row("show_input", scene, "psnr_masked", 3.0, "0", "", "abc") for scene in scenes]
-    write_rows(folder / "results.csv", rows)
+                made = {"config": hash_of(text), "weights": "123456789abc", "commit": "abc"}
+                run = place.relative_to(folder).as_posix() if inside else folder.name
+                names = {"run": run, "variant": variant, "scene": scene, **made}
+                rows += [Figure(**names, metric=name, value=value, sample=str(seed)) for name, value in own.items()]
+                if len(seeds) > 1 and seed == seeds[-1]:
+                    energy = figure(variant, "energy", scene) / 10
+                    rows.append(Figure(**{**names, "run": variant}, metric="energy", value=energy, sample=ALL))
+    rows += [Figure(variant="show_input", scene=scene, metric="psnr_masked", value=3.0, sample="0") for scene in scenes]
+    write_figures(folder / "results.csv", rows)
     return folder
 
 
@@ -122,7 +124,8 @@ def test_psnr_never_stands_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"run": 10}, inside=False)
     page = report(f"runs=[{run}]", "quality=psnr_masked", out=tmp_path / "report")
     charts = re.findall(r'<svg class="chart"[^>]*aria-label="(\w+)"', page)
-    assert charts == ["psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen", "video_multiview"]
+    compared = ["psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen"]
+    assert charts == [*compared, COST, *compared, "video_multiview"]  # by themselves, against the cost, against sigma
     head = re.findall(r'<th scope="col">(.*?)</th>', page)
     assert {"psnr masked", "sharpness", "own view unseen"} <= set(head)
     for said in re.findall(r"<figcaption>(.*?)</figcaption>", page):
@@ -133,12 +136,12 @@ def test_runs_that_share_a_name_keep_theirs_apart(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", {"rule": 10, "own": 20})
     b = write_run(tmp_path / "b", {"rule": 30}, scenes=SCENES[:3])
     runs = read_runs([str(a), str(b)])
-    assert {row.variant for row in runs.rows} == {"a/rule", "b/rule", "own", "a/show_input", "b/show_input"}
+    assert {figure.variant for figure in runs.figures} == {"a/rule", "b/rule", "own", "a/show_input", "b/show_input"}
     assert runs.places["b/rule"] == [b / "rule" / "seed_0"] and runs.places["own"] == [a / "own" / "seed_0"]
     page = report(f"runs=[{a},{b}]", "compare_to=a/rule", out=tmp_path / "report")
     assert cell(page, "4 b/rule", "N", table=1) == "3"  # the scenes that both have
     held = list(csv.DictReader((tmp_path / "report" / "results.csv").open()))
-    assert {row["variant"] for row in held} == {row.variant for row in runs.rows}
+    assert {row["variant"] for row in held} == {figure.variant for figure in runs.figures}
 
 
 def test_best_and_worst_scenes_stand_side_by_side(study: Path, tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_what_cannot_be_reported_is_refused(
 
 
 def test_a_table_of_other_columns_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results.csv").write_text("object,sample,metric,value\na,0,psnr,1\n")
+    (tmp_path / "results.csv").write_text("table,variant,setting,value\na,b,c,1\n")
     assert cli.run(["report", f"runs=[{tmp_path}]", f"output_dir={tmp_path / 'report'}"]) == 2
     assert "has columns" in capfd.readouterr().err
 
@@ -231,7 +234,7 @@ def test_points_are_drawn_where_they_belong() -> None:
 
 def test_ticks_are_round_and_few() -> None:
     for span in (0.003, 0.7, 1.0, 13.0, 4096.0):
-        count = len(Scale(0.0, span, 0, 1).ticks())
+        count = len(Axis(0.0, span, 0, 1).ticks())
         assert 3 <= count <= 7
         assert f"{nice(span):e}"[0] in "125"
 
@@ -263,7 +266,7 @@ def test_the_page_opens_offline_and_fits_every_window(browser: Any, study: Path,
     page.on("request", lambda request: requests.append(request.url))
     page.goto((tmp_path / "report" / "index.html").as_uri())
     assert page.title() == "d2: study"
-    assert page.locator("svg.chart").count() == 6 and page.locator(".point").count() == 5 * 3
+    assert page.locator("svg.chart").count() == 12 and page.locator(".point").count() == 5 * 3 + 19
     assert page.locator("figure img").evaluate_all("all => all.every(i => i.complete && i.naturalWidth === 640)")
     # every point lies within its chart, and every label of an axis too
     inside = """svgs => svgs.every(s => {
@@ -294,17 +297,13 @@ def test_wandb_gets_tables_plots_and_pictures(study: Path, tmp_path: Path, monke
     (run,) = (out / "wandb").glob("offline-run-*")
     media = run / "files" / "media"
     assert len(list(media.rglob("*.table.json"))) == 3  # figures, differences, runs
-    assert len(list(media.rglob("*.html"))) == 6  # charts
+    assert len(list(media.rglob("*.html"))) == 12  # charts
     assert len([*media.rglob("*.png"), *media.rglob("*.jpg")]) == 2 * 3
     assert not (tmp_path / "wandb").exists()
 
 
-def test_a_report_is_of_what_sampling_leaves(
-    d2_sample: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from d2.study import job
+def test_a_report_is_of_what_sampling_leaves(d2_sample: Callable[..., int], tmp_path: Path) -> None:
 
-    monkeypatch.setattr(job, "plot", lambda *_: None)
     variants = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
     assert d2_sample(variants, "scenes.count=2", "seeds=[0,1]", "baselines=true") == 0
     page = report(f"runs=[{tmp_path / 'out'}]", "compare_to=columns_alone", "shown_scenes=1", out=tmp_path / "report")

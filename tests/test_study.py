@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,18 +16,23 @@ import torch
 from d2 import cli
 from d2.io import read_matrix, read_truth
 from d2.metrics.energy import energy_score, object_disc
+from d2.metrics.figures import COST, EVALUATED, SAMPLED, Figure, read_figures, write_figures
+from d2.metrics.intervals import by_scene, differences, means
+from d2.metrics.table import mean_rows
 from d2.pipeline import Rules
 from d2.plan.cost import cell_evaluations
 from d2.rules import renoise, solver, weights
 from d2.rules.composition import convex, linear
 from d2.rules.nested import nested
 from d2.study import job as study
-from d2.study.results import COST, Row, by_variant, table_rows
+from d2.study.results import table_text
 from d2.terms import Settings, Unary
 
 Run = Callable[..., int]
 TWO = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
-HEAD = ["variant", "scene", "metric", "value", "seed", "config", "commit"]
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+OWN_COLUMNS = ("exact_world", "metric_response")  # whose tables are not of runs
+HEAD = ["run", "variant", "scene", "seed", "metric", "value", "low", "high", "n", "config", "weights", "commit"]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -36,11 +43,6 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def value(path: Path, **key: str) -> float:
     (row,) = [row for row in rows_of(path) if all(row[name] == wanted for name, wanted in key.items())]
     return float(row["value"])
-
-
-@pytest.fixture(autouse=True)
-def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "plot", lambda *_: None)  # seconds
 
 
 @pytest.fixture
@@ -267,21 +269,46 @@ def test_the_table_of_a_run_holds_the_cost_of_its_own_rule(d2_sample: Run, tmp_p
 # --- averages --------------------------------------------------------------------------------------------------------
 
 
-def long(variant: str, scene: str, seed: int, value: float, metric: str = "psnr_masked") -> Row:
-    return Row(variant, scene, metric, value, str(seed), "c", "")
+def long(variant: str, scene: str, seed: int, value: float, metric: str = "psnr_masked") -> Figure:
+    return Figure(variant=variant, scene=scene, metric=metric, value=value, sample=str(seed), config="c")
 
 
 def test_a_scene_counts_once_however_many_seeds_it_has() -> None:
-    rows = [long("a", "s", seed, float(seed)) for seed in range(4)] + [long("a", "t", 0, 9.5)]
-    assert by_variant(rows) == {"a": {"psnr_masked": {"s": 1.5, "t": 9.5}}}
-    (row,) = table_rows(by_variant(rows))
+    figures = [long("a", "s", seed, float(seed)) for seed in range(4)] + [long("a", "t", 0, 9.5)]
+    assert by_scene(figures) == {"a": {"psnr_masked": {"s": 1.5, "t": 9.5}}}
+    (row,) = mean_rows(means(figures, seed=0))
     assert row["scenes"] == "2" and row["psnr_masked"].startswith("5.50 [1.50, 9.50]")
 
 
 def test_differences_are_paired_by_scene() -> None:
-    rows = [long("a", f"s{i}", 0, 10.0 * i) for i in range(8)]
-    rows += [long("b", f"s{i}", 0, 10.0 * i + 1 + 0.1 * (i % 2)) for i in reversed(range(6))]
-    (row,) = table_rows(by_variant(rows), baseline="a")
+    figures = [long("a", f"s{i}", 0, 10.0 * i) for i in range(8)]
+    figures += [long("b", f"s{i}", 0, 10.0 * i + 1 + 0.1 * (i % 2)) for i in reversed(range(6))]
+    (row,) = mean_rows(differences(figures, "a", seed=0), signed=True)
     assert row["variant"] == "b" and row["scenes"] == "6"  # scenes that both have
     mean, low, high = (float(part.strip(",[]")) for part in row["psnr_masked"].split())
     assert mean == pytest.approx(1.05) and 1.0 <= low < mean < high <= 1.1
+
+
+# --- tables of every age ---------------------------------------------------------------------------------------------
+
+
+TABLES = [path for path in sorted(EXPERIMENTS.glob("*/results*.csv")) if path.parent.name not in OWN_COLUMNS]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_committed_table_gives_the_page_beside_it(path: Path) -> None:
+    """Whatever columns it has: means, differences and bounds are the same to the last digit."""
+    page = path.with_name(path.name.replace("results", "table")).with_suffix(".md").read_text(encoding="utf-8")
+    compare_to = re.search(r"^Paired differences from (\S+)\.$", page, re.MULTILINE)
+    assert table_text(read_figures(path), compare_to and compare_to[1]) == page
+
+
+def test_a_figure_is_read_as_it_was_written(tmp_path: Path) -> None:
+    figures = [
+        Figure(run="r", variant="a", scene="s", sample="3", metric="psnr", value=1 / 3, config="c", weights="w"),
+        Figure(run="r", variant="a", metric="fvd", value=2.0, low=1.0, high=3.0, n=16),
+        Figure(run="r", variant="b", scene="s", metric="own_view", value=math.nan),
+    ]
+    for columns in (SAMPLED, EVALUATED):
+        write_figures(tmp_path / "results.csv", figures, columns)
+        assert str(read_figures(tmp_path / "results.csv")) == str(figures)  # NaN is no number, not even its own equal

@@ -10,9 +10,10 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -34,16 +35,15 @@ from d2.evaluate.folders import (
     read_true,
 )
 from d2.evaluate.networks import load_suite
-from d2.evaluate.summary import Evaluation, object_values, read_evaluation, summary
-from d2.files import csv_text, ensure_writable, write_json, write_tensors, write_text
+from d2.evaluate.summary import Evaluation, read_evaluation, summary
+from d2.files import commit, ensure_writable, read_metadata, write_json, write_tensors, write_text
 from d2.io import read_matrix
 from d2.metrics import features
+from d2.metrics.figures import ALL, EVALUATED, Figure, hash_of, weights_hash, write_figures
 from d2.metrics.intervals import Interval
 from d2.metrics.suite import (
-    ALL,
     NEED_TRUTH,
-    Row,
-    SetFigure,
+    Measured,
     Suite,
     encoded,
     measure,
@@ -53,14 +53,6 @@ from d2.metrics.suite import (
 )
 from d2.scene import Truth
 from d2.trainer import make_trainer
-
-
-class Kept(NamedTuple):
-    """A finished object."""
-
-    rows: list[Row]
-    features: dict[str, Tensor]  # "sampled/f", …: n d
-    shape: list[int]  # views, frames, height, width
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -86,12 +78,15 @@ def evaluate(config: EvaluateConfig) -> int:
     if not kept:
         _leave_nothing(folder)
         raise ValueError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
-    sets = set_figures([each.features for each in kept.values()], suite, seed=config.seed)
-    rows = write_tables(folder, kept, sets)
+    figures = [figure for each in kept.values() for figure in each.figures]
+    figures += set_figures([each.features for each in kept.values()], suite, seed=config.seed)
+    figures = with_origin(figures, found.objects, sampled)
+    write_figures(folder / "results.csv", figures, EVALUATED)
     facts = about(config, found.objects, kept, failures)
     write_json(folder / "card.json", {"choices": chosen, "versions": card.versions(), "data": facts})
     differences = {} if other is None else compared_sets(config, kept, other, suite)
-    text = summary(object_values(rows), sets, other, differences, left_out=failures, seed=config.seed)
+    sizes = set_sizes(kept)
+    text = summary(figures, other, differences, set_sizes=sizes, left_out=failures, seed=config.seed)
     write_text(folder / "summary.md", text)
     print(text, end="")
     return 3 if failures else 0
@@ -99,12 +94,12 @@ def evaluate(config: EvaluateConfig) -> int:
 
 def predict(
     config: EvaluateConfig, suite: Suite, found: Found, chosen: dict[str, Any]
-) -> tuple[dict[str, Kept], list[str]]:
+) -> tuple[dict[str, Measured], list[str]]:
     """One predict loop over the objects: what is finished afterwards, and one line for each object that is not."""
     folder, kept, failures = Path(config.output_dir), {}, list(found.failures)
     if not found.objects:
         return kept, failures
-    keys = [card.key_of(chosen, card.versions(), fingerprint(each)) for each in found.objects]
+    keys = [card.key_of(chosen, card.versions(), files_state(each)) for each in found.objects]
     trainer = make_trainer(config.trainer, folder, [], [])
     ensure_writable(folder / "objects")
     loader = DataLoader(range(len(keys)), batch_size=None)  # type: ignore[arg-type]
@@ -136,7 +131,7 @@ class Evaluator(L.LightningModule):
             return
         each, key = self.objects[batch], self.keys[batch]
         path = self.folder / "objects" / f"{each.name}.json"
-        if isinstance(read_kept(self.folder, each.name, key), Kept):
+        if isinstance(read_kept(self.folder, each.name, key), Measured):
             return
         print(f"evaluating {each.name} ({batch + 1} of {len(self.objects)})", file=sys.stderr)
         try:
@@ -145,13 +140,14 @@ class Evaluator(L.LightningModule):
             write_json(path, {"key": key, "failure": " ".join(str(error).split())})
             return
         write_tensors(path.with_name(f"{each.name}.safetensors"), result.features, {"key": key})
-        write_json(path, {"key": key, "shape": result.shape, "rows": result.rows})  # last: it says that all is there
+        rows = [(figure.sample, figure.metric, figure.value) for figure in result.figures]
+        write_json(path, {"key": key, "shape": result.shape, "rows": rows})  # last: it says that all is there
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier("evaluated")
 
 
-def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torch.device) -> Kept:
+def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torch.device) -> Measured:
     """Read and measure one object; a ValueError says what is wrong with its pictures."""
     resize = resize_of(config)
     samples = [_fitted(read_sample(folder), resize) for folder in each.samples]
@@ -173,7 +169,7 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
     cameras = read_matrix(each.samples[0]).cameras if centred and has_depth else None
     if suite.places is not None and cameras is None:
         raise ValueError("metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave it out")
-    result = measure(
+    return measure(
         [sample.pixels.to(device) for sample in samples],
         truth,
         suite,
@@ -182,21 +178,21 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
         input_view=input_view,
         pairs=seen_pairs(suite, truth, cameras),
         centred=centred,
+        scene=each.name,
     )
-    return Kept(result.rows, result.features, [first[0], first[1], first[-2], first[-1]])
 
 
 # --- what is kept, and what is written -------------------------------------------------------------------------------
 
 
-def fingerprint(each: Candidate) -> list[tuple[str, int, int]]:
+def files_state(each: Candidate) -> list[tuple[str, int, int]]:
     """What tells an object's files from others: name, size and time of each."""
     folders = [(folder, False) for folder in each.samples] + ([(each.truth, True)] if each.truth else [])
     files = [file for folder, is_truth in folders for file in files_of(folder, truth=is_truth)]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def read_kept(folder: Path, name: str, key: str) -> Kept | str | None:
+def read_kept(folder: Path, name: str, key: str) -> Measured | str | None:
     """What was measured under this key, or the line that says why it could not be; None if neither is there."""
     path = folder / "objects" / f"{name}.json"
     if not path.exists():
@@ -206,28 +202,28 @@ def read_kept(folder: Path, name: str, key: str) -> Kept | str | None:
         return None
     if "failure" in kept:
         return kept["failure"]
-    rows = [Row(sample, metric, math.nan if value is None else value) for sample, metric, value in kept["rows"]]
-    return Kept(rows, load_file(path.with_name(f"{name}.safetensors")), kept["shape"])
-
-
-def write_tables(folder: Path, kept: dict[str, Kept], sets: list[SetFigure]) -> list[dict[str, Any]]:
-    """results.csv, in long format, `all` for all samples of an object or all objects; set_metrics.csv with bounds."""
-    rows = [
-        {"object": name, "sample": row.sample, "metric": row.metric, "value": row.value}
-        for name, each in kept.items()
-        for row in each.rows
+    figures = [
+        Figure(scene=name, sample=sample, metric=metric, value=math.nan if value is None else value)
+        for sample, metric, value in kept["rows"]
     ]
-    rows += [{"object": ALL, "sample": ALL, "metric": each.metric, "value": each.value} for each in sets]
-    write_text(folder / "results.csv", csv_text(rows))
-    if sets:
-        write_text(folder / "set_metrics.csv", csv_text([each._asdict() for each in sets]))
-    else:
-        (folder / "set_metrics.csv").unlink(missing_ok=True)  # of an earlier evaluation
-    return rows
+    return Measured(figures, load_file(path.with_name(f"{name}.safetensors")), tuple(kept["shape"]))
+
+
+def with_origin(figures: Sequence[Figure], objects: Sequence[Candidate], sampled: Sequence[Path]) -> list[Figure]:
+    """The figures with the folders that they are of, and with the configuration and the weights that a run states."""
+    name = "+".join(folder.resolve().name for folder in sampled)
+    config = sampled[0] / "config.yaml"
+    config = hash_of(config.read_text(encoding="utf-8")) if len(sampled) == 1 and config.exists() else ""
+    files = {each.name: each.samples[0] / "matrix.safetensors" for each in objects}
+    weights = {scene: weights_hash(read_metadata(file)) for scene, file in files.items() if file.exists()}
+    if len(set(weights.values())) == 1:
+        weights[ALL] = next(iter(weights.values()))
+    made = {"run": name, "variant": name, "config": config, "commit": commit()}
+    return [replace(figure, **made, weights=weights.get(figure.scene, "")) for figure in figures]
 
 
 def compared_sets(
-    config: EvaluateConfig, kept: dict[str, Kept], other: Evaluation, suite: Suite
+    config: EvaluateConfig, kept: dict[str, Measured], other: Evaluation, suite: Suite
 ) -> dict[str, Interval]:
     """The distances between sets minus those of another evaluation, over the objects that both have."""
     files = {name: Path(config.compare_to or "") / "objects" / f"{name}.safetensors" for name in kept}
@@ -238,7 +234,7 @@ def compared_sets(
 
 
 def about(
-    config: EvaluateConfig, objects: list[Candidate], kept: dict[str, Kept], failures: list[str]
+    config: EvaluateConfig, objects: list[Candidate], kept: dict[str, Measured], failures: list[str]
 ) -> dict[str, Any]:
     """What the numbers were measured on; where it lay is nobody's business."""
     names = ("views", "frames", "height", "width")
@@ -256,7 +252,7 @@ def about(
     }
 
 
-def set_sizes(kept: dict[str, Kept]) -> dict[str, int]:
+def set_sizes(kept: dict[str, Measured]) -> dict[str, int]:
     """Members of every set, by its name; of the truth only where every object has it."""
     parts = [each.features for each in kept.values()]
     common = sorted(name for name in parts[0] if all(name in part for part in parts))

@@ -33,4 +33,4 @@ def matrix_metrics(
     """The figures `METRIC_NAMES` of one matrix; see reference.py, consistency.py and photometric.py."""
     view, pairs = cameras.input_view, seen_pairs(PLAIN, truth, cameras)
     measured = measure([sample], truth, PLAIN, true={}, masked=True, input_view=view, pairs=pairs, centred=True)
-    return {row.metric: row.value for row in measured.rows}
+    return {figure.metric: figure.value for figure in measured.figures}

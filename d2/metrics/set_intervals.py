@@ -16,12 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from d2.metrics.frechet import KERNEL_DEGREE, frechet_distance, kernel_distance
-from d2.metrics.intervals import Interval
+from d2.metrics.intervals import LEVEL, Interval, bounds, draws
 
 NUM_RESAMPLES = 400  # each wants two eigenvalue problems of d × d
 MAX_DIM = 512  # features of more have no interval of the Fréchet distance: minutes, and gigabytes of sums
@@ -31,9 +30,9 @@ Resamples = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor | None
 
 
 def scene_counts(num_scenes: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> Tensor:  # r s
-    """How often every resample holds every scene: s draws with replacement."""
-    draws = np.random.default_rng(seed).multinomial(num_scenes, [1 / num_scenes] * num_scenes, size=num_resamples)
-    return torch.from_numpy(draws)
+    """How often every resample holds every scene."""
+    drawn = torch.from_numpy(draws(num_scenes, seed, num_resamples))
+    return torch.zeros_like(drawn).scatter_add_(1, drawn, torch.ones_like(drawn))
 
 
 def set_interval(
@@ -42,7 +41,7 @@ def set_interval(
     distance: str,  # frechet | kernel
     *,
     seed: int,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Interval:
     """The distance between the sets of all scenes, and its bounds; those are NaN for one scene or above `MAX_DIM`."""
     value, resamples = _distances(sampled, true, distance, scene_counts(len(true), seed))
@@ -55,7 +54,7 @@ def set_difference(
     distance: str,  # frechet | kernel
     *,
     seed: int,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Interval:
     """The distance of a minus that of b and its bounds; every resample has the same scenes on both sides."""
     assert len(a[1]) == len(b[1]), f"{len(a[1])} and {len(b[1])} scenes cannot be paired"
@@ -125,8 +124,8 @@ def _around(value: float, resamples: Tensor | None, n: int, level: float, least:
     if resamples is None:
         return Interval(value, math.nan, math.nan, n)
     resamples = resamples[resamples.isfinite()]  # the same video again and again makes no pair
-    low, high = np.quantile((resamples - resamples.mean()).numpy(), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, max(least, value + float(low)), value + float(high), n)
+    low, high = bounds((resamples - resamples.mean()).numpy(), level)
+    return Interval(value, max(least, value + low), value + high, n)
 
 
 def _moments(

@@ -16,6 +16,7 @@ from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_simil
 from d2.metrics.consistency import consistency_metrics
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.features import FeatureNetwork, feature_maps
+from d2.metrics.figures import ALL, JOINT, Figure
 from d2.metrics.frechet import paired_logit_distance
 from d2.metrics.image import ImageDistance, image_figures, picture_psnr
 from d2.metrics.intervals import Interval
@@ -29,7 +30,6 @@ PERCEPTUAL = ("lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg")
 IMAGE_NETWORKS = ("clip", "efficientnet")
 METRICS = ("reference", "consistency", "video", "energy", "legacy", "features_3d", *IMAGE_NETWORKS, *PERCEPTUAL)
 NEED_TRUTH = frozenset(METRICS) - {"consistency", *IMAGE_NETWORKS}
-ALL = "all"  # in the place of a sample or an object: the figure belongs to all of them together
 
 
 class Suite(NamedTuple):
@@ -44,32 +44,12 @@ class Suite(NamedTuple):
     places: FeatureNetwork | None = None  # of metrics=[features_3d]: one that has maps
 
 
-class Row(NamedTuple):
-    """One figure; a line of results.csv after the object's name."""
-
-    sample: str  # its number, or ALL
-    metric: str
-    value: float
-
-
 class Measured(NamedTuple):
-    """What is kept of one object."""
+    """What is kept of one object under one method; its pixels are not."""
 
-    rows: list[Row]
+    figures: list[Figure]
     features: dict[str, Tensor]  # "sampled/f", "true/f", …: n d
-
-
-class SetFigure(NamedTuple):
-    """A distance between the sampled and the true set of all objects; a line of set_metrics.csv."""
-
-    metric: str
-    network: str
-    value: float
-    low: float  # bounds at 95 %; NaN where there are none
-    high: float
-    objects: int  # that were resampled
-    sampled: int  # members of the sets
-    true: int
+    shape: tuple[int, int, int, int]  # views, frames, height, width
 
 
 def measure(
@@ -82,9 +62,11 @@ def measure(
     input_view: int | None,  # None: no view is told apart as seen
     pairs: Sequence[Seen] | None,  # `seen_pairs` of the truth
     centred: bool,  # whether all cameras are those of d2, so that the object's disc is known beforehand
+    scene: str = "",  # its name
+    variant: str = JOINT,  # what sampled
 ) -> Measured:
     """The figures of every sample, those of all samples together, and the features that set distances need."""
-    rows: list[Row] = []
+    found: list[tuple[str, str, float]] = []  # sample, metric, value
     features: dict[str, list[Tensor]] = {}
     for index, sample in enumerate(samples):
         own = encoded(sample, suite)
@@ -95,20 +77,21 @@ def measure(
             figures |= photometric_metrics(sample, truth, pairs)
         if truth is not None and pairs is not None and suite.places is not None:
             both = (feature_maps(suite.places, pixels) for pixels in (sample, truth.pixels))
-            found = feature_metrics(*both, pairs)
-            figures |= {f"{name}[{suite.places.name}]": value for name, value in found.items()}
+            errors = feature_metrics(*both, pairs)
+            figures |= {f"{name}[{suite.places.name}]": value for name, value in errors.items()}
         figures |= dict(_feature_figures(own, true, suite))
-        rows += [Row(str(index), name, value) for name, value in figures.items()]
+        found += [(str(index), name, value) for name, value in figures.items()]
     if "energy" in suite.metrics:
         assert truth is not None
         mask = object_disc(*truth.pixels.shape[-2:]) if centred else None
         energy = energy_score(torch.stack(list(samples)), truth.pixels, mask)
-        rows += [
-            Row(ALL, "energy" if name == "score" else f"energy_{name}", value)
-            for name, value in energy._asdict().items()
-        ]
+        names = ("energy", "energy_error", "energy_spread")
+        found += [(ALL, name, value) for name, value in zip(names, energy, strict=True)]
     kept = {name: torch.cat(values) for name, values in features.items()}
-    return Measured(rows, kept | {f"true/{name}": value.flatten(0, -2) for name, value in true.items()})
+    rows = [Figure(variant=variant, scene=scene, sample=k, metric=name, value=value) for k, name, value in found]
+    num_views, num_frames, _, height, width = samples[0].shape
+    true_features = {f"true/{name}": value.flatten(0, -2) for name, value in true.items()}
+    return Measured(rows, kept | true_features, (num_views, num_frames, height, width))
 
 
 def seen_pairs(suite: Suite, truth: Truth | None, cameras: Cameras | None) -> list[Seen] | None:
@@ -122,15 +105,15 @@ def set_figures(
     suite: Suite,
     *,
     seed: int,  # of the bootstrap
-) -> list[SetFigure]:
+    variant: str = JOINT,
+) -> list[Figure]:
     """Fréchet and kernel distances between the sampled and the true sets of videos and of pictures, with intervals."""
     figures = []
-    for metric, network, distance, name in _set_names(suite):
+    for metric, distance, name in _set_names(suite):
         sides = sets_of(objects, name)
         if sides is not None:
-            sampled, true = (sum(map(len, side)) for side in sides)
-            interval = set_interval(*sides, distance, seed=seed)
-            figures.append(SetFigure(metric, network, *interval, sampled, true))
+            mean, low, high, n = set_interval(*sides, distance, seed=seed)
+            figures.append(Figure(variant=variant, sample=ALL, metric=metric, value=mean, low=low, high=high, n=n))
     return figures
 
 
@@ -143,7 +126,7 @@ def set_differences(
 ) -> dict[str, Interval]:
     """How much every distance between sets differs from the other evaluation's."""
     differences = {}
-    for metric, _, distance, name in _set_names(suite):
+    for metric, distance, name in _set_names(suite):
         a, b = sets_of(objects, name), sets_of(others, name)
         if a is not None and b is not None:
             differences[metric] = set_difference(a, b, distance, seed=seed)
@@ -222,13 +205,13 @@ def _feature_figures(
         yield f"paired_logits_f[{suite.video.name}]", float(paired_logit_distance(own["f"], true["f"]).mean())
 
 
-def _set_names(suite: Suite) -> Iterator[tuple[str, str, str, str]]:
-    """Figure, network, kind of distance and name of the features of every distance between sets."""
+def _set_names(suite: Suite) -> Iterator[tuple[str, str, str]]:
+    """Figure, kind of distance and name of the features of every distance between sets."""
     if suite.video is not None and "video" in suite.metrics:
         network = suite.video.name
         for name in suite.traversals:
-            yield figure_name("f", name, network), network, "frechet", name
-            yield figure_name("k", name, network), network, "kernel", name
+            yield figure_name("f", name, network), "frechet", name
+            yield figure_name("k", name, network), "kernel", name
     for network in (each.name for each in suite.images):
-        yield f"fid[{network}]", network, "frechet", network
-        yield f"kid[{network}]", network, "kernel", network
+        yield f"fid[{network}]", "frechet", network
+        yield f"kid[{network}]", "kernel", network

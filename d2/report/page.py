@@ -1,41 +1,72 @@
-"""The offline pages: one scene's matrix to turn and play by hand, and the index of a run.
+"""The offline pages: one scene's matrix to turn and play by hand, and the index of any set of figures.
 
 Axes: v views, f frames, h w; `matrix` means v f 3 h w, pixels in [0, 1]. A page is one file that asks the network for
-nothing: pictures travel as sprite atlases in data URIs. The look and the behaviour live in the three HTML files beside
-this one; in them `{{name}}` is replaced by escaped text and `{{{name}}}` by ready HTML, or by JSON that holds numbers
-and data URIs but never a user's text.
+nothing: pictures travel as sprite atlases in data URIs. The look and the behaviour live in templates/, Jinja2's, in
+which every text is escaped; what is computed of figures comes as text, charts as SVG.
 """
 
 from __future__ import annotations
 
-import html
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import torch.nn.functional as F
 from einops import rearrange
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from d2.files import write_text
+from d2.report.charts import colour_of
 from d2.report.disagreement import disagreement_figure
-from d2.report.markup import JPEG_QUALITY, data_uri, fill, ledger, section, table
+from d2.report.markup import JPEG_QUALITY, data_uri, render
 
 MAX_CELL = 256  # longest side of an embedded cell: 21 × 25 cells with their truth stay a page that a browser opens
 MAX_THUMBNAIL = 128  # longest side of a cell of the index
 MAX_PNG_CELL = 128  # cells up to this size are embedded without loss, larger ones as JPEG
+MAX_GRID = 640  # longest side of an embedded grid
 ATLAS_WIDTH = 4096  # the widest texture that every browser, phones too, draws without scaling it down
 
 
-class SceneEntry(NamedTuple):
+class Card(NamedTuple):
     """One scene of the index."""
 
     name: str
     href: str  # its page, a path relative to the index, not yet quoted
-    preview: Tensor | None  # v f 3 h w, in [0, 1]
-    metrics: dict[str, float]
+    thumbnail: dict[str, Any] | None  # of `thumbnail`
+
+
+class Table(NamedTuple):
+    """Rows under a heading; the first key names the row."""
+
+    heading: str
+    note: str
+    rows: Sequence[Mapping[str, Any]]
+    hrefs: Sequence[str] = ()  # where the name of each row leads
+
+
+class Charts(NamedTuple):
+    """Charts side by side."""
+
+    heading: str
+    note: str
+    drawn: Mapping[str, Markup]  # name -> svg
+    legend: Sequence[str] = ()  # the variants, in the order of their numbers; none where the charts name them
+
+
+class Picture(NamedTuple):
+    """What one variant made of a scene."""
+
+    caption: str
+    path: Path  # its grid
+
+
+class Example(NamedTuple):
+    """One scene by several variants."""
+
+    heading: str
+    pictures: Sequence[Picture]
 
 
 def write_scene_page(
@@ -48,24 +79,23 @@ def write_scene_page(
     azimuth_deg: list[float],  # v
     elevation_deg: list[float],  # v
     fps: float,
-    metrics: dict[str, float] | None,
-    baselines: list[dict[str, Any]] | None,  # {"method": name, metric: value, ...}
+    metrics: Mapping[str, float],  # the sample's own
+    baselines: Sequence[Mapping[str, Any]],  # {"method": name, metric: value, ...}
     config: str,  # YAML
-    notes: str = "",
     disagreement: tuple[Tensor, Tensor] | None = None,  # sigma n, distance n v f
 ) -> None:
     """Write the viewer of one matrix: drag across to change the view, up or down to change the time.
 
-    With `truth`, the true picture and the absolute difference stand beside the sample. `metrics` are the sample's own;
-    they also head the table of `baselines`, where they have the same names. The file is replaced at once or not at all.
+    With `truth`, the true picture and the absolute difference stand beside the sample. `metrics` also head the table of
+    `baselines`, where they have the same names. The file is replaced at once or not at all.
     """
     num_views, num_frames, _, height, width = sample.shape
     assert truth is None or truth.shape == sample.shape
     assert len(azimuth_deg) == len(elevation_deg) == num_views and 0 <= input_view < num_views
-    atlas = _atlas(sample, MAX_CELL)
+    atlas = make_atlas(sample, MAX_CELL)
     scene = {
         "sample": atlas,
-        "truth": None if truth is None else _atlas(truth, MAX_CELL),
+        "truth": None if truth is None else make_atlas(truth, MAX_CELL),
         "input_view": input_view,
         "azimuth_deg": azimuth_deg,
         "elevation_deg": elevation_deg,
@@ -78,48 +108,63 @@ def write_scene_page(
         facts.append(f"shown at {atlas['width']} × {atlas['height']}")
     if atlas["format"] == "JPEG":
         facts.append(f"embedded as JPEG, quality {JPEG_QUALITY}")
-    rows = baselines or []
-    shared = {name: value for name, value in (metrics or {}).items() if any(name in row for row in rows)}
-    own = [{"method": "this sample", **shared}] if shared else []
-    sections = [
-        section("Metrics", ledger(metrics or {})),
-        section("Baselines", table(own + rows, own=len(own))),
-        section("Where the priors disagree", disagreement_figure(*disagreement, input_view) if disagreement else ""),
-        section("Notes", f'<p class="notes">{html.escape(notes)}</p>' if notes.strip() else ""),
-    ]
-    body = fill("scene.html", sections="\n".join(sections), scene=json.dumps(scene))
-    write_text(path, fill("page.html", title=title, facts=" · ".join(facts), body=body, config=config))
+    shared = {name: value for name, value in metrics.items() if any(name in row for row in baselines)}
+    page = render(
+        "scene.html",
+        title=title,
+        facts=" · ".join(facts),
+        scene=scene,
+        metrics=metrics,
+        baselines=[{"method": "this sample", **shared}, *baselines] if baselines else [],
+        disagreement=None if disagreement is None else disagreement_figure(*disagreement, input_view),
+        config=config,
+    )
+    write_text(path, page)
 
 
 def write_index_page(
     path: Path,
     *,
     title: str,
-    scenes: list[SceneEntry],
-    summary: list[dict[str, Any]],
+    facts: str,
+    cards: Sequence[Card] = (),
+    tables: Sequence[Table] = (),
+    charts: Sequence[Charts] = (),
+    examples: Sequence[Example] = (),
     config: str,  # YAML
 ) -> None:
-    """Write the index of a run: an orbiting thumbnail and a row of metrics for each scene, linked to its page."""
-    rows = [{"scene": scene.name, **scene.metrics} for scene in scenes]
-    sections = [
-        section("Summary", table(summary)),
-        section("Scenes", table(rows, hrefs=[scene.href for scene in scenes])),
-    ]
-    cards = "\n".join(
-        f'<li><a href="{quote(scene.href)}"><canvas width="1" height="1" aria-hidden="true"></canvas>'
-        f"<span>{html.escape(scene.name)}</span></a></li>"
-        for scene in scenes
+    """Write the index of a run, a study or many: its scenes' orbiting thumbnails, then tables, charts and pictures.
+
+    The file is replaced at once or not at all.
+    """
+    page = render(
+        "index.html",
+        title=title,
+        facts=facts,
+        cards=cards,
+        thumbnails=[card.thumbnail for card in cards],
+        tables=tables,
+        charts=charts,
+        colour_of=colour_of,
+        examples=[
+            {
+                "heading": one.heading,
+                "pictures": [
+                    {"caption": picture.caption, "uri": data_uri(shrunk(picture.path), "JPEG")}
+                    for picture in one.pictures
+                ],
+            }
+            for one in examples
+        ],
+        config=config,
     )
-    thumbnails = [None if scene.preview is None else _orbit(scene.preview) for scene in scenes]
-    body = fill("index.html", cards=cards, sections="\n".join(sections), thumbnails=json.dumps(thumbnails))
-    facts = f"{len(scenes)} scene" + ("s" if len(scenes) != 1 else "")
-    write_text(path, fill("page.html", title=title, facts=facts, body=body, config=config))
+    write_text(path, page)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _atlas(
+def make_atlas(
     matrix: Tensor,  # v f 3 h w, in [0, 1]
     max_cell: int,
 ) -> dict[str, Any]:
@@ -145,11 +190,19 @@ def _atlas(
     return {"images": images, "format": kind, "columns": columns, "pitch": pitch, "width": width, "height": height}
 
 
-def _orbit(
+def thumbnail(
     matrix: Tensor,  # v f 3 h w
 ) -> dict[str, Any]:
-    """The thumbnail's atlas: one turn around the scene while its clip runs once, as a matrix of one row."""
+    """A small atlas for the index: one turn around the scene while its clip runs once, as a matrix of one row."""
     num_views, num_frames = matrix.shape[:2]
     steps = range(num_views)
     cells = matrix[list(steps), [step * num_frames // num_views for step in steps]]
-    return {**_atlas(cells[None], MAX_THUMBNAIL), "num_frames": num_views}
+    return {**make_atlas(cells[None], MAX_THUMBNAIL), "num_frames": num_views}
+
+
+def shrunk(path: Path) -> Image.Image:
+    """A picture of at most `MAX_GRID` pixels a side."""
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((MAX_GRID, MAX_GRID), Image.Resampling.LANCZOS)
+    return picture

@@ -26,12 +26,17 @@ from d2.evaluate.networks import sample_suite
 from d2.files import ensure_writable
 from d2.loggers import start_loggers
 from d2.matrix import Cameras, camera_ring
+from d2.metrics.figures import Figure
 from d2.pipeline import Rules
+from d2.plan.cost import of_methods
 from d2.plan.planner import out_of_memory_advice
 from d2.plan.planning import choice_of, planned
 from d2.priors.sv3d import AZIMUTH_SIGN
-from d2.sample.callbacks import SamplerProgress, SceneOutputs
+from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
+from d2.sample.measure import Measure
+from d2.sample.progress import SamplerProgress
+from d2.sample.write import Origin, Write
 from d2.sampling import needed
 from d2.scene import Scene
 from d2.terms import Settings, Unary
@@ -48,8 +53,8 @@ class Scenes(NamedTuple):
     failures: list[str]
 
 
-def sample(config: SampleConfig, text: str, label: Label) -> int:
-    """Run the job; `text` is the configuration as YAML, `label` what loggers call it.
+def sample(config: SampleConfig, text: str, label: Label, variant: str) -> int:
+    """Run the job; `text` is the configuration as YAML, `label` what loggers call it, `variant` what its results go by.
 
     Returns the exit code: 0, or 3 if scenes were left out.
     """
@@ -70,7 +75,7 @@ def sample(config: SampleConfig, text: str, label: Label) -> int:
     module = MatrixSampler(
         priors, rules, settings, num_frames=size.num_frames, baselines=baselines, offload=config.offload
     )
-    predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)), label)
+    predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)), label, variant)
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in found.failures:
@@ -79,19 +84,24 @@ def sample(config: SampleConfig, text: str, label: Label) -> int:
 
 
 def predict(
-    config: SampleConfig, module: MatrixSampler, scenes: Sequence[Scene], folder: Path, text: str, label: Label
+    config: SampleConfig,
+    module: MatrixSampler,
+    scenes: Sequence[Scene],
+    folder: Path,
+    text: str,
+    label: Label,
+    variant: str,
+    earlier: Sequence[Figure] = (),  # of scenes of the same run that were finished before
 ) -> None:
     """One predict loop over the scenes, with everything written into `folder`."""
     evaluations = len(module.rules.renoise(module.settings.sigmas)) * (3 if module.baselines else 1)
     size = sizes(config)
-    outputs = SceneOutputs(
-        folder,
-        config=text,
-        facts=facts_of(config),
-        pages=config.pages,
-        load_suite=partial(sample_suite, config, size.num_views, size.num_frames),
-    )
-    callbacks = [SamplerProgress(len(scenes), evaluations), outputs]
+    cost = partial(of_methods, module.rules, module.settings, size.num_views, size.num_frames)
+    costs = cost(baselines=module.baselines)
+    origin = Origin(folder.resolve().name, variant, config.seed, text, facts_of(config), costs)
+    measure = Measure(partial(sample_suite, config, size.num_views, size.num_frames), earlier)
+    write = Write(folder, measure, origin, pages=config.pages)
+    callbacks = [SamplerProgress(len(scenes), evaluations), measure, write, Log(folder, measure)]
     trainer = make_trainer(config.trainer, folder, [], callbacks)
     ensure_writable(folder)
     told = dataclasses.asdict(config) | {"weights_hash": facts_of(config)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from d2.files import read_tensors, write_tensors
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.pipeline import Rules, Sampled, make_clip, make_orbits, sample_scene, to_pixels, under_one_prior
 from d2.priors.placement import place
@@ -45,6 +47,7 @@ class MatrixSampler(L.LightningModule):
         num_frames: int,
         baselines: bool,
         offload: str = "none",
+        references: Path | None = None,  # a folder that keeps them from one predict loop to the next
     ):
         super().__init__()
         self.offload, self.placed = offload, False
@@ -54,7 +57,7 @@ class MatrixSampler(L.LightningModule):
         self.rules, self.settings = rules, settings
         self.reference_rules, self.reference_settings = rules, settings
         self.num_frames, self.baselines = num_frames, baselines
-        self.references: dict[str, tuple[Scene, Tensor]] = {}  # scene name -> the scene as a clip, its orbits
+        self.references = references
         self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
 
     def on_predict_start(self) -> None:
@@ -86,16 +89,23 @@ class MatrixSampler(L.LightningModule):
 
     def reference(self, scene: Scene) -> tuple[Scene, Tensor]:
         """The scene as a whole clip, and the orbits of its anchor frames: a v 3 h w."""
-        if scene.name not in self.references:
-            settings, rules, given = self.reference_settings, self.reference_rules, scene.pixels
-            if len(scene.pixels) == 1 and self.num_frames > 1:
-                scene = scene._replace(
-                    pixels=make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
-                )
-            pictures = torch.cat([given, scene.pixels[len(given) :]])  # what was given, not what was made of it
-            orbits = make_orbits(pictures, scene.cameras, scene.seed, self.priors, rules, settings)
-            self.references[scene.name] = scene, orbits
-        return self.references[scene.name]
+        if self.references is None:
+            return self.make_reference(scene)
+        file = self.references / f"{self.global_rank}" / f"{scene.name}.{scene.seed}.safetensors"
+        if not file.exists():
+            made, orbits = self.make_reference(scene)
+            write_tensors(file, {"clip": made.pixels, "orbits": orbits}, {})
+        kept, _ = read_tensors(file)
+        return scene._replace(pixels=kept["clip"].to(self.device)), kept["orbits"].to(self.device)
+
+    def make_reference(self, scene: Scene) -> tuple[Scene, Tensor]:
+        """Sample what `reference` gives."""
+        settings, rules, given = self.reference_settings, self.reference_rules, scene.pixels
+        if len(scene.pixels) == 1 and self.num_frames > 1:
+            clip = make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
+            scene = scene._replace(pixels=clip)
+        pictures = torch.cat([given, scene.pixels[len(given) :]])  # what was given, not what was made of it
+        return scene, make_orbits(pictures, scene.cameras, scene.seed, self.priors, rules, settings)
 
     def tell(self, name: str, state: State) -> None:
         for listener in self.listeners:

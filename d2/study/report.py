@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,22 +14,14 @@ from d2.config.names import Label
 from d2.config.schema import ReportConfig
 from d2.files import ensure_writable
 from d2.loggers import finish_loggers, start_loggers
-from d2.metrics.intervals import bootstrap_mean
+from d2.metrics.figures import ALL, COST, Figure, read_figures, write_figures
+from d2.metrics.intervals import Means, Values, by_scene, differences, means
+from d2.metrics.table import COLUMNS, is_ratio, mean_rows
 from d2.report.charts import Curve, Point, lines, scatter
-from d2.report.study_page import Charts, Example, Picture, Table, log_to_wandb, write_study_page
-from d2.study.results import (
-    ALL,
-    COLUMNS,
-    COST,
-    Figures,
-    Row,
-    by_variant,
-    config_hash,
-    is_ratio,
-    read_rows,
-    table_rows,
-    write_rows,
-)
+from d2.report.figures import ranking_charts
+from d2.report.page import Charts, Example, Picture, Table, write_index_page
+from d2.report.wandb_media import log_to_wandb
+from d2.study.results import place_of
 
 COMPANIONS = ("energy", "psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")  # none is shown alone
 CURVES = "disagreement.csv"  # of a scene: step, sigma and what is drawn against it
@@ -37,31 +30,30 @@ CURVES = "disagreement.csv"  # of a scene: step, sigma and what is drawn against
 class Runs(NamedTuple):
     """What was found in the folders given."""
 
-    rows: list[Row]
+    figures: list[Figure]
     places: dict[str, list[Path]]  # variant -> the folders of its scenes, one a seed
 
 
 def report(config: ReportConfig, text: str, label: Label) -> int:
     """Write results.csv and index.html of the runs, and tell W&B under `label`. Returns the exit code."""
     runs = read_runs(config.runs)
-    results = by_variant(runs.rows)
-    quality = quality_of(config.quality, results)
-    if config.compare_to is not None and config.compare_to not in results:
-        raise ValueError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(results)}")
+    found, values = means(runs.figures, seed=config.seed), by_scene(runs.figures)
+    quality = quality_of(config.quality, found)
+    if config.compare_to is not None and config.compare_to not in found:
+        raise ValueError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(found)}")
     folder = Path(config.output_dir)
     ensure_writable(folder)
     wanted = config.logger.kind == "wandb"
     loggers = start_loggers(config.logger, folder, label, dataclasses.asdict(config)) if wanted else []
-    tables = make_tables(results, runs, config)
-    charts = [cost_charts(results, quality, config.seed), sigma_charts(list(results), runs.places)]
-    examples = make_examples(results, runs.places, quality, config.shown_scenes)
-    write_rows(folder / "results.csv", runs.rows)
-    scenes = len({row.scene for row in runs.rows})
-    write_study_page(
+    tables = make_tables(found, runs, config)
+    charts = [ranking_charts(found), cost_charts(found, quality), sigma_charts(list(found), runs.places)]
+    examples = make_examples(values, runs.places, quality, config.shown_scenes)
+    write_figures(folder / "results.csv", runs.figures)
+    scenes = len({figure.scene for figure in runs.figures} - {ALL})
+    write_index_page(
         folder / "index.html",
         title="d2: " + ", ".join(dict.fromkeys(Path(run).resolve().name for run in config.runs)),
-        facts=f"{len(results)} variants · {scenes} scenes",
-        names=list(results),
+        facts=f"{len(found)} variants · {scenes} scenes",
         tables=tables,
         charts=charts,
         examples=examples,
@@ -77,36 +69,29 @@ def report(config: ReportConfig, text: str, label: Label) -> int:
 
 
 def read_runs(folders: Sequence[str]) -> Runs:
-    """All rows, a variant that two runs have under names of its own, and where the scenes of each lie."""
+    """All figures, a variant that two runs have under names of its own, and where the scenes of each lie."""
     if not folders:
         raise ValueError("runs=[]: give folders that d2 sample wrote, runs=[DIR,DIR]")
-    tables = {folder: read_rows(Path(folder) / "results.csv") for folder in dict.fromkeys(folders)}
+    tables = {folder: read_figures(Path(folder) / "results.csv") for folder in dict.fromkeys(folders)}
     owners: dict[str, set[str]] = {}
-    for folder, rows in tables.items():
-        for row in rows:
-            owners.setdefault(row.variant, set()).add(folder)
+    for folder, figures in tables.items():
+        for figure in figures:
+            owners.setdefault(figure.variant, set()).add(folder)
     short = {folder: Path(folder).resolve().name for folder in tables}
     if len(set(short.values())) < len(short):
         short = {folder: folder for folder in tables}
     found, places = [], {}
-    for folder, rows in tables.items():
+    for folder, figures in tables.items():
         names = {v: f"{short[folder]}/{v}" if len(of) > 1 else v for v, of in owners.items()}
-        found += [row._replace(variant=names[row.variant]) for row in rows]
-        by_hash = {config_hash(path.read_text(encoding="utf-8")): path.parent for path in config_files(Path(folder))}
-        for variant, _, key in dict.fromkeys((row.variant, row.seed, row.config) for row in rows if row.seed != ALL):
-            if key in by_hash:
-                places.setdefault(names[variant], []).append(by_hash[key])
+        found += [replace(figure, variant=names[figure.variant]) for figure in figures]
+        for variant, run in dict.fromkeys((f.variant, f.run) for f in figures if f.config and f.sample != ALL):
+            places.setdefault(names[variant], []).append(place_of(Path(folder), run))
     return Runs(found, places)
 
 
-def config_files(folder: Path) -> list[Path]:
-    """Of a run, of the points of a sweep, of the variants of a study and their seeds."""
-    return [path for depth in range(4) for path in sorted(folder.glob("*/" * depth + "config.yaml"))]
-
-
-def quality_of(given: str | None, results: Mapping[str, Figures]) -> str:
+def quality_of(given: str | None, found: Means) -> str:
     """The figure that scenes are ranked by."""
-    known = {name for figures in results.values() for name in figures}
+    known = {name for metrics in found.values() for name in metrics}
     if given is None:
         return "energy" if "energy" in known else "psnr_masked"
     if given not in known:
@@ -126,54 +111,48 @@ def badness(name: str, value: float) -> float:
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def make_tables(results: Mapping[str, Figures], runs: Runs, config: ReportConfig) -> list[Table]:
+def make_tables(found: Means, runs: Runs, config: ReportConfig) -> list[Table]:
     said = "Means over scenes, a scene's seeds averaged first, with their 95 % bootstrap intervals; N: scenes. "
     said += (
         "PSNR alone rewards blur: read it beside sharpness (1 is ideal), retrieval and the energy score (low is good)."
     )
-    tables = [Table("Figures", said, numbered(table_rows(results, seed=config.seed), results))]
+    tables = [Table("Figures", said, numbered(mean_rows(found), found))]
     if config.compare_to is not None:
-        rows = table_rows(results, baseline=config.compare_to, seed=config.seed)
+        apart = differences(runs.figures, config.compare_to, seed=config.seed)
         said = "Scene by scene, on the scenes that both have."
-        tables.append(Table(f"Paired differences from {config.compare_to}", said, numbered(rows, results)))
+        heading = f"Paired differences from {config.compare_to}"
+        tables.append(Table(heading, said, numbered(mean_rows(apart, signed=True), found)))
     made = []
-    for variant in results:
-        own = [row for row in runs.rows if row.variant == variant]
-        seeds = sorted({row.seed for row in own} - {ALL}, key=int)
-        made.append(
-            {
-                "variant": variant,
-                "seeds": ", ".join(seeds),
-                "config": ", ".join(dict.fromkeys(row.config for row in own if row.config)) or "–",
-                "commit": ", ".join(dict.fromkeys(row.commit for row in own if row.commit)) or "–",
-            }
-        )
+    for variant in found:
+        own = [figure for figure in runs.figures if figure.variant == variant]
+        seeds = sorted({figure.sample for figure in own} - {ALL}, key=lambda sample: (len(sample), sample))
+        origin = {
+            name: ", ".join(dict.fromkeys(getattr(figure, name) for figure in own if getattr(figure, name))) or "–"
+            for name in ("config", "weights", "commit")
+        }
+        made.append({"variant": variant, "seeds": ", ".join(seeds), **origin})
     return [*tables, Table("Runs", "", made)]
 
 
-def numbered(rows: Sequence[dict[str, str]], results: Mapping[str, Figures]) -> list[dict[str, str]]:
+def numbered(rows: Sequence[dict[str, str]], found: Means) -> list[dict[str, str]]:
     """Rows with the numbers that variants have in the charts; scenes are counted as N."""
-    number = {name: str(index) for index, name in enumerate(results, start=1)}
+    number = {name: str(index) for index, name in enumerate(found, start=1)}
     return [
         {"variant": f"{number[row['variant']]} {row['variant']}", "N": row["scenes"]}
-        | {name: row[name] for name in COLUMNS if name in row}
+        | {name: text for name, text in row.items() if name not in ("variant", "scenes")}
         for row in rows
     ]
 
 
-def cost_charts(results: Mapping[str, Figures], quality: str, seed: int) -> Charts:
+def cost_charts(found: Means, quality: str) -> Charts:
     """Every figure of `COMPANIONS` against the cost; methods that sample nothing have none."""
     drawn = {}
     for name in dict.fromkeys((quality, *COMPANIONS)):
-        points = []
-        for number, (variant, figures) in enumerate(results.items(), start=1):
-            values = [value for value in figures.get(name, {}).values() if math.isfinite(value)]
-            if values and COST in figures:
-                costs = figures[COST].values()
-                interval = bootstrap_mean(values, seed=seed)
-                points.append(
-                    Point(number, variant, sum(costs) / len(costs), interval.mean, interval.low, interval.high)
-                )
+        points = [
+            Point(number, variant, metrics[COST].mean, *metrics[name][:3])
+            for number, (variant, metrics) in enumerate(found.items(), start=1)
+            if COST in metrics and name in metrics and not math.isnan(metrics[name].mean)
+        ]
         if points:
             drawn[name] = scatter(
                 name,
@@ -184,7 +163,7 @@ def cost_charts(results: Mapping[str, Figures], quality: str, seed: int) -> Char
             )
     said = "A cell through a network once, each half of guidance for itself, is one evaluation. The dashed line joins "
     said += "what no other variant beats in both; points of equal cost stand side by side. Bars: 95 % intervals."
-    return Charts("Cost and quality", said, drawn)
+    return Charts("Cost and quality", said, drawn, legend=list(found))
 
 
 def sigma_charts(names: Sequence[str], places: Mapping[str, Sequence[Path]]) -> Charts:
@@ -204,19 +183,17 @@ def sigma_charts(names: Sequence[str], places: Mapping[str, Sequence[Path]]) -> 
             curves.setdefault(name, []).append(Curve(number, variant, points))
     drawn = {name: lines(name, of, x_label="σ") for name, of in sorted(curves.items())}
     said = "How far rows and columns are from each other at each noise level: root mean square over cells and scenes."
-    return Charts("Disagreement", said, drawn)
+    return Charts("Disagreement", said, drawn, legend=names)
 
 
-def make_examples(
-    results: Mapping[str, Figures], places: Mapping[str, Sequence[Path]], quality: str, count: int
-) -> list[Example]:
+def make_examples(values: Values, places: Mapping[str, Sequence[Path]], quality: str, count: int) -> list[Example]:
     """The scenes that all variants together did best and worst, by every variant whose pictures are there."""
-    shown = {variant: found for variant in results if (found := grids(places.get(variant, ())))}
+    shown = {variant: found for variant in values if (found := grids(places.get(variant, ())))}
     if not shown or not count:
         return []
-    values = {variant: results[variant].get(quality, {}) for variant in shown}
-    common = [s for s in next(iter(shown.values())) if all(s in shown[v] and s in values[v] for v in shown)]
-    scores = {s: sum(badness(quality, values[v][s]) for v in shown) / len(shown) for s in common}
+    of = {variant: values[variant].get(quality, {}) for variant in shown}
+    common = [s for s in next(iter(shown.values())) if all(s in shown[v] and s in of[v] for v in shown)]
+    scores = {s: sum(badness(quality, of[v][s]) for v in shown) / len(shown) for s in common}
     ranked = sorted((s for s in common if not math.isnan(scores[s])), key=lambda s: scores[s])
     best = ranked[:count]
     worst = [scene for scene in ranked[-count:] if scene not in best]
@@ -224,7 +201,7 @@ def make_examples(
     return [
         Example(
             f"{kind}: {scene}",
-            [Picture(caption(variant, results[variant], scene, captions), shown[variant][scene]) for variant in shown],
+            [Picture(caption(variant, values[variant], scene, captions), shown[variant][scene]) for variant in shown],
         )
         for kind, scenes in (("best", best), ("worst", worst))
         for scene in scenes
@@ -240,6 +217,6 @@ def grids(places: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def caption(variant: str, figures: Figures, scene: str, names: Sequence[str]) -> str:
+def caption(variant: str, figures: Mapping[str, Mapping[str, float]], scene: str, names: Sequence[str]) -> str:
     own = [f"{name.replace('_', ' ')} {figures[name][scene]:.3g}" for name in names if scene in figures.get(name, {})]
     return f"{variant}: {', '.join(own)}"

@@ -1,0 +1,55 @@
+"""The progress of a predict loop on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from d2.sample.matrix_sampler import MatrixSampler
+from d2.sampling import State
+from d2.scene import Scene
+
+
+class SamplerProgress(L.Callback):
+    """A progress bar with the scene, the step, its sigma and the time left; plain lines where there is no terminal."""
+
+    def __init__(self, num_scenes: int, evaluations: int):
+        self.console = Console(stderr=True)
+        self.num_scenes = num_scenes
+        self.scene = ""
+        text = TextColumn("{task.description}")
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=self.console)
+        self.task = self.progress.add_task("sampling", total=num_scenes * evaluations)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, MatrixSampler)
+        pl_module.listeners.append(self.advance)
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.progress.start()
+
+    def on_predict_batch_start(self, trainer: Any, pl_module: Any, batch: Scene, batch_idx: int, *_: Any) -> None:
+        self.scene = batch.name
+        if trainer.is_global_zero and not self.console.is_terminal:
+            self.console.print(f"sampling {batch.name} ({batch_idx + 1} of {self.num_scenes})", highlight=False)
+
+    def advance(self, name: str, state: State) -> None:
+        step = state.step
+        description = f"{self.scene} {name} step {step.index + 1}/{step.num_steps} σ {step.sigma:.3g}"
+        self.progress.update(self.task, advance=1, description=description)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop()
+        assert isinstance(pl_module, MatrixSampler)
+        pl_module.listeners.remove(self.advance)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal its cursor back."""
+        if self.progress.live.is_started:
+            self.progress.stop()
