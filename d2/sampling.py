@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from d2.errors import InputError
-from d2.matrix import Cameras, Cut, take
+from d2.matrix import Cameras, Cut, camera_ring, put, take
+from d2.noise import step_noise
 
 
 class Prediction(NamedTuple):
@@ -83,6 +84,7 @@ Combine = Callable[
 ]
 Ask = Callable[[str, Tensor], Prediction]  # name of a term, another x -> what it says of that at the step's level
 Evaluate = Callable[[Tensor, Step], Tensor]  # x, step -> denoised
+Noise = Callable[[Step, Literal["before", "after"]], Tensor]  # unit noise of a whole matrix
 Solver = Callable[[Evaluate, Tensor, Step, dict[str, Any]], tuple[Tensor, dict[str, Any]]]  # -> x, memory
 
 
@@ -121,24 +123,27 @@ def sample_matrix(
     plan: Sequence[Step],
     *,
     terms: Sequence[Term],
-    cameras: Cameras,
-    weights: Schedule,
-    guidance: Schedule,
-    compose: Composition | Combine,
-    solver: Solver,
-    shard: Shard,
-    noise: Callable[[Step, Literal["before", "after"]], Tensor],
+    cameras: Cameras | None = None,  # None: an even ring
+    weights: Schedule | None = None,  # None: every term the same in every cell
+    guidance: Schedule | None = None,  # None: no guidance, so only conditional halves
+    compose: Composition | Combine | None = None,  # None: the weighted sum
+    solver: Solver | None = None,  # None: Euler's
+    shard: Shard | None = None,  # None: all in this process, a term in one call
+    noise: Noise | None = None,  # None: the named streams of seed 0
     on_step: Callable[[State], None] | None = None,
     memory: Memory | None = None,
 ) -> Tensor:
     """Denoise a matrix along a plan; every rule is an argument.
 
     Each evaluation asks every term for the halves that the rule needs, composes them to one denoised matrix, and lets
-    the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw. An InputError names the
-    first term, rule or solver whose answer is not finite, and the level.
+    the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw. What is left out is the
+    plainest there is. An InputError names the first term, rule or solver whose answer is not finite, and the level.
     """
+    cameras, noise = cameras or camera_ring(len(x)), noise or step_noise(0, x)
+    weights, guidance = weights or evenly(terms, 1 / len(terms)), guidance or evenly(terms, 1.0)
+    solver, shard = solver or euler, shard or in_this_process
     of_rule, of_solver = memory or ({}, {})
-    rule, by_name = as_composition(compose), {term.name: term for term in terms}
+    rule, by_name = as_composition(compose or weighted_sum), {term.name: term for term in terms}
     num_frames = x.shape[1]
 
     def evaluate(x: Tensor, step: Step) -> Tensor:
@@ -171,6 +176,56 @@ def sample_matrix(
         if on_step:
             on_step(State(x, step, predictions, w, scales, denoised, (of_rule, of_solver)))
     return x
+
+
+def evenly(terms: Sequence[Term], value: float) -> Schedule:
+    """The same value for every term, in every cell, at every step."""
+
+    def schedule(step: Step, cameras: Cameras, num_frames: int) -> Fields:
+        return {t.name: torch.full((cameras.num_views, num_frames), value, dtype=torch.float64) for t in terms}
+
+    return schedule
+
+
+def _weighted_sum(
+    predictions: dict[str, Prediction],
+    weights: Fields,
+    scales: Fields,
+    x: Tensor,  # matrix
+    step: Step,
+    memory: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:
+    denoised = torch.zeros_like(x)
+    for name, (uncond, cond) in predictions.items():
+        share, scale = (field[name].to(x)[:, :, None, None, None] for field in (weights, scales))
+        for factor, half in ((share * (1 - scale), uncond), (share * scale, cond)):
+            denoised = denoised if half is None else denoised + factor * half
+    return denoised, memory
+
+
+def _weighted_needs(weights: Fields, scales: Fields) -> Needs:
+    return {name: (w * (1 - scales[name]) != 0, w * scales[name] != 0) for name, w in weights.items()}
+
+
+weighted_sum = Composition(_weighted_sum, _weighted_needs)  # of the guided predictions: Diffusion², eq. 9
+
+
+def euler(
+    evaluate: Evaluate,
+    x: Tensor,  # matrix
+    step: Step,
+    memory: dict[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:
+    """One Euler step of dx/dσ = (x − D(x; σ)) / σ to step.sigma_next (arXiv 2206.00364, algorithm 1)."""
+    d = (x - evaluate(x, step)) / step.sigma
+    return x + (step.sigma_next - step.sigma) * d, memory
+
+
+def in_this_process(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
+    """A term's halves that any sequence needs, all sequences in one call."""
+    uncond, cond = sequences_needed(term.cut, need).any(dim=0).tolist()
+    prediction = term.denoise(take(x, term.cut), sigma, torch.arange(len(term.cut.cells)), (uncond, cond))
+    return Prediction(*(None if half is None else put(half, term.cut, *x.shape[:2]) for half in prediction))
 
 
 def as_composition(rule: Composition | Combine) -> Composition:

@@ -24,7 +24,7 @@ LAYERS = {
     "d2.matrix": (),
     "d2.scene": ("d2.matrix",),
     "d2.io": ("d2.files", "d2.matrix", "d2.scene"),
-    "d2.sampling": ("d2.matrix",),
+    "d2.sampling": ("d2.matrix", "d2.noise"),
     "d2.shard": ("d2.matrix", "d2.sampling"),
     "d2.rules": ("d2.matrix", "d2.sampling"),
     "d2.priors": ("d2.files", "d2.nn", "d2.sampling"),

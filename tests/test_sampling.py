@@ -77,6 +77,15 @@ def sample(x: Tensor, plan: Sequence[Step], **changes: Any) -> Tensor:
     )
 
 
+def test_what_is_left_out_is_the_plainest() -> None:
+    """Even weights, no guidance, the convex rule, Euler, this process, the streams of seed 0."""
+    plan = renoise.vrs(karras_sigmas(6, sigma_min=0.002, sigma_max=80.0), steps=2)
+    x = initial_x(draw(0, "init", (V, F, 2, 4, 4)), plan[0].sigma)
+    for told in ({}, {"guidance": partial(guidance.per_term, **ONE | {"video": guidance.linear})}):
+        left_out = sample_matrix(x, plan, terms=terms(), **told)
+        torch.testing.assert_close(left_out, sample(x, plan, weights=constant_weights(0.5), **told), rtol=0, atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------- what is sampled
 
 

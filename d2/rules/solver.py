@@ -1,4 +1,7 @@
-"""Solver steps of dx/dσ = (x − D(x; σ)) / σ: (evaluate, x, step, memory) -> (x, memory)."""
+"""Solver steps of dx/dσ = (x − D(x; σ)) / σ: (evaluate, x, step, memory) -> (x, memory).
+
+Euler's is the sampler's default, and stands beside it in d2/sampling.py.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from d2.sampling import Evaluate, Step
+from d2.sampling import Evaluate, Step, euler
 
-
-def euler(
-    evaluate: Evaluate,
-    x: Tensor,  # matrix
-    step: Step,
-    memory: dict[str, Any],
-) -> tuple[Tensor, dict[str, Any]]:
-    """One Euler step from step.sigma to step.sigma_next (Karras et al. 2022, arXiv 2206.00364, algorithm 1)."""
-    d = (x - evaluate(x, step)) / step.sigma
-    return x + (step.sigma_next - step.sigma) * d, memory
+__all__ = ["dpmpp_2m", "euler", "heun"]
 
 
 def heun(
