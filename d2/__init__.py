@@ -1,6 +1,7 @@
 """d2: sample a views × frames image matrix by composing a frozen video prior and a frozen multi-view prior.
 
-What a Python user needs, in plain values. Every name is imported when it is first asked for, so that a command that
+What a Python user needs. `load` is the short way, from a clip to a saved matrix; `sample_scene` takes plain values, and
+`sample_matrix` wants no networks. Every name is imported when it is first asked for, so that a command that
 needs no network does not wait for PyTorch.
 """
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from d2 import _torchvision as _torchvision  # what is imported later may import torchvision
 
 if TYPE_CHECKING:
+    from d2.api import SampledMatrix, Sampler, load
     from d2.matrix import Cameras, Cut, ImageMatrix, camera_ring, columns, put, rows, take
     from d2.noise import draw, step_noise
     from d2.pipeline import Rules, Sampled, make_clip, make_orbit, sample_scene
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {  # module -> its names that a Python user needs
+    "d2.api": ("SampledMatrix", "Sampler", "load"),
     "d2.scene": ("Scene", "Truth"),
     "d2.matrix": ("Cameras", "Cut", "ImageMatrix", "camera_ring", "columns", "put", "rows", "take"),
     "d2.noise": ("draw", "step_noise"),
@@ -40,6 +43,8 @@ __all__ = [
     "Priors",
     "Rules",
     "Sampled",
+    "SampledMatrix",
+    "Sampler",
     "Scene",
     "Settings",
     "Step",
@@ -52,6 +57,7 @@ __all__ = [
     "initial_x",
     "joint_terms",
     "karras_sigmas",
+    "load",
     "make_clip",
     "make_orbit",
     "make_shard",

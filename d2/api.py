@@ -1,0 +1,146 @@
+"""From a clip to a saved matrix in three lines of Python, with the defaults of `d2 sample`.
+
+sampler = d2.load()
+matrix = sampler("my_clip.mp4", seed=0)
+matrix.save("outputs/mine")
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2.config import command_line
+from d2.config.checks import check
+from d2.config.schema import SampleConfig
+from d2.config.tiers import check_tier, load_priors, sizes
+from d2.io import write_matrix
+from d2.matrix import ImageMatrix
+from d2.pipeline import Rules
+from d2.priors.placement import place
+from d2.sample.job import SEED_STRIDE, load_scenes, make_rules, make_settings
+from d2.sample.matrix_sampler import MatrixSampler
+from d2.sampling import Composition, State
+from d2.scene import Scene
+
+RULES = {
+    "renoise": "renoise",
+    "weights": "weights",
+    "guidance": "guidance",
+    "composition": "compose",
+    "solver": "solver",
+}
+
+
+class SampledMatrix(ImageMatrix):
+    """An `ImageMatrix`, pixels v f 3 h w in [0, 1] with their cameras, that can be saved."""
+
+    __slots__ = ()
+
+    def save(self, folder: str | Path) -> None:
+        """Write tensors, rows as videos and pictures, grid, preview and cameras; an earlier `folder` is replaced."""
+        write_matrix(Path(folder), self, None, {})
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Frozen priors under rules and settings. It samples as many scenes as one likes; `load` makes one."""
+
+    config: SampleConfig
+    module: MatrixSampler
+    device: torch.device
+
+    @property
+    def rules(self) -> Rules:
+        """The functions that the sampler runs under."""
+        return self.module.rules
+
+    def __call__(
+        self,
+        scene: str | Path | Scene | None = None,
+        *,
+        seed: int | None = None,
+        on_step: Callable[[State], None] | None = None,
+    ) -> SampledMatrix:
+        """Sample the matrix of a video, a picture, a folder of frames or a `Scene`; of the configured scene if of None.
+
+        Of a scene, only what a sampler may see is used. `seed` shifts every noise stream, as the key `seed` does; None
+        takes the configured one. `on_step` sees the state after every step of the joint sampling. What the user can
+        mend is a ValueError with one line.
+        """
+        seed = self.config.seed if seed is None else seed
+        if isinstance(scene, Scene):
+            scene = scene._replace(seed=scene.seed + SEED_STRIDE * seed)
+        else:
+            scene = self._read(scene, seed)
+        module = self.module
+        given = module.transfer_batch_to_device(scene.observed(), self.device, 0)
+        module.references.clear()
+        module.listeners[:] = [] if on_step is None else [lambda name, state: on_step(state)]
+        whole, orbits = module.reference(given)
+        matrix = module.sample(whole, orbits, module.rules, "joint").matrix
+        latents = None if matrix.latents is None else matrix.latents.cpu()
+        return SampledMatrix(matrix.pixels.cpu(), matrix.cameras, matrix.fps, latents)
+
+    def _read(self, path: str | Path | None, seed: int) -> Scene:
+        scenes = self.config.scenes
+        if path is not None:
+            scenes = replace(scenes, source="folder", path=str(path), first=0, count=None)
+        config = replace(self.config, seed=seed, scenes=scenes)
+        found = load_scenes(config, sizes(config))
+        if len(found.scenes) != 1:
+            names = ", ".join(scene.name for scene in found.scenes)
+            raise ValueError(f"{path or scenes.source}: holds {len(found.scenes)} scenes ({names}); give one of them")
+        return found.scenes[0]
+
+
+def load(*words: str, **choices: Any) -> Sampler:
+    """A sampler with the defaults of `d2 sample`.
+
+    `words` are those of the command line ("preset=official", "sampler.num_steps=10"); a later one wins. `choices` are
+    the same by name (`weights="linear"`, `precision="bf16"`), or rules as functions (`weights=my_rule`), each with the
+    arguments that docs/adding-a-rule.md lists. The priors go to the GPU where there is one and `trainer` allows it.
+    What the user can mend is a ValueError with one line.
+    """
+    functions = {key: value for key, value in choices.items() if callable(value) or isinstance(value, Composition)}
+    unknown = sorted(functions.keys() - RULES.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no rule of that name; functions are taken as {', '.join(RULES)}")
+    config = _composed([*words, *(f"{key}={_written(choices[key])}" for key in choices if key not in functions)])
+    rules = make_rules(config)._replace(**{RULES[key]: function for key, function in functions.items()})
+    module = MatrixSampler(
+        load_priors(config),
+        rules,
+        make_settings(config),
+        num_frames=sizes(config).num_frames,
+        baselines=False,
+        offload=config.offload,
+    )
+    wants_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if wants_gpu else "cpu")
+    if config.offload == "none":
+        module.to(device)
+    else:
+        place(module.priors.present, device, config.offload)
+    return Sampler(config, module, device)
+
+
+def _composed(words: list[str]) -> SampleConfig:
+    """The configuration of `d2 sample` under these words, checked."""
+    try:
+        config = command_line.composed("sample", command_line.readable(words)).config
+    except command_line.ERRORS as error:
+        raise ValueError(command_line.one_line(error)) from error
+    check(config)
+    check_tier(config)
+    return config
+
+
+def _written(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
