@@ -38,10 +38,13 @@ test: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+	$(RUN) -m mkdocs build --strict --quiet
 	$(RUN) -m pytest -n $(JOBS)
 
 docs: install
 	$(RUN) docs/tables.py
+	$(RUN) -m mkdocs build --strict --quiet
+	@echo "The site: $(CURDIR)/build/site/index.html"
 
 # what was tested: run after `make install CONSTRAINTS=/dev/null` and `make test` in a clean clone
 constraints: install

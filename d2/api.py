@@ -19,6 +19,7 @@ from d2.config import command_line
 from d2.config.checks import check
 from d2.config.schema import SampleConfig
 from d2.config.tiers import check_tier, load_priors, sizes
+from d2.errors import InputError
 from d2.io import write_matrix
 from d2.matrix import ImageMatrix
 from d2.pipeline import Rules
@@ -60,6 +61,7 @@ class Sampler:
         """The functions that the sampler runs under."""
         return self.module.rules
 
+    @torch.no_grad()
     def __call__(
         self,
         scene: str | Path | Scene | None = None,
@@ -71,7 +73,7 @@ class Sampler:
 
         Of a scene, only what a sampler may see is used. `seed` shifts every noise stream, as the key `seed` does; None
         takes the configured one. `on_step` sees the state after every step of the joint sampling. What the user can
-        mend is a ValueError with one line.
+        mend is an InputError with one line.
         """
         seed = self.config.seed if seed is None else seed
         if isinstance(scene, Scene):
@@ -80,7 +82,6 @@ class Sampler:
             scene = self._read(scene, seed)
         module = self.module
         given = module.transfer_batch_to_device(scene.observed(), self.device, 0)
-        module.references.clear()
         module.listeners[:] = [] if on_step is None else [lambda name, state: on_step(state)]
         whole, orbits = module.reference(given)
         matrix = module.sample(whole, orbits, module.rules, "joint").matrix
@@ -95,7 +96,7 @@ class Sampler:
         found = load_scenes(config, sizes(config))
         if len(found.scenes) != 1:
             names = ", ".join(scene.name for scene in found.scenes)
-            raise ValueError(f"{path or scenes.source}: holds {len(found.scenes)} scenes ({names}); give one of them")
+            raise InputError(f"{path or scenes.source}: holds {len(found.scenes)} scenes ({names}); give one of them")
         return found.scenes[0]
 
 
@@ -105,12 +106,12 @@ def load(*words: str, **choices: Any) -> Sampler:
     `words` are those of the command line ("preset=official", "sampler.num_steps=10"); a later one wins. `choices` are
     the same by name (`weights="linear"`, `precision="bf16"`), or rules as functions (`weights=my_rule`), each with the
     arguments that docs/adding-a-rule.md lists. The priors go to the GPU where there is one and `trainer` allows it.
-    What the user can mend is a ValueError with one line.
+    What the user can mend is an InputError with one line.
     """
     functions = {key: value for key, value in choices.items() if callable(value) or isinstance(value, Composition)}
     unknown = sorted(functions.keys() - RULES.keys())
     if unknown:
-        raise ValueError(f"{unknown[0]}: no rule of that name; functions are taken as {', '.join(RULES)}")
+        raise InputError(f"{unknown[0]}: no rule of that name; functions are taken as {', '.join(RULES)}")
     config = _composed([*words, *(f"{key}={_written(choices[key])}" for key in choices if key not in functions)])
     rules = make_rules(config)._replace(**{RULES[key]: function for key, function in functions.items()})
     module = MatrixSampler(
@@ -135,7 +136,7 @@ def _composed(words: list[str]) -> SampleConfig:
     try:
         config = command_line.composed("sample", command_line.readable(words)).config
     except command_line.ERRORS as error:
-        raise ValueError(command_line.one_line(error)) from error
+        raise InputError(command_line.one_line(error)) from error
     check(config)
     check_tier(config)
     return config

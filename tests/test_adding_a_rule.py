@@ -33,12 +33,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_a_page_and_the_rule_is_short() -> None:
-    (code,) = blocks("python")
-    assert len(code.splitlines()) <= 25 and len(PAGE.read_text().splitlines()) <= 66
-    assert len(blocks("bash")) == 2  # one for the study, one for its pictures
-
-
 def test_from_an_empty_file_to_a_measured_rule(here: Path, small_networks: None, small_weights: list[str]) -> None:
     (code,) = blocks("python")
     (name,) = set(re.findall(r"[\w]+\.py(?=:)", PAGE.read_text())) - {"py"}

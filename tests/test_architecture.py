@@ -119,6 +119,7 @@ LAYERS = {
     ),
     "d2.api": (
         "d2.config",
+        "d2.errors",
         "d2.io",
         "d2.matrix",
         "d2.pipeline",

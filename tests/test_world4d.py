@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 import torch
@@ -362,18 +361,3 @@ def test_devices_agree() -> None:
     here, there = world4d.clips("test", range(8)), world4d.clips("test", range(8), device="cuda")
     assert there.pixels.is_cuda
     assert ((here.pixels - there.pixels.cpu()).abs() > 1e-3).float().mean() < 1e-3  # a sample may fall across an edge
-
-
-@pytest.mark.slow
-def test_a_hundred_images_a_second_on_one_core() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        world4d.static_orbits("train", range(4))
-        start = time.perf_counter()
-        world4d.static_orbits("train", range(100, 132))
-        rate = 32 * 8 / (time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    print(f"{rate:.0f} images of 64 x 64 a second")
-    assert rate >= 100
