@@ -10,6 +10,7 @@ What needs PyTorch is imported once the configuration is known to be good.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dis
 import logging
 import os
@@ -66,6 +67,7 @@ def run(argv: list[str]) -> int:
         return checkpoints(arguments)
     from d2.config import command_line
 
+    command_line.start_clock()
     try:
         return run_command(command, arguments)
     except command_line.ERRORS as error:
@@ -221,7 +223,8 @@ def sweep(command: str, overrides: list[str]) -> int:
         composed.label = composed.label._replace(name=",".join(swept))
         try:
             refuse(composed.config)
-            code = run_point(command, composed, [*job.overrides.task, f"output_dir='{node.output_dir}'"])
+            with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
+                code = run_point(command, composed, [*job.overrides.task, f"output_dir='{node.output_dir}'"])
         except ValueError as error:
             if not is_users(error):
                 raise

@@ -93,7 +93,7 @@ def d2_sample(small_networks: None, small_weights: list[str], tmp_path: Path) ->
 
     def run(*overrides: str) -> int:
         place = f"hydra.sweep.dir={tmp_path / 'out'}" if "-m" in overrides else f"output_dir={tmp_path / 'out'}"
-        own = [place, "trainer=cpu"]
+        own = [place, "trainer=cpu", "overwrite=true"]
         return cli.run(["sample", *small_weights, *SHORT, *own, *overrides])
 
     return run

@@ -95,6 +95,7 @@ LAYERS = {
     ),
     "d2.study": (
         "d2.config",
+        "d2.matrix",
         "d2.data",
         "d2.evaluate.networks",
         "d2.files",

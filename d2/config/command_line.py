@@ -5,9 +5,11 @@ It imports no network and no PyTorch, so that what is wrong with a command line 
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,7 @@ from d2.files import asset
 
 RULES = ("renoise", "weights", "guidance", "composition", "solver")
 RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
+STARTED = "D2_STARTED"  # of the environment
 ERRORS = (HydraException, OmegaConfBaseException)  # what `one_line` makes a message of
 
 
@@ -60,9 +63,12 @@ class Composed:
     ):
         from d2.config.binding import rule_files
 
+        one_clock()
+        OmegaConf.resolve(node)
         self.config: Any = OmegaConf.to_object(node)
         files = rule_files(OmegaConf.to_container(node))
-        self.text = OmegaConf.to_yaml(node) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
+        kept = without(node, "overwrite")  # how a run came to its folder is no part of what it is
+        self.text = OmegaConf.to_yaml(kept) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
         self.name: str = name or Path(self.config.output_dir).name  # the variant that the results are of
         tags = dict.fromkeys(choices[key] for key in ("preset", "prior", "video", "multiview") if key in choices)
         self.label = Label(self.name, group, command, tuple(tags))
@@ -72,7 +78,7 @@ def composed(command: str, overrides: Iterable[str]) -> Composed:
     """conf/COMMAND.yaml with overrides, typed."""
     node = compose_command(command, overrides, whole=True)
     choices = node.hydra.runtime.choices
-    return Composed(command, without_hydra(node), choices)
+    return Composed(command, without(node, "hydra"), choices)
 
 
 def printed(command: str, overrides: Iterable[str], which: str, *, resolve: bool) -> str:
@@ -83,16 +89,28 @@ def printed(command: str, overrides: Iterable[str], which: str, *, resolve: bool
     if which == "hydra":
         node = OmegaConf.create({"hydra": node.hydra})
     elif which == "job":
-        node = without_hydra(node)
+        node = without(node, "hydra")
     return OmegaConf.to_yaml(node)
 
 
-def without_hydra(node: DictConfig) -> DictConfig:
-    """A configuration without Hydra's own keys."""
+def without(node: DictConfig, key: str) -> DictConfig:
+    """A copy of a configuration without one of its keys."""
     node = node.copy()
     with open_dict(node):
-        del node["hydra"]
+        node.pop(key, None)
     return node
+
+
+def start_clock() -> None:
+    """Note when the command began, for the processes that it starts too."""
+    if "LOCAL_RANK" not in os.environ or STARTED not in os.environ:
+        os.environ[STARTED] = datetime.now().isoformat()
+
+
+def one_clock() -> None:
+    """Let `${now:FORMAT}` say when the command began: once for all processes, seeds and variants."""
+    began = datetime.fromisoformat(os.environ[STARTED])
+    OmegaConf.register_new_resolver("now", began.strftime, replace=True)
 
 
 def search_path(command: str) -> list[str]:

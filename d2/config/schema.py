@@ -115,7 +115,8 @@ class SampleConfig:
     """`d2 sample`."""
 
     seed: int = 0  # shifts every noise stream; a scene's own seed is added to it
-    output_dir: str = "outputs/sample"  # a scene's folder of the same name is replaced
+    output_dir: str = "outputs/sample"  # one configuration's results; another's are refused
+    overwrite: bool = False  # remove what another configuration left in output_dir
     metrics: list[str] = field(default_factory=lambda: ["reference"])  # of reference, video, clip; [] for none
     features: str = "world4d-encoder"  # of metrics=[video]
     features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/

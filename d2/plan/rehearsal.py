@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -267,16 +267,9 @@ def counted(
 def shown_steps(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frames: int) -> list[tuple[Step, int]]:
     """One step of every kind with the number of those it stands for, two of the largest kind in a row.
 
-    Steps are of a kind if they evaluate the same cells and add noise alike; a step's predictions live into the next.
+    A step's predictions live into the next.
     """
-    kinds: dict[Any, list[Step]] = {}
-    for step in steps:
-        weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
-        needs = needed(rules.compose, [], weights, scales)
-        halves = tuple((name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items())
-        nested = step.sigma if as_composition(rules.compose).nested else None  # it may ask for more at some levels
-        kind = (halves, nested, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
-        kinds.setdefault(kind, []).append(step)
+    kinds = steps_by_kind(steps, rules, cameras, num_frames)
     largest = max(kinds.values(), key=len)
     shown = []
     for of_kind in kinds.values():
@@ -285,3 +278,16 @@ def shown_steps(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frame
         else:
             shown.append((of_kind[0], len(of_kind)))
     return shown
+
+
+def steps_by_kind(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frames: int) -> dict[Hashable, list[Step]]:
+    """Steps of a kind evaluate the same cells and add noise alike."""
+    kinds: dict[Hashable, list[Step]] = {}
+    for step in steps:
+        weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
+        needs = needed(rules.compose, [], weights, scales)
+        halves = tuple((name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items())
+        nested = step.sigma if as_composition(rules.compose).nested else None  # it may ask for more at some levels
+        kind = (halves, nested, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
+        kinds.setdefault(kind, []).append(step)
+    return kinds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from d2.plan.cost import of_methods
 from d2.plan.planner import out_of_memory_advice
 from d2.plan.planning import choice_of, planned
 from d2.priors.sv3d import AZIMUTH_SIGN
+from d2.sample.earlier import begin, claim, end
 from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sample.measure import Measure
@@ -44,6 +46,10 @@ from d2.trainer import make_trainer
 
 SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
 FOLDER_ELEVATION_DEG = 10.0  # of a user's own camera when not given, as in the published program
+
+
+NAME_LIMIT = 200  # bytes; file systems take 255, of which a folder that is being written needs some
+LOGS = "log"  # the folder of the loggers, beside those of the scenes
 
 
 class Scenes(NamedTuple):
@@ -70,12 +76,14 @@ def sample(config: SampleConfig, text: str, label: Label, variant: str) -> int:
         open_model(matting_model(config))  # what is missing stops the run
     sample_suite(config, size.num_views, size.num_frames)  # so does a missing network of a metric
     priors = load_priors(config)
-    found = load_scenes(config, size)
+    found, folder, text = load_scenes(config, size), Path(config.output_dir), with_facts(text, facts_of(config))
+    claim(folder, text, overwrite=config.overwrite)
     baselines = config.baselines and any(scene.truth for scene in found.scenes)  # else nothing measures them
     module = MatrixSampler(
         priors, rules, settings, num_frames=size.num_frames, baselines=baselines, offload=config.offload
     )
-    predict(config, module, found.scenes, Path(config.output_dir), with_facts(text, facts_of(config)), label, variant)
+    predict(config, module, found.scenes, folder, text, label, variant)
+    end(folder)
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in found.failures:
@@ -104,6 +112,7 @@ def predict(
     callbacks = [SamplerProgress(len(scenes), evaluations), measure, write, Log(folder, measure)]
     trainer = make_trainer(config.trainer, folder, [], callbacks)
     ensure_writable(folder)
+    begin(folder, text)
     told = dataclasses.asdict(config) | {"weights_hash": facts_of(config)}
     trainer.loggers = start_loggers(config.logger, folder, label, told)
     loader = DataLoader(list(scenes), batch_size=None)  # type: ignore[arg-type]
@@ -220,11 +229,21 @@ def world_scene(config: SampleConfig, index: int, size: Sizes) -> Scene:
 
 def folder_scene(config: SampleConfig, path: Path, index: int, cameras: Cameras, size: Sizes) -> Scene:
     """A user's clip or picture."""
+    refuse_name(path)
     clip = read_clip(path, num_frames=size.num_frames, start=config.frames.start, stride=config.frames.stride)
     if config.matting.kind == "rembg":
         clip = cut_out(clip, model=matting_model(config))
     pixels, masks = preprocess_clip(clip, size=size.picture, image_frame_ratio=config.scenes.image_frame_ratio)
     return Scene(clip.name, index + SEED_STRIDE * config.seed, pixels, masks, cameras, config.scenes.fps)
+
+
+def refuse_name(path: Path) -> None:
+    """Raise a ValueError for a clip whose scene cannot have a folder of that name."""
+    name = path.name if path.is_dir() else path.stem
+    if len(os.fsencode(name)) > NAME_LIMIT:
+        raise ValueError(f"{path}: its name is too long for a scene's folder; give it at most {NAME_LIMIT} bytes")
+    if name == LOGS:
+        raise ValueError(f"{path}: a scene called {LOGS} would lie where the logger writes; rename it")
 
 
 def matting_model(config: SampleConfig) -> Path | None:

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from d2.config.names import Label
 from d2.config.schema import SampleConfig
-from d2.config.tiers import facts_of, load_priors, sizes
+from d2.config.tiers import check_tier, facts_of, load_priors, sizes
 from d2.data.folder import list_clips
 from d2.evaluate.networks import sample_suite
 from d2.files import write_text
+from d2.matrix import camera_ring
 from d2.metrics.figures import COST, read_figures, write_figures
 from d2.metrics.intervals import by_scene
 from d2.metrics.metric import METRIC_NAMES
+from d2.plan.planning import planned
+from d2.plan.rehearsal import steps_by_kind
+from d2.sample.earlier import BEGUN, claim
 from d2.sample.job import SEED_STRIDE, load_scenes, make_rules, make_settings, predict, with_facts
 from d2.sample.matrix_sampler import BASELINES, MatrixSampler
 from d2.scene import Scene
@@ -33,7 +39,6 @@ from d2.study.results import OF_SAMPLES, scene_figures, study_figures, sweep_fig
 
 Compose = Callable[[list[str]], tuple[SampleConfig, str]]  # a variant's overrides -> its configuration and text
 REFERENCES = ".references"  # orbits and clips of reference, which all variants share, while a study runs
-BEGUN = ".begun"  # holds the configuration under which a run's scenes are being sampled, until all are
 
 
 class Run(NamedTuple):
@@ -52,8 +57,15 @@ def study(config: SampleConfig, compose: Compose, name: str, label: Label) -> in
 
     Without variants, `name` is the only one. What was sampled to its end by the same configuration is not run again.
     """
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
     runs = plan_runs(config, compose, name, label)
     size, folder = sizes(config), Path(config.output_dir)
+    if config.plan:
+        print(plans(runs))
+        return 0
+    for run in runs:
+        claim(run.folder, run.text, overwrite=config.overwrite)
     rules = {run.variant: make_rules(run.config) for run in runs}
     sample_suite(config, size.num_views, size.num_frames)  # what is missing stops the study
     found = load_scenes(config, size)
@@ -106,6 +118,7 @@ def plan_runs(config: SampleConfig, compose: Compose, name: str, label: Label) -
             baselines = config.baselines and variant == first  # they are the same for all variants
             own, text = compose([f"seed={seed}", *overrides, f"baselines={baselines}"])
             _check_variant(variant, own, dataclasses.replace(config, seed=seed))
+            check_tier(own)
             parts = [variant] * bool(config.variants) + [f"seed_{seed}"] * bool(config.seeds)
             place = folder.joinpath(*parts)
             called = label._replace(
@@ -113,6 +126,29 @@ def plan_runs(config: SampleConfig, compose: Compose, name: str, label: Label) -
             )
             runs.append(Run(variant, seed, place, own, with_facts(text, facts), called))
     return runs
+
+
+def plans(runs: Sequence[Run]) -> str:
+    """What the variants cost: each distinct plan is rehearsed once, and stands below all whose it is."""
+    rehearsed: dict[Hashable, str] = {}
+    names: dict[str, list[str]] = {}
+    for variant, run in {run.variant: run for run in runs}.items():
+        work = work_of(run.config)
+        if work not in rehearsed:
+            rehearsed[work] = planned(run.config, make_rules(run.config), make_settings(run.config))
+        names.setdefault(rehearsed[work], []).append(variant)
+    parts = [f"{', '.join(of)}\n{plan}" for plan, of in names.items()]
+    return "\n\n".join([*parts, f"{len(runs)} runs; the plans are of one scene"])
+
+
+def work_of(config: SampleConfig) -> Hashable:
+    """What a plan depends on: how many steps of each kind there are, and the functions that take their predictions."""
+    rules, settings, size = make_rules(config), make_settings(config), sizes(config)
+    steps = rules.renoise(settings.sigmas)
+    kinds = steps_by_kind(steps, rules, camera_ring(size.num_views), size.num_frames)
+    counts = tuple((kind, len(of_kind)) for kind, of_kind in kinds.items())
+    levels = dataclasses.replace(settings, sigma_min=1.0, sigma_max=1.0, rho=1.0)
+    return counts, repr(levels), *re.findall(r"'_target_': '(.*?)'", repr((config.composition, config.solver)))
 
 
 def _check_variant(name: str, variant: SampleConfig, config: SampleConfig) -> None:
@@ -156,7 +192,7 @@ def begin(run: Run, scenes: Sequence[Scene]) -> list[Scene]:
 def was_finished(config: SampleConfig, text: str, name: str) -> bool:
     """Whether a point of a sweep is there to its last scene, under this very configuration; if so, says it.
 
-    What is not, counts as finished no more. A study knows for itself.
+    A study knows for itself.
     """
     if config.variants or config.seeds or config.plan:
         return False
@@ -169,7 +205,6 @@ def was_finished(config: SampleConfig, text: str, name: str) -> bool:
             print(f"d2: {folder}: finished before, not run again", file=sys.stderr)
             rename(folder, name)
             return True
-    kept.unlink(missing_ok=True)
     return False
 
 
