@@ -24,7 +24,7 @@ from PIL import Image
 from d2 import __version__
 from d2.config.names import Label
 from d2.config.schema import LoggerConfig
-from d2.files import commit, write_text
+from d2.files import commit, csv_text, write_text
 
 CURVE_AXIS = "sigma"  # what W&B draws curves against
 STEP_AXIS = "trainer/global_step"  # Lightning's name of the step that it logs beside figures
@@ -84,6 +84,7 @@ def start_loggers(
     told: Mapping[str, Any],  # the configuration and what else decides the result
     *,
     id_file: Path | None = None,  # keeps W&B's name of the run, so that whoever goes on with it finds it again
+    first_step: int = 0,  # of a training that goes on: what the log holds from there on is told anew
 ) -> list[Any]:
     """Start the loggers of one run, and tell them its configuration. W&B that is disabled is no logger."""
     if config.kind == "wandb":
@@ -91,11 +92,28 @@ def start_loggers(
             return []
         # On other ranks than the first, Lightning gives the logger a dummy for its run.
         run = None if rank_zero_only.rank else _wandb_run(config, folder, label, told, id_file)
+        if run is not None and first_step:
+            run.log({}, step=first_step)  # W&B drops what comes at a step before the last one that it has
         return [WandbLogger(project=config.project, experiment=run)]
-    kind = TensorBoardLogger if config.kind == "tensorboard" else CSVLogger
-    logger = kind(folder, "log", version="")
+    if config.kind == "tensorboard":
+        logger = TensorBoardLogger(folder, "log", version="", purge_step=first_step or None)
+    else:
+        logger = _csv_logger(folder, first_step)
     logger.log_hyperparams(dict(told))
     return [logger]
+
+
+def _csv_logger(folder: Path, first_step: int) -> CSVLogger:
+    """A log that goes on after the rows before `first_step`; Lightning's own would delete them."""
+    logger, path, rows = CSVLogger(folder, "log", version=""), folder / "log" / "metrics.csv", []
+    if first_step and path.exists() and not rank_zero_only.rank:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+    writer = logger.experiment
+    if rows:
+        write_text(path, csv_text(rows))
+        writer.metrics_keys = list(rows[0])
+    return logger
 
 
 def _wandb_run(config: LoggerConfig, folder: Path, label: Label, told: Mapping[str, Any], id_file: Path | None) -> Any:

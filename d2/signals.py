@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -87,18 +87,23 @@ def forget() -> None:
         _State.cut_off.cancel()
 
 
+def received() -> int | None:
+    """The signal that has asked the program to stop, if one has."""
+    return _State.received
+
+
+def stop() -> None:
+    """Raise `Stopped`: for the signal received, or as SIGTERM would where another rank received one."""
+    raise Stopped(_State.received or signal.SIGTERM)
+
+
 @contextmanager
-def held_back() -> Iterator[Callable[[], None]]:
-    """Within, a signal is noted only, and raised by the function that is given here, or at the end."""
-
-    def check() -> None:
-        if _State.received is not None:
-            raise Stopped(_State.received)
-
+def held_back() -> Iterator[None]:
+    """Within, a signal is noted only: `received` tells of it, and it is raised at the end."""
     _State.held += 1
     try:
-        yield check
+        yield
     finally:
         _State.held -= 1
-    if not _State.held:
-        check()
+    if not _State.held and _State.received is not None:
+        stop()

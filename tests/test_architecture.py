@@ -71,7 +71,7 @@ LAYERS = {
     "d2.recon": ("d2.files", "d2.io", "d2.matrix", "d2.metrics", "d2.scene"),
     "d2.recon.world": ("d2.data", "d2.matrix", "d2.recon", "d2.scene"),
     "d2.evaluate": ("d2.config", "d2.data", "d2.files", "d2.io", "d2.metrics", "d2.scene", "d2.trainer"),
-    "d2.train": ("d2.config", "d2.data", "d2.files", "d2.loggers", "d2.nn", "d2.priors", "d2.trainer"),
+    "d2.train": ("d2.config", "d2.data", "d2.files", "d2.loggers", "d2.nn", "d2.priors", "d2.signals", "d2.trainer"),
     "d2.sample": (
         "d2.config",
         "d2.data",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,16 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from safetensors import safe_open
 from torch import Tensor
+from wandb_files import read_runs
 
-from d2 import cli
+from d2 import cli, signals
 from d2.data import world4d
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition
 from d2.train import data as datamodule
 from d2.train.data import RandomBatches, rendered
+from d2.train.going_on import read_past
 from d2.train.job import Kind, TrainJob, build_autoencoder, build_prior, train
 from d2.train.latent_basis import orient, pixel_metric
 from d2.train.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, lr_factor
@@ -87,7 +91,7 @@ def randomly(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def quietly(job: TrainJob, *callbacks: L.Callback) -> dict[str, Tensor]:
     """Train, and read the weights written."""
-    return tiny.read_weights(train(job, lambda: [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind).state
+    return tiny.read_weights(train(job, lambda _: [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind).state
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -282,16 +286,155 @@ def test_two_processes_train_one_network(tiny_weights: list[str], cache: Path, t
     assert any(not torch.equal(one.state[name], value) for name, value in two.state.items())
 
 
-def test_a_run_of_another_kind_is_not_gone_on_with(
-    job: MakeJob, small_weights: list[str], capfd: pytest.CaptureFixture[str]
+class SignalAt(L.Callback):
+    """Sends this process a signal in a training step, or in the validation after it."""
+
+    def __init__(self, step: int, signum: int, *, validating: bool = False):
+        self.step, self.signum, self.validating = step, signum, validating
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.validating and trainer.global_step == self.step - 1:
+            signal.raise_signal(self.signum)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.validating and trainer.global_step == self.step:
+            signal.raise_signal(self.signum)
+
+
+@pytest.fixture
+def handled_signals() -> Iterator[None]:
+    """As in a command, and as before afterwards."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals.install()
+    yield
+    signals.forget()
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize(
+    ("signum", "step", "validating"), [(signal.SIGINT, 1, False), (signal.SIGTERM, 3, False), (signal.SIGINT, 2, True)]
+)
+def test_a_training_that_a_signal_stopped_goes_on_alike(
+    signum: int, step: int, validating: bool, job: MakeJob, tmp_path: Path, handled_signals: None
 ) -> None:
-    own = job("video", optimizer=OptimizerConfig(max_steps=1))
-    quietly(own)
-    size = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "prior.max_steps=2"]
-    places = [f"output_dir={own.output_dir}", f"cache_dir={own.cache_dir}", small_weights[-1], "trainer=cpu"]
+    whole = quietly(job(output_dir=tmp_path / "whole"))
+    with pytest.raises(signals.Stopped):
+        quietly(job(), SignalAt(step, signum, validating=validating))
+    past = read_past(tmp_path / "out" / "checkpoints" / "last.ckpt")
+    assert past is not None and past.step == step
+    signals.forget()
+    went_on = quietly(job())
+    assert all(torch.equal(value, went_on[name]) for name, value in whole.items())
+
+
+def header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as f:
+        return json.loads(f.metadata()["meta"])
+
+
+def test_another_learning_rate_is_used_and_told(
+    job: MakeJob, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also when the optimiser's state goes on; the header lists both phases, and the log is one."""
+
+    def rates(lr: float, steps: int) -> list[float]:
+        seen: list[float] = []
+
+        class Rates(L.Callback):
+            def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+                seen.extend(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+        quietly(
+            job(optimizer=OptimizerConfig(lr=lr, max_steps=steps, warmup_steps=1, decay_steps=1, muon=True)), Rates()
+        )
+        return seen
+
+    assert set(rates(1e-3, 2)) == {1e-3}
     capfd.readouterr()
-    assert cli.run(["train", "prior=tiny_multiview", *size, *places]) == 2
-    assert "d2: output_dir: holds a run of kind video, wanted multiview" in capfd.readouterr().err
+    assert set(rates(5e-4, 4)) == {5e-4}
+    said = capfd.readouterr().err
+    assert "d2: going on at step 2, optimizer.lr: 0.001 -> 0.0005, optimizer.max_steps: 2 -> 4" in said
+    meta = header(tmp_path / "out" / "tiny_video.safetensors")
+    assert meta["config"]["optimizer"]["lr"] == 5e-4 and meta["steps"] == 4
+    assert [(p["first_step"], p["optimizer_state"], p["config"]["optimizer"]["lr"]) for p in meta["phases"]] == [
+        (0, "new", 1e-3),
+        (2, "of the phase before", 5e-4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"kind": "multiview"}, "prior.kind=multiview: the training in output_dir has video"),
+        ({"optimizer": OptimizerConfig(muon=True)}, "prior.optimizer=True: the training in output_dir has False"),
+        ({"optimizer": OptimizerConfig(max_steps=3)}, "prior.max_steps=3: .*last.ckpt has 4"),
+    ],
+)
+def test_what_cannot_change_on_going_on_is_refused(changes: dict[str, Any], says: str, job: MakeJob) -> None:
+    quietly(job())
+    with pytest.raises(ValueError, match=says):
+        quietly(job(**changes))
+
+
+def test_weights_are_not_replaced_by_those_of_fewer_steps(job: MakeJob, tmp_path: Path) -> None:
+    quietly(job())
+    weights = tmp_path / "out" / "tiny_video.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "out" / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"have 4 steps, and a training from step 0 would replace them"):
+        quietly(job())
+    assert weights.read_bytes() == before
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_not_run(job: MakeJob, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "out" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({"global_step": 1, "phases": [], "state_dict": Code()}, path)
+    with pytest.raises(ValueError, match=r"last.ckpt: no checkpoint of `d2 train` to go on from"):
+        quietly(job())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_both_parts_of_a_training_are_one_log(
+    small_weights: list[str], cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "validate_every=2"]
+    line = ["train", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", f"output_dir={tmp_path / 'out'}"]
+    for steps in (4, 8):
+        assert cli.run([*line, f"prior.max_steps={steps}"]) == 0
+    with (tmp_path / "out" / "log" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    validated = [int(row["step"]) for row in rows if row["val/loss_1_10"]]
+    assert validated == sorted(validated) and {1, 3, 5, 7} <= set(validated)
+    err = capfd.readouterr().err
+    assert "tiny_video: step 2 of 4, " in err and "tiny_video: step 6 of 8, " in err and "Epoch" not in err
+
+
+def test_both_parts_of_a_training_are_one_run_of_wandb(small_weights: list[str], cache: Path, tmp_path: Path) -> None:
+    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "validate_every=2"]
+    line = ["train", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", f"output_dir={tmp_path / 'out'}"]
+    for steps in (2, 4):
+        assert cli.run([*line, "logger=wandb", f"prior.max_steps={steps}"]) == 0
+    runs = sorted(read_runs(tmp_path / "out"), key=lambda run: run.config["prior"]["max_steps"])
+    assert len(runs) == 2 and runs[0].id == runs[1].id and runs[0].name == "out"
+    first, second = ([row["_step"] for row in run.history] for run in runs)
+    assert max(first) < min(second)
+
+
+def test_every_point_of_a_sweep_of_training_is_a_run_of_wandb(
+    small_weights: list[str], cache: Path, tmp_path: Path
+) -> None:
+    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "prior.max_steps=1"]
+    line = ["train", "-m", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", "validate_every=1"]
+    assert cli.run([*line, "prior.lr=0.001,0.002", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'out'}"]) == 0
+    runs = read_runs(tmp_path / "out")
+    assert [run.name for run in runs] == ["prior.lr=0.001", "prior.lr=0.002"]
+    assert [run.config["prior"]["lr"] for run in runs] == [0.001, 0.002] and {run.group for run in runs} == {"out"}
 
 
 def test_every_band_of_noise_is_validated(job: MakeJob) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 BLOCK, HEADER = 32768, 7  # bytes, of LevelDB's log format; the file begins with seven bytes of its own
@@ -30,6 +31,7 @@ class WandbRun(NamedTuple):
 
 def read_runs(folder: Path) -> list[WandbRun]:
     """All offline runs below a folder, in the order of their names."""
+    wandb.teardown()  # its service writes on for a moment after a run is finished
     return sorted((read_run(path) for path in folder.rglob("offline-run-*/*.wandb")), key=lambda run: run.name)
 
 

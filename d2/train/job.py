@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from datetime import timedelta
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,11 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from d2 import signals
 from d2.config.names import Label
 from d2.config.schema import TrainConfig
 from d2.data import world4d
@@ -25,11 +26,13 @@ from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
+from d2.train.callbacks import Checkpoints, TrainingProgress, WeightsWriter
 from d2.train.data import Kind as ViewKind
 from d2.train.data import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
+from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
 from d2.train.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
-from d2.trainer import make_trainer
+from d2.trainer import StopsAtOnce, make_trainer
 
 Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -67,46 +70,66 @@ class TrainJob:
         return "multiview" if self.kind == "cell" else self.kind
 
 
-class WeightsWriter(L.Callback):
-    """Writes the averaged weights to `path` after every validation, and at the end."""
-
-    def __init__(self, path: Path, kind: Kind, meta: dict[str, Any]):
-        self.path, self.kind, self.meta = path, kind, meta
-
-    def write(self, trainer: L.Trainer, module: Trained) -> None:
-        figures = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        meta = self.meta | {"steps": trainer.global_step, "validation": figures}
-        network = module.ema.encoder if isinstance(module, EncoderTrainer) else module.ema
-        tiny.save_weights(self.path, self.kind, network, meta)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step and trainer.is_global_zero and isinstance(pl_module, Trained):
-            self.write(trainer, pl_module)
+StartLoggers = Callable[[int], list[Any]]  # from the step that a training goes on at
 
 
-def train(job: TrainJob, loggers: Callable[[], list[Any]], callbacks: list[L.Callback]) -> Path:
+def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> Path:
     """Run a training job, going on from its last checkpoint when there is one; returns the weights file.
 
     The loggers are started once all that the job needs is there.
     """
     L.seed_everything(job.seed)
+    weights = job.output_dir / f"tiny_{job.kind}.safetensors"
+    last = job.output_dir / "checkpoints" / "last.ckpt"
+    past = read_past(last)
+    refuse_fewer_steps(weights, job.kind, past)
+    config = _plain(dataclasses.asdict(job))
+    started = None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
+    phases = next_phases(past, config, started)
     builders = {"autoencoder": build_autoencoder, "video_encoder": build_video_encoder}
     module, data = builders.get(job.kind, build_prior)(job)
-    weights = job.output_dir / f"tiny_{job.kind}.safetensors"
-    meta = {"world": world4d.WORLD_VERSION, "config": _plain(dataclasses.asdict(job))}
+    module.phases = phases
+    trainer = make_training_trainer(
+        job,
+        loggers(past.step if past else 0),
+        [
+            Checkpoints(last, job.save_every_minutes),
+            WeightsWriter(weights, job.kind, weights_meta(module, config)),
+            TrainingProgress(weights.stem, job.optimizer.max_steps),
+            *callbacks,
+        ],
+    )
+    if past and trainer.is_global_zero:
+        tell_going_on(past, phases)
+    with signals.held_back():
+        trainer.fit(module, data, ckpt_path=last if past else None, weights_only=True)
+    if isinstance(module, AutoencoderTrainer) and not module.decoder_steps:
+        module.settle()
+    if isinstance(module, EncoderTrainer):
+        module.whiten(data.train)
+    trainer.validate(module, data, verbose=False)
+    finish_loggers(trainer.loggers)
+    return weights
+
+
+def weights_meta(module: Trained, config: dict[str, Any]) -> dict[str, Any]:
+    """What the header of a weights file says from the start; steps, phases and validation come when it is written."""
     if isinstance(module, EncoderTrainer):  # its file is read without the schema: the network's sizes come with it
         sizes = dataclasses.asdict(module.network.encoder.config)
-        meta = {"world": world4d.WORLD_VERSION, "config": sizes, "training": meta["config"]}
-    if job.init_from is not None:
-        meta["started_from"] = tiny.read_weights(job.init_from, job.starts_from).meta
-    checkpoints = ModelCheckpoint(
-        job.output_dir / "checkpoints",
-        filename="last",
-        train_time_interval=timedelta(minutes=job.save_every_minutes),
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-    trainer = L.Trainer(
+        return {"world": world4d.WORLD_VERSION, "config": sizes, "training": config}
+    return {"world": world4d.WORLD_VERSION, "config": config}
+
+
+def tell_going_on(past: Past, phases: Sequence[dict[str, Any]]) -> None:
+    """Say on stderr where a training goes on, and what is different from here on."""
+    new = len(phases) > len(past.phases)
+    changed = differences(past.phases[-1]["config"], phases[-1]["config"]) if new else []
+    print(f"d2: going on at step {past.step}{''.join(f', {change}' for change in changed)}", file=sys.stderr)
+
+
+def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's Trainer of a job, counted in steps."""
+    return L.Trainer(
         accelerator=job.accelerator,
         devices=job.devices,
         # keys and queries of an attention over a single context token get no gradient
@@ -118,21 +141,14 @@ def train(job: TrainJob, loggers: Callable[[], list[Any]], callbacks: list[L.Cal
         check_val_every_n_epoch=None,
         gradient_clip_val=1.0,
         log_every_n_steps=50,
-        logger=loggers(),
+        logger=loggers,
         num_sanity_val_steps=0,
         default_root_dir=job.output_dir,
-        callbacks=[checkpoints, LearningRateMonitor("step"), WeightsWriter(weights, job.kind, meta), *callbacks],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[StopsAtOnce(), LearningRateMonitor("step"), *callbacks],
     )
-    last = job.output_dir / "checkpoints" / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None)
-    trainer.save_checkpoint(last)
-    if isinstance(module, AutoencoderTrainer) and not module.decoder_steps:
-        module.settle()
-    if isinstance(module, EncoderTrainer):
-        module.whiten(data.train)
-    trainer.validate(module, data, verbose=False)
-    finish_loggers(trainer.loggers)
-    return weights
 
 
 def train_command(config: TrainConfig, label: Label) -> int:
@@ -172,9 +188,9 @@ def train_command(config: TrainConfig, label: Label) -> int:
     )
     make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
 
-    def loggers() -> list[Any]:
-        id_file = output_dir / "checkpoints" / "wandb_id"
-        return start_loggers(config.logger, output_dir, label, dataclasses.asdict(config), id_file=id_file)
+    def loggers(step: int) -> list[Any]:
+        told, id_file = dataclasses.asdict(config), output_dir / "checkpoints" / "wandb_id"
+        return start_loggers(config.logger, output_dir, label, told, id_file=id_file, first_step=step)
 
     weights = train(job, loggers, [])
     if not rank_zero_only.rank:

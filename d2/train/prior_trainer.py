@@ -51,6 +51,9 @@ class Trained(L.LightningModule):
         self.network, self.kind = network, kind
         self.ema = copy.deepcopy(network).requires_grad_(False)
         self.optimizer = optimizer
+        self.phases: list[
+            dict[str, Any]
+        ] = []  # see going_on.py; they are kept in checkpoints and in the weights' header
 
     def configure_optimizers(self) -> Any:
         c = self.optimizer
@@ -63,21 +66,26 @@ class Trained(L.LightningModule):
         """A step's noise depends on (seed, step, rank) alone, as its batch does: a resumed run goes on alike."""
         torch.manual_seed(hash((self.trainer.datamodule.seed, self.global_step, self.global_rank)))  # type: ignore[attr-defined]
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        decay = min(self.optimizer.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+    def on_train_start(self) -> None:
+        """The optimiser's state is that of the checkpoint, its numbers are those of this run."""
+        c, optimizer, schedule = self.optimizer, self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        schedule.base_lrs = [c.lr] * len(optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group |= {"betas": c.betas, "weight_decay": c.weight_decay, "initial_lr": c.lr}
+            group["lr"] = c.lr * lr_factor(schedule.last_epoch, c)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Average after every step, before anything can save it."""
+        super().optimizer_step(*args, **kwargs)
+        step = self.global_step + 1
+        decay = min(self.optimizer.ema_decay, (1 + step) / (10 + step))
         own = self.network.state_dict()
         for name, average in self.ema.state_dict().items():
             average.lerp_(own[name], 1 - decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["kind"] = self.kind
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        held = checkpoint.get("kind", self.kind)
-        if held != self.kind:  # the two priors' tensors have the same shapes
-            raise ValueError(
-                f"output_dir: holds a run of kind {held}, wanted {self.kind}; give each its own output_dir"
-            )
+        checkpoint["phases"] = self.phases
 
 
 class AutoencoderTrainer(Trained):
