@@ -133,6 +133,7 @@ def load(*words: str, **choices: Any) -> Sampler:
 
 def _composed(words: list[str]) -> SampleConfig:
     """The configuration of `d2 sample` under these words, checked."""
+    command_line.start_clock()
     try:
         config = command_line.composed("sample", command_line.readable(words)).config
     except command_line.ERRORS as error:
