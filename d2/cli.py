@@ -193,13 +193,14 @@ def sweep(command: str, overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from d2.config import command_line
+    from d2.config.paths import as_path, literal, quoted
 
     if command not in ("sample", "train"):
         raise ValueError(f"-m: d2 {command} has no points to sweep over; give one command line")
     for override in overrides:
         if override.startswith("output_dir="):
             raise ValueError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
-    overrides = [command_line.with_known_rules(override) for override in overrides]
+    overrides = [command_line.with_known_rules(as_path(override, swept=True)) for override in overrides]
     lines = command_line.values_in_turn(overrides)
     for one in lines:
         config = command_line.composed(command, one).config
@@ -217,6 +218,7 @@ def sweep(command: str, overrides: list[str]) -> int:
     def point(node: DictConfig) -> float | None:
         job, node = HydraConfig.get(), node.copy()
         node.output_dir = job.runtime.output_dir
+        place = quoted(literal(job.runtime.output_dir))
         swept = [o for o in job.overrides.task if command_line.key_of(o) not in fixed]
         name = ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
         composed = command_line.Composed(command, node, job.runtime.choices, name=name, group=folder.name)
@@ -224,7 +226,7 @@ def sweep(command: str, overrides: list[str]) -> int:
         try:
             refuse(composed.config)
             with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
-                code = run_point(command, composed, [*job.overrides.task, f"output_dir='{node.output_dir}'"])
+                code = run_point(command, composed, [*job.overrides.task, f"output_dir={place}"])
         except ValueError as error:
             if not is_users(error):
                 raise
@@ -239,7 +241,13 @@ def sweep(command: str, overrides: list[str]) -> int:
 
     GlobalHydra.instance().clear()
     own = sys.argv
-    sys.argv = [own[0], "-m", *overrides, f"hydra.sweep.dir='{folder}'", *command_line.search_path(command)]
+    sys.argv = [
+        own[0],
+        "-m",
+        *overrides,
+        f"hydra.sweep.dir={quoted(literal(str(folder)))}",
+        *command_line.search_path(command),
+    ]
     try:
         hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=command)(point)()
     finally:
@@ -290,6 +298,12 @@ def quiet() -> None:
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+    warnings.formatwarning = _plain
+
+
+def _plain(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as its one line, on the first process alone."""
+    return "" if int(os.environ.get("LOCAL_RANK", "0")) else f"d2: warning: {' '.join(str(message).split())}\n"
 
 
 if __name__ == "__main__":

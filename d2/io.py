@@ -25,6 +25,7 @@ from d2.scene import Truth
 WATCHABLE = 256  # pixels of the longer side below which a video is enlarged by a whole factor
 GRID_LIMIT = 4096  # pixels of the longer side above which a grid's cells are averaged down by a whole factor
 GUTTER, GUTTER_GREY = 2, 0.8  # between the cells of a grid; pictures are on white, so the lines are not
+DNERF_SCALE = 2.0  # of positions, for readers that look between the distances 2 and 6
 QUALITY = 7  # of 10, imageio-ffmpeg's scale: x264 crf 15, visually lossless
 
 
@@ -60,11 +61,13 @@ def write_matrix(folder: Path, matrix: ImageMatrix, truth: Truth | None, metadat
             write_tensors(partial / "truth.safetensors", layers, metadata)
         for view, row in enumerate(matrix.pixels):
             for frame, pixels in enumerate(row):
-                write_png(partial / paths[view][frame], pixels)
+                opaque = torch.cat([pixels, torch.ones_like(pixels[:1])])  # D-NeRF's reader takes the last for alpha
+                write_png(partial / paths[view][frame], opaque)
             write_video(partial / f"{views[view]}.mp4", row, matrix.fps)
         write_grid(partial / "grid.png", matrix.pixels, truth.pixels if truth else None)
         write_video(partial / "preview.mp4", preview_frames(matrix.pixels, cameras.input_view), matrix.fps)
         write_transforms(partial / "transforms.json", cameras, num_frames, matrix.fps, width, paths)
+        write_dnerf(partial, cameras, num_frames, paths)
 
 
 def read_matrix(folder: Path) -> ImageMatrix:
@@ -103,7 +106,7 @@ def write_disagreement(
 
 def write_png(
     path: Path,
-    pixels: Tensor,  # 3 h w
+    pixels: Tensor,  # c h w: 3 of colour, 4 with alpha
 ) -> None:
     with staged(path) as partial:
         Image.fromarray(rearrange(_to_uint8(pixels), "c h w -> h w c").numpy()).save(partial, format="PNG")
@@ -168,7 +171,7 @@ def write_transforms(
     size: int,
     frame_paths: Sequence[Sequence[str]],  # v × f, relative to the file
 ) -> None:
-    """transforms.json as nerfstudio and D-NeRF read it: pinhole numbers in pixels, one camera and time a picture.
+    """transforms.json as nerfstudio reads it: pinhole numbers in pixels, one camera and time a picture.
 
     `transform_matrix` is camera to world, OpenGL axes (x right, y up, looking along −z); `time` runs from 0 to 1.
     """
@@ -183,6 +186,30 @@ def write_transforms(
     pinhole = {"camera_model": "OPENCV", "camera_angle_x": fov, "camera_angle_y": fov, "fl_x": focal, "fl_y": focal}
     centre = {"cx": size / 2, "cy": size / 2, "w": size, "h": size}
     write_json(path, {**pinhole, **centre, "fps": fps, "frames": frames})
+
+
+def write_dnerf(
+    folder: Path,
+    cameras: Cameras,
+    num_frames: int,
+    frame_paths: Sequence[Sequence[str]],  # v × f, relative to the folder
+) -> None:
+    """transforms_{train,val,test}.json as readers of D-NeRF's data sets want them (Pumarola et al. 2020).
+
+    There `file_path` has no suffix, `time` starts at 0, and readers hard-code the distances 2 and 6 between which they
+    look: so positions are scaled by 2 and the object lies 3 to 5 away. Nothing is held out, all three hold every
+    picture: a sampled matrix is data to be fitted, and no truth to be tested on.
+    """
+    matrices = camera_to_world(cameras)
+    matrices[:, :3, 3] *= DNERF_SCALE
+    frames = [
+        {"file_path": f"./{Path(frame_path).with_suffix('')}", "time": frame / max(1, num_frames - 1)}
+        | {"transform_matrix": matrix}
+        for matrix, row in zip(matrices.tolist(), frame_paths, strict=True)
+        for frame, frame_path in zip(range(num_frames), row, strict=True)
+    ]
+    for split in ("train", "val", "test"):
+        write_json(folder / f"transforms_{split}.json", {"camera_angle_x": math.radians(FOV_Y_DEG), "frames": frames})
 
 
 # --- the orbit, as matrices and as a film ----------------------------------------------------------------------------

@@ -50,7 +50,14 @@ LAYERS = {
     "d2.config.schema": (),
     "d2.config.checks": ("d2.config.schema",),
     "d2.config.names": ("d2.files",),
-    "d2.config.command_line": ("d2.config.binding", "d2.config.names", "d2.config.schema", "d2.files"),
+    "d2.config.paths": (),
+    "d2.config.command_line": (
+        "d2.config.binding",
+        "d2.config.names",
+        "d2.config.paths",
+        "d2.config.schema",
+        "d2.files",
+    ),
     "d2.config.describe": ("d2.config.command_line", "d2.config.schema"),
     "d2.config.help": ("d2.config.describe", "d2.config.names", "d2.files"),
     "d2.config.binding": ("d2.files", "d2.rules.calibrated", "d2.sampling"),
@@ -134,7 +141,7 @@ LAYERS = {
 ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate", "d2.recon")  # of those jobs that are Lightning's
 # Library -> where it may be imported.
 FENCES = {
-    "hydra": ("d2.cli", "d2.config.command_line", "d2.config.schema"),
+    "hydra": ("d2.cli", "d2.config.paths", "d2.config.command_line", "d2.config.schema"),
     "omegaconf": ("d2.config.command_line", "d2.config.describe", "d2.config.schema"),
     "lightning": (*ROOMS, "d2.trainer", "d2.loggers"),
     "wandb": ("d2.loggers", "d2.report"),

@@ -123,6 +123,35 @@ def test_a_folder_in_diffusers_layout_is_known_by_its_length(length: int | None,
     assert int(lines[2].split()[1]) == len(shapes)
 
 
+@pytest.mark.parametrize("index", ["safetensors.index.json", "safetensors.index.fp16.json"])
+def test_a_network_in_shards_is_read_through_its_index(index: str, tmp_path: Path) -> None:
+    shapes, places = folder_shapes(PUBLISHED["svd"]), {}
+    for folder, stem in diffusers_layout.FOLDERS.items():
+        own = {key.removeprefix(f"{folder}/"): shape for key, shape in shapes.items() if key.startswith(f"{folder}/")}
+        parts = {f"{stem}.safetensors": list(own)}
+        if folder == "unet":
+            parts = {f"{stem}-0000{part + 1}-of-00002.safetensors": list(own)[part::2] for part in (0, 1)}
+            places = {key: file for file, keys in parts.items() for key in keys}
+        for file, keys in parts.items():
+            write_sparse(tmp_path / folder / file, {key: own[key] for key in keys}, "F16")
+    written = tmp_path / "unet" / f"diffusion_pytorch_model.{index}"
+    written.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert int(verify(tmp_path).splitlines()[2].split()[1]) == len(shapes)
+
+    shard = tmp_path / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors"
+    key = next(key for key, file in places.items() if file == shard.name)
+    written.write_text(json.dumps({"weight_map": places | {key: shard.name.replace("00002-", "00001-")}}))
+    with pytest.raises(ValueError, match=f"{key} is not in .*-00001-of-00002.safetensors; fetch both again$"):
+        verify(tmp_path)
+    written.write_text(json.dumps({"weight_map": places}))
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"of its 2 shards {shard.name} is not there; fetch it again$"):
+        verify(tmp_path)
+    written.write_text("{}")
+    with pytest.raises(ValueError, match="not an index of shards; fetch it again$"):
+        verify(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["autoencoder", "video", "multiview"])
 def test_a_shipped_file_is_known_and_a_changed_one_refused(kind: str, tmp_path: Path) -> None:
     shipped = asset("checkpoints") / f"tiny_{kind}.safetensors"

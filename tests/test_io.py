@@ -249,9 +249,26 @@ def test_a_scene_has_its_outputs_and_no_others(tmp_path: Path) -> None:
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     rows = {f"rows/view_0{v}.mp4" for v in range(3)} | {f"rows/view_0{v}/0{f}.png" for v in range(3) for f in range(2)}
     names = {"matrix.safetensors", "truth.safetensors", "grid.png", "preview.mp4", "transforms.json"} | rows
+    names |= {f"transforms_{split}.json" for split in ("train", "val", "test")}
     assert found == {f"scene/{name}" for name in names}
     assert len(read_film(tmp_path / "scene" / "rows" / "view_01.mp4")[0]) == 2
     assert len(read_film(tmp_path / "scene" / "preview.mp4")[0]) == len(preview_cells(3, 2, 2))
+
+
+def test_readers_of_dnerf_find_their_pictures_in_front_of_the_camera(tmp_path: Path) -> None:
+    """What D-NeRF's loader does: suffixes are its own, the last of four channels is alpha, it looks from 2 to 6."""
+    matrix = example_matrix()
+    write_example(tmp_path, matrix)
+    for split in ("train", "val", "test"):
+        table = json.loads((tmp_path / f"transforms_{split}.json").read_text())
+        assert table["camera_angle_x"] == pytest.approx(math.radians(33.8))
+        assert table["frames"][0]["time"] == 0 and len(table["frames"]) == 6
+        for cell, frame in zip(matrix.pixels.flatten(0, 1), table["frames"], strict=True):
+            rgba = np.asarray(Image.open(tmp_path / f"{frame['file_path']}.png"), dtype=np.float64) / 255
+            on_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+            assert np.abs(on_white.transpose(2, 0, 1) - cell.numpy()).max() < 1 / 255
+            distance = np.linalg.norm(np.array(frame["transform_matrix"])[:3, 3])
+            assert distance - 1 > 2 and distance + 1 < 6  # the object's radius is twice 0.5
 
 
 def test_transforms_name_the_picture_of_their_cell(tmp_path: Path) -> None:
@@ -260,7 +277,8 @@ def test_transforms_name_the_picture_of_their_cell(tmp_path: Path) -> None:
     frames = json.loads((tmp_path / "scene" / "transforms.json").read_text())["frames"]
     for cell, frame in zip(matrix.pixels.flatten(0, 1), frames, strict=True):
         with Image.open(tmp_path / "scene" / frame["file_path"]) as image:
-            assert (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - cell).abs().max() < 1 / 255
+            rgb = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            assert (rgb / 255 - cell).abs().max() < 1 / 255
 
 
 def test_metadata_travel_in_the_header(tmp_path: Path) -> None:

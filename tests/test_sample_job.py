@@ -76,7 +76,8 @@ def test_a_run_writes_everything(d2_sample: Run, tmp_path: Path) -> None:
     files = {"matrix.safetensors", "truth.safetensors", "rows", "grid.png", "preview.mp4"}
     files |= {"disagreement.csv", "disagreement.safetensors"}
     for name in names:
-        assert {p.name for p in (out / name).iterdir()} == files | {"transforms.json", "index.html", "metrics.json"}
+        cameras = {"transforms.json", *(f"transforms_{split}.json" for split in ("train", "val", "test"))}
+        assert {p.name for p in (out / name).iterdir()} == files | cameras | {"index.html", "metrics.json"}
         assert len(list((out / name / "rows").glob("*.mp4"))) == 3
         assert len(list((out / name / "rows").glob("*/*.png"))) == 9
         assert name in (out / "index.html").read_text() and "<html" in (out / name / "index.html").read_text()

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from d2.config.names import Label, did_you_mean, experiments
+from d2.config.paths import as_path, literal, quoted
 from d2.config.schema import register
 from d2.files import asset
 
@@ -44,7 +45,8 @@ def compose_command(command: str, overrides: Iterable[str], *, whole: bool = Fal
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(asset("conf")), version_base="1.3"):
         try:
-            return compose(command, [*map(with_known_rules, overrides), *search_path(command)], whole)
+            known = [with_known_rules(as_path(override)) for override in overrides]
+            return compose(command, [*known, *search_path(command)], whole)
         except ValueError as error:  # Hydra's own, of overrides that it cannot take apart
             raise HydraException(str(error)) from error
 
@@ -115,7 +117,8 @@ def one_clock() -> None:
 
 def search_path(command: str) -> list[str]:
     """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
-    return [] if command == "report" else [f"hydra.searchpath=['file://{asset('experiments').parent}']"]
+    folder = quoted(literal(f"file://{asset('experiments').parent}"))
+    return [] if command == "report" else [f"hydra.searchpath=[{folder}]"]
 
 
 # --- overrides as people write them ----------------------------------------------------------------------------------
@@ -162,7 +165,7 @@ def _list_of_overrides(key: str, text: str) -> str:
 def _quoted(text: str) -> str:
     if text[:1] in ("'", '"') or not re.search(r"[=,:\[\](){}'\"\s]", text):
         return text
-    return "'" + text.replace("'", "\\'") + "'"
+    return quoted(text)
 
 
 def _split(text: str) -> list[str]:
@@ -196,6 +199,9 @@ def with_known_rules(override: str) -> str:
         ConfigStore.instance().store(name=name, group=group, node=rule_node(match[0], group))
         return name
 
+    file, colon, _ = value.rpartition(":")
+    if colon and file.endswith(".py") and Path(file).is_file():  # a path may hold whatever it likes
+        return f"{key}={known(cast(re.Match[str], re.fullmatch('.*', value, re.DOTALL)))}"
     return f"{key}={RULE_IN_FILE.sub(known, value)}"
 
 
@@ -247,7 +253,8 @@ def one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages: what is wrong, why, and what there is to choose from."""
     said, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be parsed, {error.message}"
+        way_out = "put the value in quotes within quotes, \"KEY='VALUE'\", if it is meant as it stands"
+        return f"{error.override}: cannot be parsed, {error.message}; {way_out}"
     text = f"{said}\n".split("\n")[0].rstrip(".")
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         reason = "" if cause.msg is None else cause.msg.split("\n")[0]

@@ -149,7 +149,7 @@ def _keyed() -> Iterator[None]:
 
 
 def _existing(path: Path | str) -> Path:
-    path = Path(path).expanduser()
+    path = Path(path) if Path(path).exists() else Path(os.path.expanduser(path))
     if not path.exists():
         raise Refused(f"{path}: there is no such file or folder; give the path of a clip")
     return path

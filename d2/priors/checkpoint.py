@@ -22,7 +22,7 @@ from d2.priors.diffusers_layout import Origin, as_it_is
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.priors.published import LeftOut, Published
-from d2.priors.tensor_file import DTYPES, Entry, check_finite, mapped, read_header
+from d2.priors.tensor_file import DTYPES, Entry, check_finite, mapped, read_header, read_shards
 
 PUBLISHED = {p.name: p for p in (svd.PUBLISHED_SVD, svd.PUBLISHED_SVD_XT, sv3d.PUBLISHED_SV3D_U, sv3d.PUBLISHED_SV3D_P)}
 AUTOENCODERS = ("first_stage.", "prior.encoder.")  # activations of which pass the range of float16
@@ -188,11 +188,12 @@ def read_folder(path: Path, published: Published) -> dict[str, Entry]:
         raise ValueError(f"{path}: a folder; {published.name} is one file, {published.file}")
     header: dict[str, Entry] = {}
     for folder, stem in diffusers_layout.FOLDERS.items():
-        files = [path / folder / f"{stem}{variant}.safetensors" for variant in ("", ".fp16")]
+        files = [path / folder / f"{stem}{variant}" for variant in diffusers_layout.VARIANTS]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise ValueError(f"{path}: not {published.name} in diffusers' layout, it has no {folder}/{files[0].name}")
-        header |= {f"{folder}/{key}": entry for key, entry in read_header(file).items()}
+        entries = read_shards(file) if file.suffix == ".json" else read_header(file)
+        header |= {f"{folder}/{key}": entry for key, entry in entries.items()}
     config = path / "unet" / "config.json"
     length = json.loads(config.read_text()).get("num_frames") if config.is_file() else None
     if length not in (None, published.length):

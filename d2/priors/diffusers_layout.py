@@ -17,6 +17,12 @@ from d2.priors.prior import PriorConfig
 from d2.priors.published import LeftOut
 
 FOLDERS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+VARIANTS = (  # of a file: whole or in shards, which its index names
+    ".safetensors",
+    ".fp16.safetensors",
+    ".safetensors.index.json",
+    ".safetensors.index.fp16.json",
+)
 LEFT_OUT = (LeftOut("image_encoder/vision_model.embeddings.position_ids", "counts the positions 0, 1, 2, …"),)
 
 
