@@ -69,7 +69,7 @@ def test_a_command_ends_with_the_signals_code(
     )
     assert process.stderr is not None
     if sign:
-        assert sign in process.stderr.readline()
+        assert any(sign in line for line in process.stderr)  # reads up to there
         time.sleep(1)
     else:
         time.sleep(0.5)
@@ -78,5 +78,5 @@ def test_a_command_ends_with_the_signals_code(
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - asked < WITHIN
     assert process.returncode == 128 + signum
-    assert said.splitlines() == [f"d2: stopped by {signal.Signals(signum).name}"]
+    assert said.splitlines()[-1] == f"d2: stopped by {signal.Signals(signum).name}" and "Traceback" not in said
     assert not list(tmp_path.rglob("*.partial"))
