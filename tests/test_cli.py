@@ -340,6 +340,8 @@ def test_every_value_of_a_sweep_is_tried_and_no_more() -> None:
     [
         (["prior=nosuch"], "choose tiny_autoencoder or "),
         (["prior.batch_size=8"], "prior.batch_size=8: must exceed prior.singles=8"),
+        (["precision=fp16"], "precision=fp16: "),
+        (["prior.decoder_steps=9000"], "prior.decoder_steps=9000: "),
         (["prior=tiny_decoder"], "init_from=null: all steps are prior.decoder_steps"),
         (["prior.warmup_steps=0"], "prior.warmup_steps=0: out of range"),
         (["prior.drop=2"], "prior.drop=2.0: out of range"),

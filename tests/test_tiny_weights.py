@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from d2.data import world4d
+from d2.files import asset
 from d2.priors.tiny import (
     AUTOENCODER,
     FirstStage,
@@ -186,3 +188,20 @@ def test_motion_is_measured_clip_by_clip_and_never_beyond_a_byte() -> None:
 def test_polar_angles_are_measured_from_the_pole() -> None:
     quarter = torch.pi / 2
     assert polar_rad(torch.tensor([quarter, 0.0, -quarter])).tolist() == pytest.approx([0, quarter, 2 * quarter])
+
+
+@torch.no_grad()
+def test_folded_latents_keep_the_edges_that_the_shipped_ones_lose() -> None:
+    pictures = world4d.clips("validation", [0]).pixels[0]
+    there = (pictures < 0.97).any(dim=1, keepdim=True)
+    psnr = {}
+    for name in ("", "folded/"):
+        stage = load_first_stage(asset("checkpoints") / f"{name}tiny_autoencoder.safetensors")
+        decoded = (stage.decode(stage(2 * pictures - 1)).clamp(-1, 1) + 1) / 2
+        psnr[name] = -10 * torch.log10((decoded - pictures).square().masked_select(there).mean())
+    assert psnr["folded/"] > psnr[""] + 6
+
+
+@pytest.mark.parametrize("kind", ["video", "multiview"])
+def test_the_priors_of_folded_latents_load(kind: str) -> None:
+    load_prior(asset("checkpoints") / "folded" / f"tiny_{kind}.safetensors", kind)

@@ -46,7 +46,7 @@ AUTOENCODER = FirstStageConfig(
 )
 
 
-UNFOLDED = FirstStageConfig(  # of the file that ships, until the priors are trained on the latents of the one above
+UNFOLDED = FirstStageConfig(  # of the file that ships, until priors of the latents above are better than its own
     AutoencoderConfig(
         in_channels=192,
         out_channels=192,
