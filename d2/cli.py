@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dis
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from d2 import __version__, signals
 from d2.config import help as pages
 from d2.config.names import did_you_mean
+from d2.errors import InputError
 from d2.files import asset
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def run(argv: list[str]) -> int:
         return run_command(command, arguments)
     except command_line.ERRORS as error:
         return complain(command_line.one_line(error))
-    except ValueError as error:
-        if not is_users(error):
-            raise
+    except InputError as error:
         return complain(str(error))
 
 
@@ -114,11 +112,11 @@ def parsed(command: str, arguments: list[str]) -> tuple[argparse.Namespace, list
     try:
         options, overrides = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ValueError(f"{error.argument_name}: {error.message}") from error
+        raise InputError(f"{error.argument_name}: {error.message}") from error
     for unknown in (one for one in overrides if one.startswith("-")):
-        raise ValueError(f"{unknown}: no such option; there are {', '.join(pages.OPTIONS)}; see d2 {command} --help")
+        raise InputError(f"{unknown}: no such option; there are {', '.join(pages.OPTIONS)}; see d2 {command} --help")
     if options.multirun and options.cfg:
-        raise ValueError("--cfg: prints one configuration; leave -m out and give the values of one point")
+        raise InputError("--cfg: prints one configuration; leave -m out and give the values of one point")
     return options, overrides
 
 
@@ -136,9 +134,7 @@ def checkpoints(arguments: list[str]) -> int:
                 print(download(name, asset("checkpoints")))
             case _:
                 return complain(f"checkpoints {' '.join(arguments)}: usage: {CHECKPOINTS}")
-    except ValueError as error:
-        if not is_users(error):
-            raise
+    except InputError as error:
         return complain(str(error))
     return 0
 
@@ -196,10 +192,10 @@ def sweep(command: str, overrides: list[str]) -> int:
     from d2.config.paths import as_path, literal, quoted
 
     if command not in ("sample", "train"):
-        raise ValueError(f"-m: d2 {command} has no points to sweep over; give one command line")
+        raise InputError(f"-m: d2 {command} has no points to sweep over; give one command line")
     for override in overrides:
         if override.startswith("output_dir="):
-            raise ValueError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
+            raise InputError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
     overrides = [command_line.with_known_rules(as_path(override, swept=True)) for override in overrides]
     lines = command_line.values_in_turn(overrides)
     for one in lines:
@@ -210,7 +206,7 @@ def sweep(command: str, overrides: list[str]) -> int:
 
             check_objective(config)
         if config.trainer.devices != 1:
-            raise ValueError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
+            raise InputError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
     folder = command_line.sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
     codes, fixed = folder / ".codes", command_line.fixed_keys(overrides)
     shutil.rmtree(codes, ignore_errors=True)
@@ -227,9 +223,7 @@ def sweep(command: str, overrides: list[str]) -> int:
             refuse(composed.config)
             with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
                 code = run_point(command, composed, [*job.overrides.task, f"output_dir={place}"])
-        except ValueError as error:
-            if not is_users(error):
-                raise
+        except InputError as error:
             code = complain(str(error))
         codes.mkdir(parents=True, exist_ok=True)
         (codes / str(job.job.num)).write_text(str(code))
@@ -269,17 +263,6 @@ def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
         if was_finished(composed.config, composed.text, composed.name):
             return 0
     return execute(command, composed, overrides)
-
-
-def is_users(error: ValueError) -> bool:
-    """Whether a ValueError is a message of ours to the user: one line, raised by a raise statement of d2 itself."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    assert trace is not None
-    code = trace.tb_frame.f_code
-    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
-    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS" and "\n" not in str(error)
 
 
 def complain(message: str) -> int:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d2.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -33,7 +35,7 @@ def asset(name: str) -> Path:
     for root in (package.parent, package / "_assets"):
         if (root / name / ".d2").exists():
             return root / name
-    raise ValueError(f"{name}: not found beside or inside {package}; install d2 again")
+    raise InputError(f"{name}: not found beside or inside {package}; install d2 again")
 
 
 # --- nothing half-written --------------------------------------------------------------------------------------------
@@ -47,7 +49,7 @@ def ensure_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
+        raise InputError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -146,7 +148,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
 
 
 def sha256_of(path: Path) -> str:

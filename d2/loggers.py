@@ -24,6 +24,7 @@ from PIL import Image
 from d2 import __version__
 from d2.config.names import Label
 from d2.config.schema import LoggerConfig
+from d2.errors import InputError
 from d2.files import commit, csv_text, write_text
 
 CURVE_AXIS = "sigma"  # what W&B draws curves against
@@ -33,19 +34,19 @@ STEP_AXIS = "trainer/global_step"  # Lightning's name of the step that it logs b
 def check_logger(config: LoggerConfig) -> None:
     """Raise a ValueError for a logger that could not start, before any work: no package, no account, no connection."""
     if config.kind != "csv" and not importlib.util.find_spec(config.kind):
-        raise ValueError(
+        raise InputError(
             f"logger={config.kind}: {config.kind} is not installed; in the clone, pip install -e '.[{config.kind}]'"
         )
     if config.kind != "wandb":
         return
     if "/" in config.project:
         team, _, project = config.project.partition("/")
-        raise ValueError(
+        raise InputError(
             f"logger.project={config.project}: a team is a key of its own; give logger.entity={team} "
             f"logger.project={project}"
         )
     if re.search(r"[\\#?%:]", config.project):
-        raise ValueError(rf"logger.project={config.project}: W&B allows none of / \ # ? % : in the name of a project")
+        raise InputError(rf"logger.project={config.project}: W&B allows none of / \ # ? % : in the name of a project")
     if wandb_mode(config) == "online" and not rank_zero_only.rank:
         _check_account()
 
@@ -66,9 +67,9 @@ def _check_account() -> None:
     try:
         known = wandb.login(prompt=False, verify=True)
     except wandb.Error as error:
-        raise ValueError(f"logger.offline=false: {' '.join(str(error).split())} {way_out}") from error
+        raise InputError(f"logger.offline=false: {' '.join(str(error).split())} {way_out}") from error
     if not known:
-        raise ValueError(f"logger.offline=false: W&B knows no account here; {way_out}")
+        raise InputError(f"logger.offline=false: W&B knows no account here; {way_out}")
 
 
 def _settings() -> Any:
@@ -136,7 +137,7 @@ def _wandb_run(config: LoggerConfig, folder: Path, label: Label, told: Mapping[s
         )
     except wandb.Error as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"logger=wandb: {said}; logger.offline=true needs no connection") from error
+        raise InputError(f"logger=wandb: {said}; logger.offline=true needs no connection") from error
     run.define_metric(CURVE_AXIS, hidden=True)
     run.define_metric("disagreement/*", step_metric=CURVE_AXIS)
     for drawn in ("train/*", "val/*", "lr*", "scene/*"):

@@ -13,6 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
+
 RADIUS = 2.0  # distance of every camera from the origin; objects lie within 0.5 of it
 FOV_Y_DEG = 33.8  # vertical field of view, that of SV3D's training renders (Voleti et al. 2024)
 
@@ -36,7 +38,7 @@ class Cameras(NamedTuple):
 def camera_ring(num_views: int, elevation_rad: float | Tensor = 0.0) -> Cameras:
     """An even ring of `num_views` cameras in the published order: the input view comes last, at azimuth 2π."""
     if num_views < 1:
-        raise ValueError(f"matrix.num_views={num_views}: there must be at least one view")
+        raise InputError(f"matrix.num_views={num_views}: there must be at least one view")
     azimuth = 2 * math.pi * torch.arange(1, num_views + 1, dtype=torch.float64) / num_views
     elevation = torch.as_tensor(elevation_rad, dtype=torch.float64).expand(num_views).clone()
     return Cameras(azimuth, elevation, num_views - 1)
@@ -82,7 +84,7 @@ def single_cells(num_views: int, num_frames: int) -> Cut:
 def row_windows(num_views: int, num_frames: int, length: int, starts: Sequence[int]) -> Cut:
     """Rows in windows of `length` frames that fade into each other, all views of the first window first."""
     if sorted(starts) != list(starts) or not starts or min(starts) < 0 or max(starts) + length > num_frames:
-        raise ValueError(
+        raise InputError(
             f"scenes.anchor_frames={list(starts)}: windows of {length} of {num_frames} frames start at them; "
             f"give growing numbers from 0 to {num_frames - length}"
         )
@@ -90,7 +92,7 @@ def row_windows(num_views: int, num_frames: int, length: int, starts: Sequence[i
     cells = _grid(num_views, num_frames)[:, frame]
     missing = set(range(num_frames)) - set(frame.flatten().tolist())
     if missing:
-        raise ValueError(
+        raise InputError(
             f"scenes.anchor_frames={list(starts)}: no window of {length} frames covers frame {min(missing)}; add one"
         )
     return _faded(rearrange(cells, "v w t i -> (w v) t i"), num_views, num_frames)
@@ -103,7 +105,7 @@ def column_windows(num_views: int, num_frames: int, length: int, dilation: int =
     closes the ring, there are d windows and none overlap.
     """
     if length * dilation > num_views:
-        raise ValueError(
+        raise InputError(
             f"multiview.dilation={dilation}: {length} views of a window do not fit on a ring of {num_views}; "
             f"give at most {num_views // length}"
         )
@@ -112,7 +114,7 @@ def column_windows(num_views: int, num_frames: int, length: int, dilation: int =
     view = (starts[:, None] + dilation * torch.arange(length)) % num_views
     cells = _grid(num_views, num_frames)[view]
     if len(view.unique()) < num_views:
-        raise ValueError(
+        raise InputError(
             f"multiview.dilation={dilation}: windows of {length} miss some of the {num_views} views; give another"
         )
     return _faded(rearrange(cells, "w t f i -> (w f) t i"), num_views, num_frames)

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from d2.errors import InputError
 from d2.matrix import Cameras, Cut, column_windows, columns, row_windows, rows, single_cells
 from d2.noise import Stream
 from d2.priors.first_stage import FirstStage
@@ -113,7 +114,7 @@ def video_term(
     v, f, window = orbits.shape[1], len(clip), settings.video_window
     if window is None or window >= f:
         if len(orbits) > 1:
-            raise ValueError(
+            raise InputError(
                 f"scenes.anchor_frames={list(settings.anchor_frames)}: a whole row is told one picture; "
                 "give one frame, or video.window=N"
             )

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from d2 import signals
 from d2.config.schema import TrainerConfig
+from d2.errors import InputError
 
 
 def make_trainer(config: TrainerConfig, folder: Path, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -29,7 +30,7 @@ def make_trainer(config: TrainerConfig, folder: Path, loggers: list[Any], callba
         )
     except (MisconfigurationException, ValueError, TypeError) as error:  # a device that is not there, a wrong name
         asked = f"trainer.accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}"
-        raise ValueError(f"{asked}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
 
 
 class StopsAtOnce(L.Callback):

@@ -16,13 +16,10 @@ import yaml
 from PIL import Image, ImageDraw
 
 from d2 import cli
-from d2.cli import complain, is_users
+from d2.cli import complain
 from d2.config import help as pages
 from d2.config.command_line import composed, readable, values_in_turn
-from d2.config.schema import CamerasConfig, SampleConfig
-from d2.metrics.figures import read_figures
 from d2.sample import matrix_sampler
-from d2.sample.job import make_cameras
 
 Run = Callable[..., int]
 Break = Callable[[Path], None]
@@ -366,18 +363,6 @@ def test_bad_training_is_refused(
 
 
 # --- bugs ------------------------------------------------------------------------------------------------------------
-
-
-def test_only_what_d2_raises_itself_is_a_message_to_the_user(tmp_path: Path) -> None:
-    def of(work: Callable[[], object]) -> bool:
-        with pytest.raises(ValueError) as error:
-            work()
-        return is_users(error.value)
-
-    (tmp_path / "results.csv").write_text("scene,metric,value\ntest_0000,psnr,high\n")
-    assert of(lambda: make_cameras(SampleConfig(cameras=CamerasConfig(elevation_deg="high")), 3))
-    assert not of(lambda: read_figures(tmp_path / "results.csv"))  # raised by Python in d2
-    assert not of(lambda: make_cameras(None, 3) if int("x") else None)  # raised elsewhere
 
 
 def test_an_unequal_zip_in_d2_is_a_bug(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:

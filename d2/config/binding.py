@@ -84,7 +84,7 @@ def read_moments(file: str | None, key: str) -> Grams:
     try:
         return from_plain(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{key}={path}: not a file that `d2 calibrate` has written") from error
+        raise InputError(f"{key}={path}: not a file that `d2 calibrate` has written") from error
 
 
 def as_users(rule: Any) -> Any:
@@ -134,10 +134,10 @@ def _check_arguments(function: Callable[..., Any], target: str, given: dict[str,
     parameters, kinds = inspect.signature(function).parameters, _kinds(function)
     for name, value in given.items():
         if name not in kinds:
-            raise ValueError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(kinds) or 'none'}")
+            raise InputError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(kinds) or 'none'}")
         kind = "str | None" if kinds[name] == "Grams" else kinds[name]  # given as a file
         if parameters[name].annotation is not inspect.Parameter.empty and not _suits(value, kind):
-            raise ValueError(f"{key}.{name}={value}: {target} takes {kind} there")
+            raise InputError(f"{key}.{name}={value}: {target} takes {kind} there")
     for name in kinds:
         parameter = parameters[name]
         if parameter.default is inspect.Parameter.empty and name not in given:

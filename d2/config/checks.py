@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from d2.config.schema import EvaluateConfig, ReportConfig, SampleConfig, TrainConfig
+from d2.errors import InputError
 
 RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value allowed
     "seed": (0, 2**31 - 1),
@@ -79,11 +80,11 @@ def check(config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig) ->
     for key, (low, high) in RANGES.items():
         value = _lookup(config, key)
         if value is not None and not low <= value <= high:
-            raise ValueError(f"{key}={value}: out of range, give {low:.10g} to {high:.10g}")
+            raise InputError(f"{key}={value}: out of range, give {low:.10g} to {high:.10g}")
     for key, choices in CHOICES.items():
         value = _lookup(config, key)
         if value is not None and value not in choices:
-            raise ValueError(f"{key}={value}: choose {' or '.join(choices)}")
+            raise InputError(f"{key}={value}: choose {' or '.join(choices)}")
     if isinstance(config, SampleConfig):
         _check_sample(config)
     if isinstance(config, TrainConfig):
@@ -97,53 +98,53 @@ def _refuse_added(config: Any, place: str) -> None:
     known = [field.name for field in fields(config)]
     for key, value in vars(config).items():
         if key not in known:
-            raise ValueError(f"{place}{key}: no such key; there are {', '.join(known)}")
+            raise InputError(f"{place}{key}: no such key; there are {', '.join(known)}")
         if is_dataclass(value):
             _refuse_added(value, f"{place}{key}.")
 
 
 def _check_sample(config: SampleConfig) -> None:
     if config.sampler.sigma_min > config.sampler.sigma_max:
-        raise ValueError(
+        raise InputError(
             f"sampler.sigma_min={config.sampler.sigma_min}: give at most sampler.sigma_max={config.sampler.sigma_max}"
         )
     if config.scenes.source == "world4d" and config.scenes.count is None:
-        raise ValueError("scenes.count=null: scenes=world4d has no end; give scenes.count=N")
+        raise InputError("scenes.count=null: scenes=world4d has no end; give scenes.count=N")
     if config.scenes.source == "folder" and not config.scenes.path:
-        raise ValueError(
+        raise InputError(
             "scenes.path=null: scenes=folder needs scenes.path=PATH, a folder of frames, a video or a picture"
         )
     unknown = set(config.sampler.hold) - {"input_row", "reference_column"}
     if unknown:
-        raise ValueError(f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]")
+        raise InputError(f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]")
     if config.multiview.window is not None and config.multiview.conv_blend is not None:
-        raise ValueError(
+        raise InputError(
             f"multiview.conv_blend={config.multiview.conv_blend}: columns in windows have no neighbours to look at; "
             "leave multiview.window or multiview.conv_blend null"
         )
     if config.unary.prior == "cell" and config.cell is None:
-        raise ValueError(
+        raise InputError(
             "cell=null: the network of unary.prior=cell does not ship; train prior=tiny_cell, give cell=FILE"
         )
     if config.unary.prior == "cell" and config.unary.told not in ("none", "anchor"):
-        raise ValueError(f"unary.told={config.unary.told}: the network of unary.prior=cell was told anchors alone")
+        raise InputError(f"unary.told={config.unary.told}: the network of unary.prior=cell was told anchors alone")
     unknown = set(config.metrics) - {"reference", "video", "clip"}
     if unknown:
-        raise ValueError(f"metrics={sorted(unknown)}: choose from [reference, video, clip], or [] for none")
+        raise InputError(f"metrics={sorted(unknown)}: choose from [reference, video, clip], or [] for none")
 
 
 def _check_train(config: TrainConfig) -> None:
     p = config.prior
     if p.kind != "autoencoder" and p.batch_size <= p.singles:
-        raise ValueError(
+        raise InputError(
             f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
         )
     if config.precision == "fp16":
         raise ValueError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
     if p.decoder_steps > p.max_steps:
-        raise ValueError(f"prior.decoder_steps={p.decoder_steps}: are of the prior.max_steps={p.max_steps}; give fewer")
+        raise InputError(f"prior.decoder_steps={p.decoder_steps}: are of the prior.max_steps={p.max_steps}; give fewer")
     if p.decoder_steps == p.max_steps and not config.init_from:
-        raise ValueError(
+        raise InputError(
             "init_from=null: all steps are prior.decoder_steps, the encoder learns nothing; give init_from=FILE"
         )
 
@@ -151,10 +152,10 @@ def _check_train(config: TrainConfig) -> None:
 def _check_evaluate(config: EvaluateConfig) -> None:
     if (config.run is None) == (config.pred is None):
         given = "neither is given" if config.run is None else f"{config.run} and {config.pred} are both given"
-        raise ValueError(f"run, pred: {given}; give one, run=OUTPUT_DIR or pred=FOLDER truth=FOLDER")
+        raise InputError(f"run, pred: {given}; give one, run=OUTPUT_DIR or pred=FOLDER truth=FOLDER")
     for key, value in (("run", config.run), ("pred", config.pred)):
         if not (value is None or isinstance(value, str) or _is_strings(value)):
-            raise ValueError(f"{key}={value}: give a folder, or a list of folders")
+            raise InputError(f"{key}={value}: give a folder, or a list of folders")
 
 
 def _is_strings(value: Any) -> bool:

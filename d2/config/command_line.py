@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from d2.config.names import Label, did_you_mean, experiments
 from d2.config.paths import as_path, literal, quoted
 from d2.config.schema import register
+from d2.errors import InputError
 from d2.files import asset
 
 RULES = ("renoise", "weights", "guidance", "composition", "solver")
@@ -136,7 +137,7 @@ def _experiment(override: str) -> str:
         return override
     if not (asset("experiments") / name / "sweep.yaml").is_file():
         known = experiments()
-        raise ValueError(f"experiment={name}: no such experiment; choose {' or '.join(known)}")
+        raise InputError(f"experiment={name}: no such experiment; choose {' or '.join(known)}")
     return f"+experiments/{name}=sweep"
 
 
@@ -149,7 +150,7 @@ def _variants(override: str) -> str:
     if name != "variants":
         return f"++{name}={_list_of_overrides(name, value)}"
     if not (value.startswith("{") and value.endswith("}")):
-        raise ValueError(f"{override}: give each a name and its overrides, variants={{a:[],b:[weights=linear]}}")
+        raise InputError(f"{override}: give each a name and its overrides, variants={{a:[],b:[weights=linear]}}")
     pairs = [pair.partition(":") for pair in _split(value[1:-1])]
     lists = (f"{of.strip()}:{_list_of_overrides(f'variants.{of.strip()}', text.strip())}" for of, _, text in pairs)
     return f"++variants={{{','.join(lists)}}}"
@@ -158,7 +159,7 @@ def _variants(override: str) -> str:
 def _list_of_overrides(key: str, text: str) -> str:
     """The overrides of a variant, in quotes where they hold what Hydra's grammar minds."""
     if not (text.startswith("[") and text.endswith("]")):
-        raise ValueError(f"{key}={text}: a variant is a list of overrides; give {key}=[weights=linear], or [] for none")
+        raise InputError(f"{key}={text}: a variant is a list of overrides; give {key}=[weights=linear], or [] for none")
     return "[" + ",".join(_quoted(element.strip()) for element in _split(text[1:-1])) + "]"
 
 

@@ -12,6 +12,7 @@ import torch
 from d2.config.binding import moments_file
 from d2.config.schema import SampleConfig
 from d2.data import world4d
+from d2.errors import InputError
 from d2.files import asset, fingerprint
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED, load_pair
@@ -32,7 +33,7 @@ def is_tiny(config: SampleConfig) -> bool:
     """Whether both priors are of the tiny tier; two priors of different tiers have no latent space in common."""
     networks = config.video.network, config.multiview.network
     if ("tiny" in networks) and networks != ("tiny", "tiny"):
-        raise ValueError(
+        raise InputError(
             f"video={networks[0]} multiview={networks[1]}: their latents differ; take both tiny, or svd and sv3d"
         )
     return networks == ("tiny", "tiny")
@@ -43,17 +44,17 @@ def check_tier(config: SampleConfig) -> None:
     if is_tiny(config):
         for kind in ("video", "multiview"):
             if getattr(config, kind).checkpoint == "random":
-                raise ValueError(f"{kind}.checkpoint=random: the tiny tier ships weights; give a file, or null")
+                raise InputError(f"{kind}.checkpoint=random: the tiny tier ships weights; give a file, or null")
         if config.precision != "fp32":
-            raise ValueError(f"precision={config.precision}: the tiny tier runs in fp32")
+            raise InputError(f"precision={config.precision}: the tiny tier runs in fp32")
         return
     if config.cell is not None:
-        raise ValueError(f"cell={config.cell}: a network of the tiny tier; take video=tiny multiview=tiny")
+        raise InputError(f"cell={config.cell}: a network of the tiny tier; take video=tiny multiview=tiny")
     if config.video.motion_bucket_id is None:
-        raise ValueError(f"video.motion_bucket_id=null: {config.video.network} was told its own measure; give a number")
+        raise InputError(f"video.motion_bucket_id=null: {config.video.network} was told its own measure; give a number")
     listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
     if config.multiview.network == "sv3d_u" and listed:
-        raise ValueError("multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation")
+        raise InputError("multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation")
 
 
 def sizes(config: SampleConfig) -> Sizes:
@@ -65,7 +66,7 @@ def sizes(config: SampleConfig) -> Sizes:
     for key, wanted, prior in (("views", asked[0], multiview), ("frames", asked[1], video)):
         if wanted is not None and wanted > prior.length:
             better = "; or take video=svd_xt" if prior.name == "svd" else ""
-            raise ValueError(f"matrix.num_{key}={wanted}: {prior.name} makes {prior.length}; give at most that{better}")
+            raise InputError(f"matrix.num_{key}={wanted}: {prior.name} makes {prior.length}; give at most that{better}")
     return Sizes(asked[0] or multiview.length, asked[1] or video.length, video.size)
 
 
@@ -121,7 +122,7 @@ def check_moments(config: SampleConfig) -> None:
         return
     file = node.get("file")
     if file is None and not is_tiny(config):
-        raise ValueError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
+        raise InputError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
     measured = json.loads(moments_file(file).read_text(encoding="utf-8")).get("facts", {})
     there = {kind: path for kind, path in weights_files(config).items() if isinstance(path, Path) and path.exists()}
     others = [

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from d2.data.body_plans import PLANS, draw_palette
+from d2.errors import InputError
 
 WORLD_VERSION = "1"  # any change of a picture changes this; it goes into weights and results
 MAX_PARTS = 18
@@ -57,7 +58,7 @@ class Pose(NamedTuple):
 def sample_creatures(split: Split, indices: Sequence[int]) -> Creatures:
     """Creature `index` of a split; a function of (WORLD_VERSION, split, index) alone."""
     if split not in ("train", "validation", "test"):
-        raise ValueError(f"split={split!r}: choose train, validation or test")
+        raise InputError(f"split={split!r}: choose train, validation or test")
     sampled = [_sample(split, int(i)) for i in indices]
     parts = torch.tensor([row for row, _ in sampled], dtype=torch.float64)
     facts = torch.tensor([row for _, row in sampled], dtype=torch.float64)

@@ -30,6 +30,7 @@ from d2.data.media import (
     read_picture,
     visible,
 )
+from d2.errors import InputError
 
 SHOWN = 8  # a message lists so many numbers or files and counts the rest
 NAME_BYTES = 200  # of a scene's folder: file systems take 255, and names are lengthened while it is being written
@@ -88,11 +89,11 @@ def read_clip(path: Path | str, *, num_frames: int, start: int = 0, stride: int 
     alpha.
     """
     if num_frames < 1:
-        raise ValueError(f"matrix.num_frames={num_frames}: no clip is so short; set matrix.num_frames=1 or more")
+        raise InputError(f"matrix.num_frames={num_frames}: no clip is so short; set matrix.num_frames=1 or more")
     if start < 0:
-        raise ValueError(f"frames.start={start}: frames are counted from the first one, 0; set frames.start=0 or more")
+        raise InputError(f"frames.start={start}: frames are counted from the first one, 0; set frames.start=0 or more")
     if stride < 1:
-        raise ValueError(f"frames.stride={stride}: frames are read forwards; set frames.stride=1 (every frame) or more")
+        raise InputError(f"frames.stride={stride}: frames are read forwards; set frames.stride=1 (every frame) or more")
     with _keyed():
         path = _existing(path)
         colour, masks = parts(path)
@@ -145,7 +146,7 @@ def _keyed() -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise ValueError(f"scenes.path={error}") from error
+        raise InputError(f"scenes.path={error}") from error
 
 
 def _existing(path: Path | str) -> Path:

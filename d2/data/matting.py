@@ -20,6 +20,7 @@ from torch import Tensor
 
 from d2.data.folder import Clip
 from d2.data.media import FAINT
+from d2.errors import InputError
 
 
 def cut_out(clip: Clip, *, model: Path | None) -> Clip:
@@ -31,7 +32,7 @@ def cut_out(clip: Clip, *, model: Path | None) -> Clip:
         return clip
     alpha = remove_background(clip.rgba[:, :3], model=model)
     for index in np.flatnonzero(alpha.eq(0).flatten(1).all(1).numpy()):
-        raise ValueError(
+        raise InputError(
             f"scenes.path: nothing stands out in frame {index} of clip {clip.name}; replace it, or give RGBA frames"
         )
     return clip._replace(rgba=torch.cat([clip.rgba[:, :3], alpha], dim=1), has_alpha=True)
@@ -55,10 +56,10 @@ def remove_background(
         masks = [np.asarray(remove(picture, session=session, only_mask=True)) for picture in pictures]
     except Exception as error:  # of the library or of ONNX Runtime, such as a network of other inputs
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:120]
-        raise ValueError(f"matting.model={model}: rembg failed with it ({reason}); take u2net.onnx") from error
+        raise InputError(f"matting.model={model}: rembg failed with it ({reason}); take u2net.onnx") from error
     alpha = torch.from_numpy(np.stack(masks))[:, None]
     if alpha.shape != (len(rgb), 1, *rgb.shape[2:]):
-        raise ValueError(f"matting.model={model}: makes no single mask of a picture; take u2net.onnx")
+        raise InputError(f"matting.model={model}: makes no single mask of a picture; take u2net.onnx")
     return alpha.masked_fill(alpha < FAINT, 0)
 
 
@@ -70,16 +71,16 @@ def open_model(model: Path | None) -> Any:
     …); any other name is taken for a U²-Net (Qin et al. 2020). On the CPU, so that alpha depends on no device.
     """
     if model is None or not model.is_file():
-        raise ValueError(
+        raise InputError(
             f"matting.model={'null' if model is None else model}: matting=rembg needs a local network, none is "
             "downloaded; put u2net.onnx of rembg's releases into checkpoints/ and give matting.model=FILE"
         )
     if find_spec("onnxruntime") is None:  # without it `import rembg` would end the program
-        raise ValueError("matting=rembg: onnxruntime is not installed; in the clone, pip install -e '.[matting]'")
+        raise InputError("matting=rembg: onnxruntime is not installed; in the clone, pip install -e '.[matting]'")
     try:
         runtime, sessions = import_module("onnxruntime"), import_module("rembg.sessions").sessions
     except ImportError as error:
-        raise ValueError("matting=rembg: rembg is not installed; in the clone, pip install -e '.[matting]'") from error
+        raise InputError("matting=rembg: rembg is not installed; in the clone, pip install -e '.[matting]'") from error
     kind = sessions.get(model.stem)
     kind = kind if kind is not None and kind.is_local() else sessions["u2net"]
 
@@ -95,4 +96,4 @@ def open_model(model: Path | None) -> Any:
     try:
         return Local(model.stem, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a class for every reason
-        raise ValueError(f"matting.model={model}: not a readable ONNX file; put another one there") from error
+        raise InputError(f"matting.model={model}: not a readable ONNX file; put another one there") from error

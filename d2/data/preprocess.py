@@ -18,6 +18,7 @@ from torch import Tensor
 
 from d2.data.folder import Clip
 from d2.data.media import FAINT
+from d2.errors import InputError
 
 NEAR_WHITE = 240  # of 255, in every channel: what JPEG and video coding leave of white
 BORDER_SHARE = 0.9  # of the border's pixels, over all frames, that must be near-white for white to be the background
@@ -48,7 +49,7 @@ def preprocess_clip(
     ValueError: the ratio out of range; a frame that shows white alone.
     """
     if image_frame_ratio is not None and not SMALLEST_RATIO <= image_frame_ratio <= 1:
-        raise ValueError(
+        raise InputError(
             f"scenes.image_frame_ratio={image_frame_ratio}: give {SMALLEST_RATIO} to 1, or null to keep the scale"
         )
     frames = rearrange(clip.rgba, "f c h w -> f h w c").numpy()
@@ -127,7 +128,7 @@ def _cut_out(frames: np.ndarray, name: str) -> np.ndarray:
     """Opaque frames on white -> the same with alpha 0 where near-white is connected to the border."""
     background = np.stack([_connected_to_border(white) for white in _near_white(frames)])
     for index in np.flatnonzero(background.all(axis=(1, 2))):
-        raise ValueError(f"scenes.path: frame {index} of clip {name} is nothing but white; replace it or leave it out")
+        raise InputError(f"scenes.path: frame {index} of clip {name} is nothing but white; replace it or leave it out")
     return np.concatenate([frames[..., :3], np.where(background, 0, 255).astype(np.uint8)[..., None]], axis=-1)
 
 

@@ -21,6 +21,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at, pose, sample_creatures
+from d2.errors import InputError
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
 from d2.scene import Scene, Truth
 
@@ -98,7 +99,7 @@ def full_matrix(
 ) -> Views:
     """The true matrices: pixels b v f 3 h w, masks and depth b v f 1 h w, angles b v. For evaluation only."""
     if split == "train":
-        raise ValueError("split='train': a 4D truth is for evaluation only; choose validation or test")
+        raise InputError("split='train': a 4D truth is for evaluation only; choose validation or test")
     creatures = sample_creatures(split, indices)
     return _views(creatures, _times(creatures, num_frames), _ring(num_views), size, device)
 
@@ -122,7 +123,7 @@ def half_way(split: Split, index: int, *, num_views: int, num_frames: int, size:
     """What a matrix does not show: half-way between every view and the one before it on the ring, at the matrix's
     frames; and its views half-way between every frame and the next. Pixels 1 v f 3 h w, the second with f − 1."""
     if split == "train":
-        raise ValueError("split='train': a 4D truth is for evaluation only; choose validation or test")
+        raise InputError("split='train': a 4D truth is for evaluation only; choose validation or test")
     creatures, ring = sample_creatures(split, [index]), _ring(num_views)
     times = _times(creatures, num_frames)
     turned = _views(creatures, times, ring - math.pi / num_views, size, "cpu")
@@ -191,7 +192,7 @@ def _ring(num_views: int) -> Tensor:
 
 def _times(creatures: Creatures, num_frames: int) -> Tensor:  # b f
     if num_frames < 1:
-        raise ValueError(f"matrix.num_frames={num_frames}: there must be at least one frame")
+        raise InputError(f"matrix.num_frames={num_frames}: there must be at least one frame")
     return (torch.arange(num_frames, dtype=torch.float64) / num_frames).expand(len(creatures.yaw), -1)
 
 
@@ -230,7 +231,7 @@ def _pictures(
     The geometry is double precision on the CPU, so that it is the same everywhere.
     """
     if size < 1:
-        raise ValueError(f"size={size}: a picture has at least one pixel")
+        raise InputError(f"size={size}: a picture has at least one pixel")
     count, facts = azimuth.shape[1], (creatures.radii, creatures.colours, creatures.split)
     ellipsoids = Ellipsoids(
         *(x.flatten(0, 1).to(device) for x in posed),

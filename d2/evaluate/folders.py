@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from d2.data.media import FAINT, VIDEO_SUFFIXES, is_film, is_frame, natural, read_film, read_picture, visible
+from d2.errors import InputError
 from d2.io import read_matrix, read_truth
 
 MATRIX, TRUTH = "matrix.safetensors", "truth.safetensors"
@@ -75,7 +76,7 @@ def find_objects(
         roots = [dict.fromkeys(true, path) for path in sampled]  # single objects are a pair, whatever they are called
     known = sorted(set(chain(true if needs_truth else (), *roots)), key=natural)
     if unknown := sorted(set(names or ()) - set(known)):
-        raise ValueError(f"objects={unknown}: not found; there are {_shown(known)}")
+        raise InputError(f"objects={unknown}: not found; there are {_shown(known)}")
     objects, failures = [], []
     for name in known if names is None else names:
         absent = [str(place) for place, root in zip(sampled, roots, strict=True) if name not in root]
@@ -139,12 +140,12 @@ def read_true(folder: Path) -> Pictures:
 
 def _objects(root: Path) -> dict[str, Path]:
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; give a run's output_dir, or a folder of objects")
+        raise InputError(f"{root}: no such folder; give a run's output_dir, or a folder of objects")
     if layout_of(root) is not None:
         return {root.resolve().name: root}
     found = {path.name: path for path in visible(root) if path.is_dir() and layout_of(path) is not None}
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{root}: holds no object; put OBJECT/{MATRIX}, OBJECT/VIEW/FRAME.png, OBJECT/eval_VIEW/FRAME.png or "
             "OBJECT/VIEW.mp4 there"
         )
@@ -195,7 +196,7 @@ def _grid(folder: Path, *, truth: bool) -> dict[Key, set[Key] | None]:
                 with safe_open(path, framework="pt") as file:
                     num_views, num_frames, *_ = file.get_slice("pixels").get_shape()
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path.name} cannot be read ({error})") from error
+                raise InputError(f"{path.name} cannot be read ({error})") from error
             return {view: set(range(num_frames)) for view in range(num_views)}
         case "videos":
             return dict.fromkeys(_keyed(_videos(folder)))
@@ -245,9 +246,9 @@ def _read(folder: Path) -> Pictures:
     for path, other in chain(*rows):
         if other.shape != rgba.shape:
             sizes = f"{_place(path)} is {_size(other)}, {_place(first)} {_size(rgba)}"
-            raise ValueError(f"frames of two sizes: {sizes}; give all one size")
+            raise InputError(f"frames of two sizes: {sizes}; give all one size")
     if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"views of {_shown(sorted({str(len(row)) for row in rows}))} frames; give all one length")
+        raise InputError(f"views of {_shown(sorted({str(len(row)) for row in rows}))} frames; give all one length")
     pixels = torch.from_numpy(np.stack([np.stack([cell for _, cell in row]) for row in rows]))
     colour, alpha = rearrange(pixels, "v f h w c -> v f c h w").float().div(255).split([3, 1], dim=2)
     cut_out = bool((pixels[..., 3] < FAINT).any())

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2.config.schema import EvaluateConfig
+from d2.errors import InputError
 from d2.evaluate import card
 from d2.evaluate.folders import (
     Candidate,
@@ -66,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> int:
     chosen = card.choices(suite, resize=resize_of(config), input_view=config.input_view)
     other = read_evaluation(Path(config.compare_to)) if config.compare_to else None
     if other is not None and (unlike := card.differing(chosen, other.choices)):
-        raise ValueError(f"compare_to={config.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike")
+        raise InputError(f"compare_to={config.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike")
     needs_truth = bool(NEED_TRUTH & set(suite.metrics))
     found = find_objects(sampled, truth, needs_truth=needs_truth, names=config.objects)
     kept, failures = predict(config, suite, found, chosen)
@@ -77,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> int:
     folder = Path(config.output_dir)
     if not kept:
         _leave_nothing(folder)
-        raise ValueError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
+        raise InputError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
     figures = [figure for each in kept.values() for figure in each.figures]
     figures += set_figures([each.features for each in kept.values()], suite, seed=config.seed)
     figures = with_origin(figures, found.objects, sampled)
@@ -156,19 +157,19 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
     for pictures in (*samples, *([] if true is None else [true])):
         shape = pictures.pixels.shape
         if shape[:2] != first[:2]:
-            raise ValueError(f"{_grid(shape)} beside {_grid(first)}; they must have the same")
+            raise InputError(f"{_grid(shape)} beside {_grid(first)}; they must have the same")
         if shape != first:
             sizes = f"{shape[-1]}×{shape[-2]} beside {first[-1]}×{first[-2]}"
-            raise ValueError(f"pictures of {sizes}; bring both to one with size=N")
+            raise InputError(f"pictures of {sizes}; bring both to one with size=N")
     input_view = samples[0].input_view if config.input_view is None else config.input_view
     if input_view is not None and input_view >= first[0]:
-        raise ValueError(f"input_view={input_view}: there are views 0 to {first[0] - 1}")
+        raise InputError(f"input_view={input_view}: there are views 0 to {first[0] - 1}")
     truth = None if true is None else _truth(true, device)
     centred = all(layout_of(folder) == "ours" for folder in each.samples)
     has_depth = true is not None and true.depth is not None
     cameras = read_matrix(each.samples[0]).cameras if centred and has_depth else None
     if suite.places is not None and cameras is None:
-        raise ValueError("metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave it out")
+        raise InputError("metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave it out")
     return measure(
         [sample.pixels.to(device) for sample in samples],
         truth,
@@ -268,9 +269,9 @@ def resize_of(config: EvaluateConfig) -> features.Resize | None:
 
 def _check_truth(config: EvaluateConfig, count: int, truth: Path | None) -> None:
     if truth is None and (needing := sorted(NEED_TRUTH & set(config.metrics))):
-        raise ValueError(f"truth=null: metrics=[{', '.join(needing)}] need it; give truth=FOLDER")
+        raise InputError(f"truth=null: metrics=[{', '.join(needing)}] need it; give truth=FOLDER")
     if "energy" in config.metrics and count < 2:
-        raise ValueError("metrics=[energy]: needs two samples of every object or more; give run=[FOLDER,FOLDER]")
+        raise InputError("metrics=[energy]: needs two samples of every object or more; give run=[FOLDER,FOLDER]")
 
 
 def _folders(given: Any) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from d2.config.schema import EvaluateConfig, SampleConfig
+from d2.errors import InputError
 from d2.files import asset
 from d2.metrics import features
 from d2.metrics.clip import load_clip
@@ -26,18 +27,18 @@ def load_suite(config: EvaluateConfig, device: torch.device) -> Suite:
     """The metrics asked for and their networks; a ValueError names what is unknown or missing."""
     for key, given, known in (("metrics", config.metrics, METRICS), ("traversals", config.traversals, TRAVERSALS)):
         if not given or not set(given) <= set(known):
-            raise ValueError(f"{key}={given}: choose from [{', '.join(known)}]")
+            raise InputError(f"{key}={given}: choose from [{', '.join(known)}]")
     metrics = [name for name in METRICS if name in config.metrics]
     if config.features is None and "legacy" in metrics:
-        raise ValueError("metrics=[legacy]: compares video features; name a network with features=i3d")
+        raise InputError("metrics=[legacy]: compares video features; name a network with features=i3d")
     metrics = [name for name in metrics if name != "video" or config.features]
     if not metrics:
-        raise ValueError("metrics=[video], features=null: nothing is left to measure; name a network or more metrics")
+        raise InputError("metrics=[video], features=null: nothing is left to measure; name a network or more metrics")
     wants_video = bool({"video", "legacy"} & set(metrics))
     images, texts = [], {}
     if "clip" in metrics:
         if config.clip.file is None:
-            raise ValueError("clip.file=null: metrics=[clip] needs a file of weights; give clip.file and clip.model")
+            raise InputError("clip.file=null: metrics=[clip] needs a file of weights; give clip.file and clip.model")
         clip = load_clip(Path(config.clip.file), config.clip.model, device)
         images.append(clip.images)
         if config.clip.text is not None:
@@ -74,11 +75,11 @@ def load_video_features(config: EvaluateConfig, device: torch.device) -> feature
     name = config.features
     assert name is not None
     if config.features_resize is not None and not name.startswith("i3d"):
-        raise ValueError(f"features_resize={config.features_resize}: {name} has its own; leave it null")
+        raise InputError(f"features_resize={config.features_resize}: {name} has its own; leave it null")
     path = Path(config.features_file) if config.features_file else asset("checkpoints") / FEATURE_FILES[name]
     if not path.exists():
         ways = "put it there, name another with features_file=FILE, or leave videos out with features=null"
-        raise ValueError(f"features={name}: {path} is not there; {ways}")
+        raise InputError(f"features={name}: {path} is not there; {ways}")
     resize = features.CONSISTENT4D if config.features_resize == "consistent4d" else features.STYLEGAN_V
     if name == "i3d":
         return features.load_i3d(path, device, resize)

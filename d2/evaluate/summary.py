@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from d2.errors import InputError
 from d2.metrics.figures import ALL, Figure, read_figures
 from d2.metrics.intervals import UNKNOWN, Interval, differences, means
 from d2.metrics.table import interval_text, markdown_table
@@ -35,7 +36,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """What `d2 evaluate` wrote into its output_dir."""
     table, card = folder / "results.csv", folder / "card.json"
     if not (table.is_file() and card.is_file()):
-        raise ValueError(f"compare_to={folder}: no results.csv and card.json there; give an evaluation's output_dir")
+        raise InputError(f"compare_to={folder}: no results.csv and card.json there; give an evaluation's output_dir")
     return Evaluation(folder.name, json.loads(card.read_text(encoding="utf-8"))["choices"], read_figures(table))
 
 

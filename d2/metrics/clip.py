@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.files import sha256_of
 from d2.metrics.features import FeatureNetwork, Resize, encode_images, fit
 from d2.metrics.local_files import require
@@ -34,7 +35,7 @@ def load_clip(path: Path, model: str = "ViT-B-32", device: torch.device | str = 
     OpenAI's own weights want a model name that ends in -quickgelu: the activation is no part of the file.
     """
     if model not in open_clip.list_models():
-        raise ValueError(f"clip.model={model}: open_clip has no such model; see open_clip.list_models()")
+        raise InputError(f"clip.model={model}: open_clip has no such model; see open_clip.list_models()")
     require(path, f"open_clip's weights of {model}")
     net = open_clip.create_model(model, load_weights=False)
     assert isinstance(net, open_clip.CLIP | open_clip.CustomTextCLIP)
@@ -42,7 +43,7 @@ def load_clip(path: Path, model: str = "ViT-B-32", device: torch.device | str = 
         open_clip.load_checkpoint(net, str(path), strict=True, weights_only=True)
     except (RuntimeError, OSError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not weights of {model} as plain tensors ({reason}); name the model it is") from error
+        raise InputError(f"{path}: not weights of {model} as plain tensors ({reason}); name the model it is") from error
     net.to(device).eval().requires_grad_(False)
     size, *rgb = (open_clip.get_model_preprocess_cfg(net)[key] for key in ("size", "mean", "std"))
     resize = Resize(size if isinstance(size, int) else size[0], "bicubic", antialias=True, crop=True)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.files import read_tensors, sha256_of
 from d2.metrics.local_files import load_strictly, packaged_file, read_state, require
 from d2.nn import efficientnet, i3d
@@ -85,7 +86,7 @@ def feature_maps(
     assert network.maps is not None, f"{network.name} has none"
     size = (matrix.shape[-2], matrix.shape[-1])
     if size[0] != size[1]:  # the network is shown a square
-        raise ValueError(f"metrics=[features_3d]: wants square pictures, not {size[1]}×{size[0]}; leave it out")
+        raise InputError(f"metrics=[features_3d]: wants square pictures, not {size[1]}×{size[0]}; leave it out")
     maps = [network.maps(part) for part in matrix.flatten(0, 1).split(chunk)]
     full = [F.interpolate(part.float(), size, mode="bilinear", align_corners=False).cpu() for part in maps]
     return torch.cat(full).unflatten(0, matrix.shape[:2])
@@ -100,11 +101,11 @@ def embed_videos(
 ) -> Tensor:  # b d, float32, on the CPU
     """One feature vector a video; a ValueError where the videos are too short for the network."""
     if network.embed is None:
-        raise ValueError(f"{network.name}: sees single pictures; name a video network, such as i3d or world4d-encoder")
+        raise InputError(f"{network.name}: sees single pictures; name a video network, such as i3d or world4d-encoder")
     length = encoded.shape[1]
     if length < network.min_frames:
         least = f"needs at least {network.min_frames}"
-        raise ValueError(f"{network.name}: {least} frames, not {length}; use longer sequences or another network")
+        raise InputError(f"{network.name}: {least} frames, not {length}; use longer sequences or another network")
     if network.frames is not None:
         encoded = encoded[:, resampled(length, network.frames).to(encoded.device)]
     parts = encoded.split(max(1, chunk // encoded.shape[1]))
@@ -159,7 +160,7 @@ def load_i3d_torchscript(path: Path, device: torch.device | str = "cpu", resize:
     try:
         net = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
-        raise ValueError(f"{path}: not a TorchScript file; name a state dict as i3d instead") from error
+        raise InputError(f"{path}: not a TorchScript file; name a state dict as i3d instead") from error
 
     def embed(videos: Tensor) -> Tensor:
         volume = rearrange(videos, "b t c h w -> b c t h w")
@@ -186,7 +187,7 @@ def load_videomae(folder: Path, device: torch.device | str = "cpu") -> FeatureNe
     try:
         transformers = import_module("transformers")  # an extra
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             "videomae: transformers is not installed; in the clone, pip install -e '.[videomae]'"
         ) from error
     net = transformers.VideoMAEModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -212,7 +213,7 @@ def load_video_encoder(path: Path, device: torch.device | str = "cpu") -> Featur
     require(path, "tiny_video_encoder.safetensors")
     state, header = read_tensors(path)
     if header.get("format") != ENCODER_FORMAT or header.get("kind") != ENCODER_KIND:
-        raise ValueError(f"{path}: holds {header.get('kind')!r}, wanted {ENCODER_KIND!r}; name another file")
+        raise InputError(f"{path}: holds {header.get('kind')!r}, wanted {ENCODER_KIND!r}; name another file")
     stored = json.loads(header["meta"])["config"].items()
     sizes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored}
     net = VideoEncoder(VideoEncoderConfig(**sizes))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from d2.errors import InputError
 from d2.files import csv_text, write_text
 
 ALL = "all"  # in the place of a scene, or of a sample: the figure belongs to all of them together
@@ -58,12 +59,12 @@ def read_figures(path: Path) -> list[Figure]:
     A table without runs or variants is of the run, or of the variant, that its folder is named after.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give folders that d2 sample wrote, with figures (metrics=[reference])")
+        raise InputError(f"{path}: no such file; give folders that d2 sample wrote, with figures (metrics=[reference])")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         found = [NAMES.get(name, name) for name in reader.fieldnames or ()]
         if not {"scene", "metric", "value"} <= set(found) <= {f.name for f in fields(Figure)}:
-            raise ValueError(
+            raise InputError(
                 f"{path}: has columns {', '.join(reader.fieldnames or ())}; {', '.join(SAMPLED)} are wanted"
             )
         place = path.resolve().parent.name

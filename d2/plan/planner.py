@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from d2.errors import InputError
 from d2.plan.rehearsal import UNETS, Cast, Job, Rehearsal, build, rehearse
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
 from d2.terms import Settings
@@ -137,7 +138,7 @@ def choose(
             best = best._replace(**{name: low})
         return best
     least = choice._replace(offload=modes[-1], **dict.fromkeys(chunks, 1))
-    raise ValueError(
+    raise InputError(
         f"device memory {memory / GIB:.1f} GiB: {need(least).name} takes {need(least).sum / GIB:.1f} GiB, too much "
         f"with a margin of {MARGIN:.0%}; try {way_out(least)}"
     )

@@ -6,6 +6,7 @@ import torch
 
 from d2.config.schema import SampleConfig
 from d2.config.tiers import DTYPES, is_tiny, sizes
+from d2.errors import InputError
 from d2.pipeline import Rules
 from d2.plan.planner import Choice, plan, render
 from d2.plan.rehearsal import Job
@@ -31,7 +32,7 @@ def job_of(config: SampleConfig, rules: Rules) -> Job:
     """What is to be sampled, by sizes alone."""
     size = sizes(config)
     if config.unary.prior == "cell":
-        raise ValueError("unary.prior=cell: no plan knows this network; take unary.prior=multiview")
+        raise InputError("unary.prior=cell: no plan knows this network; take unary.prior=multiview")
     if is_tiny(config):
         return Job(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, rules, *size)
     video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import Cut
 from d2.sampling import Denoise, Prediction, Step, Term
 
@@ -121,7 +122,7 @@ def term(
 ) -> Term:
     """The exact prior of a cut's sequences; its conditional half knows the cells `told` (b m 2) of `truth` (matrix)."""
     if (told is None) != (truth is None):
-        raise ValueError("analytic: a condition is the cells told and the truth they are read from; give both or none")
+        raise InputError("analytic: a condition is the cells told and the truth they are read from; give both or none")
     return Term(name, cut, _denoiser(world, flat(cut.cells, num_frames), num_frames, told, truth))
 
 

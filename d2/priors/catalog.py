@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from d2.errors import InputError
 from d2.priors import tiny
 from d2.priors.checkpoint import (
     PUBLISHED,
@@ -108,7 +109,7 @@ def recognised_folder(path: Path) -> tuple[dict[str, Entry], list[Published]]:
         except ValueError as error:
             refusals.append(error)
     if not fitting:
-        raise ValueError(str(refusals[-1])) from refusals[-1]
+        raise InputError(str(refusals[-1])) from refusals[-1]
     return header, fitting
 
 
@@ -126,12 +127,12 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
         elif kind in KINDS:
             network = Prior(tiny.config_of(kind))
         else:
-            raise ValueError(f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(KINDS)}")
+            raise InputError(f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(KINDS)}")
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in sorted(wanted.keys() | header.keys()):
         have = header[name].shape if name in header else "absent"
         if have != wanted.get(name):
-            raise ValueError(
+            raise InputError(
                 f"{path}: {name} is {have}, tiny_{kind} wants {wanted.get(name, 'no such tensor')}; train it again"
             )
     return "\n".join([f"{path}: tiny_{kind}, {KINDS[kind]}", *facts_of(header, list(header))])
@@ -174,7 +175,7 @@ def download(name: str, folder: Path) -> Path:
     """
     if name not in PUBLISHED:
         shipped = "; the tiny files ship with d2" if name.startswith("tiny") else ""
-        raise ValueError(f"{name}: no such checkpoint to fetch; choose {' or '.join(PUBLISHED)}{shipped}")
+        raise InputError(f"{name}: no such checkpoint to fetch; choose {' or '.join(PUBLISHED)}{shipped}")
     published = PUBLISHED[name]
     target = folder / published.file
     if target.exists() and state_of(target) == "yes":
@@ -183,17 +184,17 @@ def download(name: str, folder: Path) -> Path:
     try:
         hub = import_module("huggingface_hub")
     except ImportError as error:
-        raise ValueError(f"{name}: huggingface_hub is not installed; in the clone, pip install -e '.[hub]'") from error
+        raise InputError(f"{name}: huggingface_hub is not installed; in the clone, pip install -e '.[hub]'") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
     partial = folder / f".{name}.partial"  # a folder for the hub, which resumes what it finds in it
     there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if free + there < MARGIN * published.bytes:
         sizes = f"{megabytes(published.bytes)} do not fit into {folder}, where {megabytes(free)} are free"
-        raise ValueError(f"{name}: {sizes}; make room or name another folder")
+        raise InputError(f"{name}: {sizes}; make room or name another folder")
     fetched = fetch(hub, published, partial)
     try:
         checked_header(fetched, published)
@@ -214,21 +215,21 @@ def fetch(hub: Any, published: Published, partial: Path) -> Path:
         kinds = {kind.__name__ for link in chain(error) for kind in type(link).__mro__}
         status = next((s for s in map(status_of, chain(error)) if s is not None), None)
         if status in (401, 403) or kinds & {"GatedRepoError", "RepositoryNotFoundError"}:
-            raise ValueError(
+            raise InputError(
                 f"{name}: {repository} refused it; accept its licence on Hugging Face with your own account, "
                 "then log in by `hf auth login`"
             ) from error
         if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain(error)):
-            raise ValueError(
+            raise InputError(
                 f"{name}: the disk of {partial.parent} is full; make room, then fetch it again, which resumes it"
             ) from error
         if status is None and kinds & {"LocalEntryNotFoundError", "ConnectionError", "TimeoutError", "TransportError"}:
-            raise ValueError(
+            raise InputError(
                 f"{name}: the hub cannot be reached; go online, or put {published.file} of {repository} into "
                 f"{partial.parent} by hand"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise ValueError(f"{name}: {repository} could not be fetched ({reason}); try again later") from error
+        raise InputError(f"{name}: {repository} could not be fetched ({reason}); try again later") from error
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from d2.errors import InputError
 from d2.priors import diffusers_layout, sv3d, svd
 from d2.priors.diffusers_layout import Origin, as_it_is
 from d2.priors.first_stage import FirstStage
@@ -185,13 +186,13 @@ def checked_header(path: Path, published: Published) -> dict[str, Entry]:
 def read_folder(path: Path, published: Published) -> dict[str, Entry]:
     """Tensors of a folder in diffusers' layout, under FOLDER/KEY."""
     if published.kind != "video":
-        raise ValueError(f"{path}: a folder; {published.name} is one file, {published.file}")
+        raise InputError(f"{path}: a folder; {published.name} is one file, {published.file}")
     header: dict[str, Entry] = {}
     for folder, stem in diffusers_layout.FOLDERS.items():
         files = [path / folder / f"{stem}{variant}" for variant in diffusers_layout.VARIANTS]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
-            raise ValueError(f"{path}: not {published.name} in diffusers' layout, it has no {folder}/{files[0].name}")
+            raise InputError(f"{path}: not {published.name} in diffusers' layout, it has no {folder}/{files[0].name}")
         entries = read_shards(file) if file.suffix == ".json" else read_header(file)
         header |= {f"{folder}/{key}": entry for key, entry in entries.items()}
     config = path / "unet" / "config.json"
@@ -199,7 +200,7 @@ def read_folder(path: Path, published: Published) -> dict[str, Entry]:
     if length not in (None, published.length):
         others = [p.name for p in PUBLISHED.values() if p.kind == "video" and p.length == length]
         lengths = f"{length} frames, {published.name} for {published.length}"
-        raise ValueError(f"{path}: made for {lengths}; say video={' or '.join(others) or published.name}")
+        raise InputError(f"{path}: made for {lengths}; say video={' or '.join(others) or published.name}")
     return header
 
 
@@ -229,10 +230,10 @@ def check_layout(header: dict[str, Entry], published: Published, path: Path) -> 
     others = [p for p in PUBLISHED.values() if p != published and not any(misfits(header, p, folder=folder))]
     found = f"{first}{f', and {len(more)} more misfits' if more else ''}"
     if not others:
-        raise ValueError(f"{path}: not {published.name}: {found}; get {published.file} from {published.repository}")
+        raise InputError(f"{path}: not {published.name}: {found}; get {published.file} from {published.repository}")
     names, kind = " or ".join(p.name for p in others), others[0].kind
     way_out = f"say {kind}={names}" if kind == published.kind else f"give it as {kind}.checkpoint"
-    raise ValueError(f"{path}: not {published.name} but {names}, {KINDS[kind]}; {way_out} ({found})")
+    raise InputError(f"{path}: not {published.name} but {names}, {KINDS[kind]}; {way_out} ({found})")
 
 
 def misfits(header: dict[str, Entry], published: Published, *, folder: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from d2.errors import InputError
 from d2.priors.first_stage import FirstStage
 
 OFFLOADS = ("none", "idle", "sequential")  # from the fastest to the one that takes the least device memory
@@ -69,7 +70,7 @@ def at_home(weights: Tensor, device: torch.device) -> Tensor:
 def units(holders: Iterable[nn.Module], offload: str) -> list[nn.Module]:
     """What is moved as one."""
     if offload not in OFFLOADS:
-        raise ValueError(f"offload={offload}: choose none, idle or sequential")
+        raise InputError(f"offload={offload}: choose none, idle or sequential")
     whole = networks(holders)
     return whole if offload == "idle" else [block for network in whole for block in blocks(network)]
 

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from d2.errors import InputError
 from d2.nn.autoencoder import AutoencoderConfig, ModeEncoder
 from d2.nn.clip import ImageTower, ImageTowerConfig
 from d2.nn.embedding import sinusoidal
@@ -139,11 +140,11 @@ def denoiser(
     every = torch.arange(len(condition.vector))
     blend = None if blend_weight is None else Blend(blend_weight, len(every))
     if blend_weight is not None and not 0 <= blend_weight <= 1:
-        raise ValueError(f"multiview.conv_blend={blend_weight}: give a share from 0 to 1, or null for none")
+        raise InputError(f"multiview.conv_blend={blend_weight}: give a share from 0 to 1, or null for none")
 
     def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
         if blend is not None and not torch.equal(sequences.cpu(), every):
-            raise ValueError(
+            raise InputError(
                 f"multiview.conv_blend={blend_weight}: columns see their neighbours, so all {len(every)} go through "
                 f"one call, not {len(sequences)}; evaluate the term whole or set multiview.conv_blend=null"
             )

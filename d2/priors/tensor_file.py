@@ -69,15 +69,15 @@ def read_shards(index: Path) -> dict[str, Entry]:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not an index of shards; fetch it again") from error
+        raise InputError(f"{index}: not an index of shards; fetch it again") from error
     if absent := [name for name in shards if Path(name).name != name or not (index.parent / name).is_file()]:
-        raise ValueError(f"{index}: of its {len(shards)} shards {', '.join(absent)} is not there; fetch it again")
+        raise InputError(f"{index}: of its {len(shards)} shards {', '.join(absent)} is not there; fetch it again")
     entries: dict[str, Entry] = {}
     for name in shards:
         entries |= read_header(index.parent / name)
     for key, name in places.items():
         if key not in entries or entries[key].path.name != name:
-            raise ValueError(f"{index}: {key} is not in {name}; fetch both again")
+            raise InputError(f"{index}: {key} is not in {name}; fetch both again")
     return entries
 
 

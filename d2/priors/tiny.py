@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from d2.errors import InputError
 from d2.nn.autoencoder import AutoencoderConfig
 from d2.nn.clip import ImageTowerConfig
 from d2.nn.video_unet import VideoUNetConfig
@@ -110,16 +111,16 @@ def save_weights(path: Path, kind: str, module: nn.Module, meta: dict[str, Any])
 def read_weights(path: Path, kind: str) -> WeightsFile:
     """Read a tiny weights file of this kind; a ValueError names what is wrong with any other file."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such weights file; the shipped ones lie in checkpoints/")
+        raise InputError(f"{path}: no such weights file; the shipped ones lie in checkpoints/")
     try:
         with safe_open(path, framework="pt") as f:
             header = f.metadata() or {}
             if header.get("format") != FORMAT or header.get("kind") != kind:  # before any tensor is read
                 held = f"{header.get('kind')!r} of format {header.get('format')!r}"
-                raise ValueError(f"{path}: holds {held}, wanted {kind!r} of format {FORMAT!r}; name another file")
+                raise InputError(f"{path}: holds {held}, wanted {kind!r} of format {FORMAT!r}; name another file")
             state = {name: f.get_tensor(name).float() for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); pickles are never loaded") from error
+        raise InputError(f"{path}: not a readable safetensors file ({error}); pickles are never loaded") from error
     return WeightsFile(state, json.loads(header["meta"]))
 
 
@@ -130,7 +131,7 @@ def load_into(module: nn.Module, file: WeightsFile, path: Path) -> None:
         if name not in own or name not in file.state or own[name].shape != file.state[name].shape:
             have = tuple(file.state[name].shape) if name in file.state else "absent"
             want = tuple(own[name].shape) if name in own else "absent"
-            raise ValueError(f"{path}: {name} is {have}, this network wants {want}; use weights of the same sizes")
+            raise InputError(f"{path}: {name} is {have}, this network wants {want}; use weights of the same sizes")
         check_finite(file.state[name], name, path)
     module.load_state_dict(file.state)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import ImageMatrix
 from d2.metrics.reference import VISIBLE
 from d2.recon.gaussians import Pinholes, ring_pinholes
@@ -83,9 +84,9 @@ def checked(capture: Capture) -> Capture:
     """The capture; ValueError where no scene can be made from it."""
     places = capture.cameras.positions.round(decimals=4).unique(dim=0)
     if len(places) < MIN_VIEWS:
-        raise ValueError(f"scenes: pictures from {len(places)} places; a scene needs at least {MIN_VIEWS} views")
+        raise InputError(f"scenes: pictures from {len(places)} places; a scene needs at least {MIN_VIEWS} views")
     if not capture.masks.any():
-        raise ValueError("scenes: the pictures show nothing but background; give pictures of an object on white")
+        raise InputError("scenes: the pictures show nothing but background; give pictures of an object on white")
     return capture
 
 
@@ -99,11 +100,11 @@ def held_cells(hold: Any, capture: Capture) -> Tensor:  # p, bool
     axis, chosen = _named(hold)
     index, count = (view, capture.num_views) if axis == "views" else (frame, capture.num_frames)
     if axis not in ("views", "frames") or not chosen or not all(0 <= i < count for i in chosen):
-        raise ValueError(f"recon.hold={hold}: give diagonal, views:[…] or frames:[…] with numbers below their count")
+        raise InputError(f"recon.hold={hold}: give diagonal, views:[…] or frames:[…] with numbers below their count")
     held = torch.isin(index, torch.tensor(chosen, device=index.device))
     left = len(capture.view[~held].unique())
     if left < MIN_VIEWS:
-        raise ValueError(f"recon.hold={hold}: leaves {left} views to fit; a scene needs at least {MIN_VIEWS}")
+        raise InputError(f"recon.hold={hold}: leaves {left} views to fit; a scene needs at least {MIN_VIEWS}")
     return held
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.files import staged, staged_folder, write_tensors
 from d2.recon import motion as motions
 from d2.recon.gaussians import Gaussians
@@ -41,9 +42,9 @@ def read_scene(path: Path, motion: Motion | None = None) -> tuple[MovingGaussian
         with safe_open(path, framework="pt") as file:
             facts, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give a scene.safetensors of d2 reconstruct") from error
+        raise InputError(f"{path}: cannot be read ({error}); give a scene.safetensors of d2 reconstruct") from error
     if facts.get("format") != FORMAT:
-        raise ValueError(f"{path}: its format is {facts.get('format')!r}, not {FORMAT!r}; reconstruct it again")
+        raise InputError(f"{path}: its format is {facts.get('format')!r}, not {FORMAT!r}; reconstruct it again")
     motion = motion or motion_of(json.loads(facts["motion"]), path)
     sh = tensors["sh"]
     scene = MovingGaussians(motion, int(facts["num_frames"]), len(sh), math.isqrt(sh.shape[1]) - 1)
@@ -62,7 +63,7 @@ def motion_of(named: dict[str, object], path: Path) -> Motion:
     own = {name: f for name, f in vars(motions).items() if inspect.isfunction(f) and f.__module__ == motions.__name__}
     name = str(named.pop("name"))
     if name not in own:
-        raise ValueError(f"{path}: its motion {name} is none of {', '.join(own)}; give it to read_scene")
+        raise InputError(f"{path}: its motion {name} is none of {', '.join(own)}; give it to read_scene")
     return partial(own[name], **named)
 
 
@@ -106,7 +107,7 @@ def read_ply(path: Path) -> Gaussians:
     names = [line.split()[2] for line in lines if line.startswith("property float ")]
     count = next((int(line.split()[2]) for line in lines if line.startswith("element vertex ")), 0)
     if "format binary_little_endian 1.0" not in lines or len(body) != 4 * count * len(names) or "rot_3" not in names:
-        raise ValueError(f"{path}: not a .ply of 3D Gaussians in float32; give one of d2 reconstruct")
+        raise InputError(f"{path}: not a .ply of 3D Gaussians in float32; give one of d2 reconstruct")
     table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(count, len(names)).copy())
 
     def columns(prefix: str) -> Tensor:

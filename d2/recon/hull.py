@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.recon.capture import Capture
 from d2.recon.gaussians import NEAR, Pinholes
 
@@ -26,7 +27,7 @@ def common_ball(cameras: Pinholes) -> tuple[Tensor, float]:
     size = torch.tensor([cameras.width, cameras.height], device=at.device)
     margin = torch.minimum(at, size - at).amin(dim=-1) / cameras.focal.double().amax(dim=-1)  # tangent of the angle
     if not ((distance > NEAR) & (margin > 0)).all():
-        raise ValueError("scenes: the cameras do not see a common volume; give pictures that look at one object")
+        raise InputError("scenes: the cameras do not see a common volume; give pictures that look at one object")
     return centre.float(), float((distance * margin / (1 + margin.square()).sqrt()).min())
 
 

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.recon.gaussians import NEAR, Gaussians, Pinholes, Projected, project
 
 TILE = 4  # pixels a side: of 4, 8 and 16 the fastest on a CPU
@@ -70,7 +71,7 @@ def rasterize_gsplat(
     try:
         from gsplat import rasterization  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             "recon.rasterizer=gsplat: not installed; pip install 'diffusion-squared[gsplat]', or take torch"
         ) from error
     focal, centre = cameras.focal, cameras.centre

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from d2.errors import InputError
 from d2.files import staged, staged_folder, write_json
 from d2.io import write_png, write_video
 from d2.recon.capture import Capture, held_cells
@@ -93,9 +94,9 @@ def reconstruct(
 def rasterizer(kind: str, device: torch.device) -> Rasterize:
     """The one that is asked for; auto: gsplat's on CUDA, the plain one elsewhere."""
     if kind not in ("auto", "torch", "gsplat"):
-        raise ValueError(f"recon.rasterizer={kind}: choose auto, torch or gsplat")
+        raise InputError(f"recon.rasterizer={kind}: choose auto, torch or gsplat")
     if kind == "gsplat" and device.type != "cuda":
-        raise ValueError("recon.rasterizer=gsplat: it draws on CUDA only; take torch")
+        raise InputError("recon.rasterizer=gsplat: it draws on CUDA only; take torch")
     return rasterize if kind == "torch" or device.type != "cuda" else rasterize_gsplat
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.rules.composition import convex, linear
 from d2.rules.guidance import guided
 from d2.sampling import Composition, Fields, Prediction, Step
@@ -21,7 +22,7 @@ def adaptive(*, temperature: float = 1.0) -> Composition:
     alone. Weights by likeness to the neighbourhood are those of bilateral filters (Tomasi & Manduchi 1998).
     """
     if not temperature > 0:
-        raise ValueError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
+        raise InputError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
     plain = linear(coefficients=convex)
 
     def combine(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.rules.composition import Coefficients, linear
 from d2.sampling import Composition, Fields, Needs, Prediction, Step
 
@@ -116,7 +117,7 @@ def fit(grams: Grams, *, ridge: float = 1e-3, sum_to_one: bool = False, conditio
     out, and with them half of the network calls.
     """
     if ridge < 0:
-        raise ValueError(f"composition.ridge={ridge}: give 0 or more")
+        raise InputError(f"composition.ridge={ridge}: give 0 or more")
     kept = [i for i, half in enumerate(grams.halves) if half.endswith(".cond") or not conditional]
     halves = tuple(grams.halves[i] for i in kept)
     outer, with_truth = grams.outer[:, :, kept][..., kept], grams.with_truth[:, :, kept]
@@ -199,7 +200,7 @@ def averaged(scenes: list[Grams]) -> Grams:
 def from_plain(found: Mapping[str, Any]) -> Grams:
     """Moments from what JSON holds of them; KeyError or ValueError if it is anything else."""
     if found["format"] != FORMAT:
-        raise ValueError(f"format={found['format']}: wanted {FORMAT!r}; calibrate anew")
+        raise InputError(f"format={found['format']}: wanted {FORMAT!r}; calibrate anew")
     tensors = {name: torch.tensor(found[name], dtype=torch.float64) for name in Grams._fields if name != "halves"}
     return Grams(halves=tuple(found["halves"]), **tensors)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.rules.guidance import guided
 from d2.sampling import Combine, Composition, Fields, Needs, Prediction, State, Step, as_composition, wrapped
 
@@ -36,7 +37,7 @@ def linear(*, coefficients: CoefficientRule) -> Composition:
         for name, factors in coefficients(weights, scales).items():
             if name not in predictions:
                 if any(factor.any() for factor in factors):
-                    raise ValueError(
+                    raise InputError(
                         f"composition: the rule weighs a term {name}, and there is none; choose another rule"
                     )
                 continue
@@ -58,7 +59,7 @@ def convex(weights: Fields, scales: Fields, *, uncond: str = "default") -> Coeff
     """
     shares = {"video": {"video": 1.0}, "multiview": {"multiview": 1.0}, "mean": {"video": 0.5, "multiview": 0.5}}
     if uncond != "default" and uncond not in shares:
-        raise ValueError(f"composition.uncond={uncond}: choose default, video, multiview or mean")
+        raise InputError(f"composition.uncond={uncond}: choose default, video, multiview or mean")
     of_uncond = {name: weights[name] * (1 - scales[name]) for name in weights}
     if uncond in shares:
         shared = sum(of_uncond.values(), torch.zeros(()))
@@ -77,7 +78,7 @@ def inclusion_exclusion(
     gets (2 − 2α)·weight + 2α − 1. Unbiased at alpha 1 where, given a cell, its row and its column are independent.
     """
     if not 0.5 <= alpha <= 1:
-        raise ValueError(f"composition.alpha={alpha}: give 0.5 (the convex rule) to 1 (row + column − unary)")
+        raise InputError(f"composition.alpha={alpha}: give 0.5 (the convex rule) to 1 (row + column − unary)")
     shares = {name: (2 - 2 * alpha) * weights[name] + (2 * alpha - 1) for name in ("video", "multiview")}
     shares["unary"] = torch.full_like(weights["video"], 1 - 2 * alpha)
     scales = {"unary": torch.full_like(weights["video"], unary_scale), **scales}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
+
 LowPass = Callable[[Sequence[int]], Tensor]  # sizes of t... h w -> mask
 
 
@@ -32,9 +34,9 @@ def low_pass(
     by number.
     """
     if kind not in ("butterworth", "gaussian", "ideal", "box"):
-        raise ValueError(f"low_pass.kind={kind}: choose butterworth, gaussian, ideal or box")
+        raise InputError(f"low_pass.kind={kind}: choose butterworth, gaussian, ideal or box")
     if len(sizes) < 3 or order < 1 or space < 0 or time < 0:
-        raise ValueError(
+        raise InputError(
             f"low_pass.order={order}, space={space}, time={time}, sizes={list(sizes)}: "
             "give order ≥ 1, cut-offs ≥ 0, and the sizes of t h w or of v f h w"
         )

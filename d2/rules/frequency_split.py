@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.rules.frequency import mix
 from d2.rules.guidance import guided, guided_needs
 from d2.sampling import Composition, Fields, Needs, Prediction, Step
@@ -35,9 +36,9 @@ def frequency_split(
     (arXiv 2312.07537), here between two estimates instead of an estimate and noise; nobody is known to have tried it.
     """
     if low not in OTHER or along not in PATTERNS:
-        raise ValueError(f"composition.low={low}, along={along}: choose video or multiview, and space, views or frames")
+        raise InputError(f"composition.low={low}, along={along}: choose video or multiview, and space, views or frames")
     if kind not in ("butterworth", "gaussian") or cutoff <= 0 or order < 1:
-        raise ValueError(
+        raise InputError(
             f"composition.kind={kind}, cutoff={cutoff}, order={order}: "
             "choose butterworth or gaussian, a cutoff above 0 (cycles per sample) and an order of 1 or more"
         )

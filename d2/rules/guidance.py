@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import Cameras
 from d2.sampling import Combine, Composition, Fields, Needs, Prediction, Schedule, Step, as_composition, wrapped
 
@@ -58,7 +59,7 @@ def triangle(
     """
     fusings = {"mean": torch.mean, "multiply": torch.prod, "max": torch.amax}
     if fuse not in fusings:
-        raise ValueError(f"guidance fuse={fuse}: choose mean, multiply or max")
+        raise InputError(f"guidance fuse={fuse}: choose mean, multiply or max")
     position = torch.linspace(0, 1, length, dtype=torch.float64)
     waves = torch.stack([1 - (2 * ((position / p) % 1) - 1).abs() for p in periods])
     return low + (high - low) * fusings[fuse](waves, dim=0)

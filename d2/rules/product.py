@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from d2.errors import InputError
 from d2.rules.composition import Coefficients
 from d2.sampling import Fields
 
@@ -18,7 +19,7 @@ def product(weights: Fields, scales: Fields, *, uncond: str = "mean", strength: 
     out; at even weights a strength of 2 lets every condition speak in full.
     """
     if uncond not in (*SHARES, "weighted"):
-        raise ValueError(f"composition.uncond={uncond}: choose mean, video, multiview or weighted")
+        raise InputError(f"composition.uncond={uncond}: choose mean, video, multiview or weighted")
     of_cond = {name: strength * weights[name] * scales[name] for name in weights}
     ones = torch.ones_like(next(iter(weights.values())))
     base = {name: weights[name] if uncond == "weighted" else SHARES[uncond].get(name, 0.0) * ones for name in weights}

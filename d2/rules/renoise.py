@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from d2.errors import InputError
 from d2.sampling import Step
 
 Back = Callable[[float, float], float]  # level above, level below -> standard deviation added on the way back
@@ -136,10 +137,10 @@ def iterable_above(view_variance: float, frame_variance: float, *, alpha: float 
 
 def _check(steps: int | None, repeats: int, s_churn: float, span: int, depth: float | None, told: str) -> None:
     if (steps or 0) < 0 or repeats < 1 or s_churn < 0:
-        raise ValueError(
+        raise InputError(
             f"renoise.steps={steps}, repeats={repeats}, s_churn={s_churn}: give steps ≥ 0, repeats ≥ 1 and s_churn ≥ 0"
         )
     if span < 1 or (depth is not None and (span > 1 or not 0 < depth <= 1)):
-        raise ValueError(f"renoise.span={span}, depth={depth}: give span ≥ 1; a depth above 0, up to 1, with span=1")
+        raise InputError(f"renoise.span={span}, depth={depth}: give span ≥ 1; a depth above 0, up to 1, with span=1")
     if told not in ("level", "nominal"):
-        raise ValueError(f"renoise.told={told}: choose level or nominal")
+        raise InputError(f"renoise.told={told}: choose level or nominal")

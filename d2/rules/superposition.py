@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.rules.guidance import guided, guided_needs
 from d2.sampling import Composition, Fields, Needs, Prediction, Step
 
@@ -47,7 +48,7 @@ def logical_or(*, temperature: float = 1.0) -> Composition:
     (1 − w) · columns; infinite, it is the convex rule. In many dimensions one of the two soon takes everything.
     """
     if not temperature > 0:
-        raise ValueError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
+        raise InputError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
 
     def share(denoised: dict[str, Tensor], weights: Fields, logs: dict[str, Tensor], step: Step) -> Tensor:
         odds = (logs["video"] - logs["multiview"]) / temperature
@@ -64,7 +65,7 @@ def logical_and(*, reach: float = math.inf) -> Composition:
     up at ½ − (log rows − log columns) / (τ |difference of scores|²). `reach` bounds the shift; 0 is the convex rule.
     """
     if not reach >= 0:
-        raise ValueError(f"composition.reach={reach}: give 0 (the convex rule) to inf (no bound)")
+        raise InputError(f"composition.reach={reach}: give 0 (the convex rule) to inf (no bound)")
 
     def share(denoised: dict[str, Tensor], weights: Fields, logs: dict[str, Tensor], step: Step) -> Tensor:
         square = (denoised["video"] - denoised["multiview"]).double().square().sum(dim=(2, 3, 4))
@@ -113,12 +114,12 @@ def log_densities(
     """Of each term, since the first step. ValueError where no noise came between two levels."""
     if before is None:
         if step.sigma_next and not (step.noise_before or step.noise_after):
-            raise ValueError(no_noise(step.sigma, step.sigma_next))
+            raise InputError(no_noise(step.sigma, step.sigma_next))
         return dict.fromkeys(scores, x.new_zeros((), dtype=torch.float64))
     fall = before.step.sigma**2 - step.sigma**2
     noise = before.step.noise_after**2 + step.noise_before**2
     if not noise and fall:
-        raise ValueError(no_noise(before.step.sigma, step.sigma))
+        raise InputError(no_noise(before.step.sigma, step.sigma))
     delta = x - before.x
     logs = {}
     for name, score in scores.items():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.matrix import Cameras
 from d2.sampling import Fields, Step
 
@@ -39,7 +40,7 @@ def scheduled(
 def alone(step: Step, cameras: Cameras, num_frames: int, *, term: str) -> Fields:
     """One prior alone: "video" (rows) or "multiview" (columns)."""
     if term not in ("video", "multiview"):
-        raise ValueError(f"weights.term={term}: choose video or multiview")
+        raise InputError(f"weights.term={term}: choose video or multiview")
     ones = torch.ones(cameras.num_views, num_frames, dtype=torch.float64)
     return {name: ones if name == term else torch.zeros_like(ones) for name in ("video", "multiview")}
 
@@ -77,7 +78,7 @@ def flat(cameras: Cameras) -> Tensor:
 def listed(cameras: Cameras, *, values: Sequence[float]) -> Tensor:
     """An explicit list, one number a view: v."""
     if len(values) != cameras.num_views:
-        raise ValueError(
+        raise InputError(
             f"weights.profile.values={list(values)}: {len(values)} numbers for matrix.num_views={cameras.num_views}; "
             "give one a view"
         )
@@ -93,7 +94,7 @@ def alternating(step: Step, cameras: Cameras, num_frames: int, *, first: str = "
     average: on exact Gaussian worlds, with returns or without, it errs as the even convex rule does.
     """
     if first not in ("video", "multiview"):
-        raise ValueError(f"weights.first={first}: choose video or multiview")
+        raise InputError(f"weights.first={first}: choose video or multiview")
     second = "multiview" if first == "video" else "video"
     odd = (step.index * step.num_repeats + step.repeat) % 2
     return alone(step, cameras, num_frames, term=second if odd else first)

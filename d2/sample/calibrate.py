@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from d2.config.schema import SampleConfig
 from d2.config.tiers import check_tier, facts_of, load_priors, sizes
+from d2.errors import InputError
 from d2.files import csv_text, ensure_writable, write_json, write_text
 from d2.noise import draw
 from d2.pipeline import shard_of
@@ -77,7 +78,7 @@ def calibrate(config: SampleConfig, text: str) -> int:
     size, folder = sizes(config), Path(config.output_dir)
     rules, settings = make_rules(config), make_settings(config)
     if config.scenes.source != "world4d":
-        raise ValueError(f"scenes.source={config.scenes.source}: calibration needs truth; take scenes=world4d")
+        raise InputError(f"scenes.source={config.scenes.source}: calibration needs truth; take scenes=world4d")
     scenes = load_scenes(config, size).scenes
     module = GramMeter(
         load_priors(config), rules, settings, num_frames=size.num_frames, baselines=False, offload=config.offload

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from d2.errors import InputError
 from d2.files import write_text
 
 BEGUN = ".begun"  # holds the configuration under which a run's scenes are being sampled, until all are
@@ -28,12 +29,12 @@ def claim(folder: Path, text: str, *, overwrite: bool) -> None:
         return
     if not overwrite:
         if not held:
-            raise ValueError(
+            raise InputError(
                 f"output_dir={folder}: holds scenes of an unknown configuration; give another output_dir, "
                 "or overwrite=true"
             )
         more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-        raise ValueError(
+        raise InputError(
             f"output_dir={folder}: holds results of another configuration, which differs in {', '.join(keys[:SHOWN])}"
             f"{more}; give another output_dir, or overwrite=true"
         )

@@ -23,6 +23,7 @@ from d2.data import world4d
 from d2.data.folder import list_clips, read_clip
 from d2.data.matting import cut_out, open_model
 from d2.data.preprocess import preprocess_clip
+from d2.errors import InputError
 from d2.evaluate.networks import sample_suite
 from d2.files import ensure_writable
 from d2.loggers import start_loggers
@@ -119,7 +120,7 @@ def predict(
     try:
         trainer.predict(module, loader, return_predictions=False)
     except torch.OutOfMemoryError as error:
-        raise ValueError(out_of_memory_advice(error, choice_of(config))) from error
+        raise InputError(out_of_memory_advice(error, choice_of(config))) from error
 
 
 def make_rules(config: SampleConfig) -> Rules:
@@ -136,7 +137,7 @@ def make_rules(config: SampleConfig) -> Rules:
         weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
         needs = needed(rules.compose, [], weights, scales)
         if config.unary.prior is None and any(half.any() for half in needs.get("unary", ())):
-            raise ValueError("unary.prior=null: the composition weighs cells by themselves; give multiview or video")
+            raise InputError("unary.prior=null: the composition weighs cells by themselves; give multiview or video")
     return rules
 
 
@@ -146,14 +147,14 @@ def anchor_frames(config: SampleConfig) -> tuple[int, ...]:
     num_frames = sizes(config).num_frames
     if given is not None:
         if not given or first != 0:
-            raise ValueError(
+            raise InputError(
                 f"scenes.anchor_frames={given}: give one frame or more, and no scenes.anchor_frame={first}"
             )
         return tuple(given)
     if window is None or window >= num_frames:
         return (first,)
     if first != 0:
-        raise ValueError(f"scenes.anchor_frame={first}: rows in windows start at several; give scenes.anchor_frames")
+        raise InputError(f"scenes.anchor_frame={first}: rows in windows start at several; give scenes.anchor_frames")
     return (*range(0, num_frames - window, max(1, window // 2)), num_frames - window)
 
 
@@ -194,7 +195,7 @@ def load_scenes(config: SampleConfig, size: Sizes) -> Scenes:
     c = config.scenes
     for anchor in anchor_frames(config):
         if not 0 <= anchor < size.num_frames:
-            raise ValueError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {size.num_frames - 1}")
+            raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {size.num_frames - 1}")
     if c.source == "world4d":
         assert c.count is not None
         return Scenes([world_scene(config, c.first + i, size) for i in range(c.count)], [])
@@ -208,14 +209,14 @@ def load_scenes(config: SampleConfig, size: Sizes) -> Scenes:
         except ValueError as error:
             failures.append(str(error))
     if not scenes:
-        raise ValueError(failures[0] if failures else f"scenes.first={c.first}: {c.path} has {len(paths)} scenes")
+        raise InputError(failures[0] if failures else f"scenes.first={c.first}: {c.path} has {len(paths)} scenes")
     return Scenes(scenes, failures)
 
 
 def world_scene(config: SampleConfig, index: int, size: Sizes) -> Scene:
     """A test or validation scene of world4d, with its truth."""
     if config.cameras.elevation_deg is not None or config.cameras.azimuth_deg is not None:
-        raise ValueError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and azimuth_deg null")
+        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and azimuth_deg null")
     scene = world4d.scene(
         config.scenes.split,  # type: ignore[arg-type]
         index,
@@ -241,9 +242,9 @@ def refuse_name(path: Path) -> None:
     """Raise a ValueError for a clip whose scene cannot have a folder of that name."""
     name = path.name if path.is_dir() else path.stem
     if len(os.fsencode(name)) > NAME_LIMIT:
-        raise ValueError(f"{path}: its name is too long for a scene's folder; give it at most {NAME_LIMIT} bytes")
+        raise InputError(f"{path}: its name is too long for a scene's folder; give it at most {NAME_LIMIT} bytes")
     if name == LOGS:
-        raise ValueError(f"{path}: a scene called {LOGS} would lie where the logger writes; rename it")
+        raise InputError(f"{path}: a scene called {LOGS} would lie where the logger writes; rename it")
 
 
 def matting_model(config: SampleConfig) -> Path | None:
@@ -256,7 +257,7 @@ def make_cameras(config: SampleConfig, num_views: int) -> Cameras:
     elevation = FOLDER_ELEVATION_DEG if elevation is None else elevation
     listed = elevation if isinstance(elevation, list) else [elevation] * num_views
     if len(listed) != num_views or not all(isinstance(e, (int, float)) and -90 < e < 90 for e in listed):
-        raise ValueError(
+        raise InputError(
             f"cameras.elevation_deg={elevation}: give one number, or one a view ({num_views}), between -90 and 90"
         )
     ring = camera_ring(num_views, torch.deg2rad(torch.tensor(listed, dtype=torch.float64)))
@@ -264,7 +265,7 @@ def make_cameras(config: SampleConfig, num_views: int) -> Cameras:
     if azimuth is None:
         return ring
     if len(azimuth) != num_views or not math.isclose(azimuth[-1], 360):
-        raise ValueError(
+        raise InputError(
             f"cameras.azimuth_deg={azimuth}: give one number a view ({num_views}), the last, the input view's, 360"
         )
     return ring._replace(azimuth_rad=torch.deg2rad(torch.tensor(azimuth, dtype=torch.float64)))

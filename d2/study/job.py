@@ -23,6 +23,7 @@ from d2.config.names import Label
 from d2.config.schema import SampleConfig
 from d2.config.tiers import check_tier, facts_of, load_priors, sizes
 from d2.data.folder import list_clips
+from d2.errors import InputError
 from d2.evaluate.networks import sample_suite
 from d2.files import write_text
 from d2.matrix import camera_ring
@@ -70,7 +71,7 @@ def study(config: SampleConfig, compose: Compose, name: str, label: Label) -> in
     sample_suite(config, size.num_views, size.num_frames)  # what is missing stops the study
     found = load_scenes(config, size)
     if any(scene.truth is None for scene in found.scenes):
-        raise ValueError(f"scenes.source={config.scenes.source}: a study compares with truth; take scenes=world4d")
+        raise InputError(f"scenes.source={config.scenes.source}: a study compares with truth; take scenes=world4d")
     if rank_zero_only.rank == 0:
         shutil.rmtree(folder / REFERENCES, ignore_errors=True)  # of a study that was killed
     module = MatrixSampler(
@@ -104,13 +105,13 @@ def study(config: SampleConfig, compose: Compose, name: str, label: Label) -> in
 def plan_runs(config: SampleConfig, compose: Compose, name: str, label: Label) -> list[Run]:
     """Every variant under every seed, a seed's runs together; a ValueError for what cannot be compared."""
     if "reference" not in config.metrics:
-        raise ValueError(f"metrics={config.metrics}: a study compares figures; take metrics=[reference]")
+        raise InputError(f"metrics={config.metrics}: a study compares figures; take metrics=[reference]")
     if len(set(config.seeds)) < len(config.seeds) or any(seed < 0 for seed in config.seeds):
-        raise ValueError(f"seeds={config.seeds}: give different numbers, none below 0")
+        raise InputError(f"seeds={config.seeds}: give different numbers, none below 0")
     variants = config.variants or {name: []}
     known = [*variants, *(BASELINES if config.baselines else ())]
     if config.compare_to is not None and config.compare_to not in known:
-        raise ValueError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(known)}")
+        raise InputError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(known)}")
     first, folder = next(iter(variants)), Path(config.output_dir)
     facts, runs = facts_of(config), []
     for seed in config.seeds or [config.seed]:
@@ -157,7 +158,7 @@ def _check_variant(name: str, variant: SampleConfig, config: SampleConfig) -> No
     free = rules | {"baselines", "variants", "seeds", "compare_to"}
     for field in dataclasses.fields(SampleConfig):
         if field.name not in free and getattr(variant, field.name) != getattr(config, field.name):
-            raise ValueError(f"variants.{name}: changes {field.name}, which all variants share; give it to the study")
+            raise InputError(f"variants.{name}: changes {field.name}, which all variants share; give it to the study")
 
 
 # --- what is there already -------------------------------------------------------------------------------------------
@@ -233,11 +234,11 @@ def check_objective(config: SampleConfig) -> None:
     """Refuse a figure that no point will have."""
     wanted = config.objective
     if config.variants:
-        raise ValueError(f"objective={wanted}: of which variant? give no variants to a sweep that tunes")
+        raise InputError(f"objective={wanted}: of which variant? give no variants to a sweep that tunes")
     if wanted in OF_SAMPLES and len(config.seeds) < 2:
-        raise ValueError(f"objective={wanted}: wants several samples of a scene; give seeds=[0,1]")
+        raise InputError(f"objective={wanted}: wants several samples of a scene; give seeds=[0,1]")
     if wanted not in (*OF_SAMPLES, *METRIC_NAMES, COST):
-        raise ValueError(
+        raise InputError(
             f"objective={wanted}: no such figure; choose {' or '.join((*OF_SAMPLES, *METRIC_NAMES, COST))}"
         )
 

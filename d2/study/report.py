@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from d2.config.names import Label
 from d2.config.schema import ReportConfig
+from d2.errors import InputError
 from d2.files import ensure_writable
 from d2.loggers import finish_loggers, start_loggers
 from d2.metrics.figures import ALL, COST, Figure, read_figures, write_figures
@@ -40,7 +41,7 @@ def report(config: ReportConfig, text: str, label: Label) -> int:
     found, values = means(runs.figures, seed=config.seed), by_scene(runs.figures)
     quality = quality_of(config.quality, found)
     if config.compare_to is not None and config.compare_to not in found:
-        raise ValueError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(found)}")
+        raise InputError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(found)}")
     folder = Path(config.output_dir)
     ensure_writable(folder)
     wanted = config.logger.kind == "wandb"
@@ -71,7 +72,7 @@ def report(config: ReportConfig, text: str, label: Label) -> int:
 def read_runs(folders: Sequence[str]) -> Runs:
     """All figures, a variant that two runs have under names of its own, and where the scenes of each lie."""
     if not folders:
-        raise ValueError("runs=[]: give folders that d2 sample wrote, runs=[DIR,DIR]")
+        raise InputError("runs=[]: give folders that d2 sample wrote, runs=[DIR,DIR]")
     tables = {folder: read_figures(Path(folder) / "results.csv") for folder in dict.fromkeys(folders)}
     owners: dict[str, set[str]] = {}
     for folder, figures in tables.items():
@@ -95,7 +96,7 @@ def quality_of(given: str | None, found: Means) -> str:
     if given is None:
         return "energy" if "energy" in known else "psnr_masked"
     if given not in known:
-        raise ValueError(f"quality={given}: no such figure; choose {' or '.join(sorted(known))}")
+        raise InputError(f"quality={given}: no such figure; choose {' or '.join(sorted(known))}")
     return given
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from d2.errors import InputError
 from d2.priors import tiny
 
 FIXED = ("kind", "autoencoder", "init_from", "optimizer.muon", "decoder_steps")  # what a training cannot change
@@ -31,7 +32,7 @@ def read_past(path: Path) -> Past | None:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return Past(path, int(held["global_step"]), list(held["phases"]))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no checkpoint of `d2 train` to go on from; give another output_dir") from error
+        raise InputError(f"{path}: no checkpoint of `d2 train` to go on from; give another output_dir") from error
 
 
 def next_phases(
@@ -51,7 +52,7 @@ def next_phases(
         _refuse_change("prior.max_steps", _value(before, "optimizer.max_steps"), _value(config, "optimizer.max_steps"))
     if _value(config, "optimizer.max_steps") < past.step:
         asked = _value(config, "optimizer.max_steps")
-        raise ValueError(
+        raise InputError(
             f"prior.max_steps={asked}: {past.checkpoint} has {past.step}; give more, or another output_dir"
         )
     if before == config:
@@ -62,7 +63,7 @@ def next_phases(
 def _refuse_change(key: str, before: Any, now: Any) -> None:
     if before != now:
         name = KEYS.get(key, key)
-        raise ValueError(f"{name}={now}: the training in output_dir has {before}; give the same, or another output_dir")
+        raise InputError(f"{name}={now}: the training in output_dir has {before}; give the same, or another output_dir")
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
@@ -76,7 +77,7 @@ def refuse_fewer_steps(weights: Path, kind: str, past: Past | None) -> None:
         return
     held, step = tiny.read_weights(weights, kind).meta["steps"], past.step if past else 0
     if held > step:
-        raise ValueError(
+        raise InputError(
             f"{weights}: these weights have {held} steps, and a training from step {step} would replace them; "
             f"give another output_dir, or take them there with init_from={weights}"
         )
