@@ -140,7 +140,7 @@ def _check_train(config: TrainConfig) -> None:
             f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
         )
     if config.precision == "fp16":
-        raise ValueError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
+        raise InputError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
     if p.decoder_steps > p.max_steps:
         raise InputError(f"prior.decoder_steps={p.decoder_steps}: are of the prior.max_steps={p.max_steps}; give fewer")
     if p.decoder_steps == p.max_steps and not config.init_from:
