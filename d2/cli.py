@@ -139,7 +139,7 @@ def checkpoints(arguments: list[str]) -> int:
     return 0
 
 
-def execute(command: str, composed: Composed, overrides: list[str]) -> int:
+def execute(command: str, composed: Composed, overrides: list[str], *, swept: bool = False) -> int:
     """Run a command under its typed configuration, which `overrides` gave."""
     if command == "train":
         from d2.train.job import train_command
@@ -156,6 +156,11 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
         quiet()
         return calibrate(composed.config, composed.text)
+    if command == "reconstruct":
+        from d2.recon.job import reconstruct_command
+
+        quiet()
+        return reconstruct_command(composed.config, composed.label)
     if command == "report":
         from d2.study.report import report
 
@@ -176,7 +181,12 @@ def execute(command: str, composed: Composed, overrides: list[str]) -> int:
 
     if composed.config.variants or composed.config.seeds:
         return study(composed.config, variant, composed.name, composed.label)
-    return sample(composed.config, composed.text, composed.label, composed.name)
+    code = sample(composed.config, composed.text, composed.label, composed.name)
+    if not swept:
+        from d2.recon.job import after_sampling
+
+        after_sampling(composed.config)
+    return code
 
 
 def sweep(command: str, overrides: list[str]) -> int:
@@ -262,7 +272,7 @@ def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
 
         if was_finished(composed.config, composed.text, composed.name):
             return 0
-    return execute(command, composed, overrides)
+    return execute(command, composed, overrides, swept=True)
 
 
 def complain(message: str) -> int:

@@ -70,9 +70,15 @@ def write_matrix(folder: Path, matrix: ImageMatrix, truth: Truth | None, metadat
         write_dnerf(partial, cameras, num_frames, paths)
 
 
-def read_matrix(folder: Path) -> ImageMatrix:
-    """What `write_matrix` wrote: pixels to 1/255, latents to half precision, cameras exactly."""
-    tensors, metadata = read_tensors(folder / "matrix.safetensors")
+def read_matrix(path: Path) -> ImageMatrix:
+    """What `write_matrix` wrote, from its folder or from the file itself: pixels to 1/255, latents to half precision,
+    cameras exactly. ValueError for a file that lacks something."""
+    path = path / "matrix.safetensors" if path.is_dir() else path
+    tensors, metadata = read_tensors(path)
+    lacking = [name for name in ("pixels", "azimuth_rad", "elevation_rad") if name not in tensors]
+    lacking += [name for name in ("input_view", "fps") if name not in metadata]
+    if lacking:
+        raise ValueError(f"{path}: not a matrix, it lacks {', '.join(lacking)}; give one of d2 sample")
     cameras = Cameras(tensors["azimuth_rad"], tensors["elevation_rad"], int(metadata["input_view"]))
     latents = tensors["latents"].float() if "latents" in tensors else None
     return ImageMatrix(tensors["pixels"].float() / 255, cameras, float(metadata["fps"]), latents)

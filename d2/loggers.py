@@ -183,6 +183,15 @@ def log_scene(loggers: Sequence[Logger], folder: Path, index: int, figures: Mapp
             logger.experiment.add_image(f"grid/{folder.name}", pixels, index, dataformats="HWC")
 
 
+@rank_zero_only
+def log_videos(loggers: Sequence[Logger], folder: Path, object_name: str, names: Sequence[str]) -> None:
+    """FOLDER/NAME.mp4 under NAME/OBJECT; W&B alone shows videos here."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for name in names:
+                logger.log_video(f"{name}/{object_name}", [str(folder / f"{name}.mp4")], format=["mp4"])
+
+
 def read_curve(path: Path) -> list[tuple[float, float]]:
     """Noise level and value of every step of a scene's disagreement.csv that has both; none where there is no file."""
     if not path.exists():

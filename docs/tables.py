@@ -15,7 +15,7 @@ from d2.config.describe import ROOTS, keys, plain
 from d2.files import asset
 
 PAGE = Path(__file__).parent / "configuration.md"
-COMMANDS = ("sample", "train", "evaluate", "report")
+COMMANDS = ("sample", "train", "evaluate", "report", "reconstruct")
 
 
 def filled(text: str) -> str:
@@ -40,7 +40,7 @@ def key_table(command: str) -> list[str]:
             low, high = checks.RANGES[key]
             allowed = f"{kind}, {plain(low)} … {plain(high)}"
         elif key in checks.CHOICES:
-            allowed = " or ".join(f"`{choice}`" for choice in checks.CHOICES[key])
+            allowed = " or ".join(f"`{plain(choice)}`" for choice in checks.CHOICES[key])
         lines.append(f"| `{key}` | `{plain(OmegaConf.select(values, key))}` | {allowed} | {meaning} |")
     return lines
 

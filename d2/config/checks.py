@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from d2.config.schema import EvaluateConfig, ReportConfig, SampleConfig, TrainConfig
+from d2.config.schema import EvaluateConfig, ReconstructConfig, ReportConfig, SampleConfig, TrainConfig
 from d2.errors import InputError
 
 RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value allowed
@@ -54,8 +54,26 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "size": (8, 4096),
     "input_view": (0, 1023),
     "shown_scenes": (0, 1000),
+    "recon.num_gaussians": (1, 10_000_000),
+    "recon.sh_degree": (0, 1),
+    "recon.hull_resolution": (8, 512),
+    "recon.max_steps": (1, 1_000_000),
+    "recon.cells_per_step": (1, 1024),
+    "recon.lr_position": (0, 1),
+    "recon.lr_motion": (0, 1),
+    "recon.lr_quaternion": (0, 1),
+    "recon.lr_log_scale": (0, 1),
+    "recon.lr_opacity": (0, 1),
+    "recon.lr_colour": (0, 1),
+    "recon.lr_end": (1e-6, 1),
+    "recon.ssim_weight": (0, 1),
+    "recon.mask_weight": (0, 100),
+    "recon.motion_weight": (0, 100),
+    "recon.num_neighbours": (1, 1000),
+    "recon.input_weight": (0, 1000),
+    "recon.save_every_seconds": (0, 1_000_000),
 }
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | bool, ...]] = {
     "sampler.start": ("noise", "multiview"),
     "scenes.source": ("world4d", "folder"),
     "scenes.split": ("test", "validation"),
@@ -70,11 +88,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prior.optimizer": ("adamw", "muon"),
     "prior.kind": ("autoencoder", "video", "multiview", "cell", "video_encoder"),
     "features": ("world4d-encoder", "i3d", "i3d_torchscript", "videomae"),
+    "reconstruct": ("auto", True, False),
+    "recon.rasterizer": ("auto", "torch", "gsplat"),
     "features_resize": ("stylegan-v", "consistent4d"),
 }
 
 
-def check(config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig) -> None:
+def check(config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig | ReconstructConfig) -> None:
     """Raise a one-line ValueError that names the key, its value and what is allowed."""
     _refuse_added(config, "")
     for key, (low, high) in RANGES.items():
@@ -84,13 +104,15 @@ def check(config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig) ->
     for key, choices in CHOICES.items():
         value = _lookup(config, key)
         if value is not None and value not in choices:
-            raise InputError(f"{key}={value}: choose {' or '.join(choices)}")
+            raise InputError(f"{key}={value}: choose {' or '.join(str(choice).lower() for choice in choices)}")
     if isinstance(config, SampleConfig):
         _check_sample(config)
     if isinstance(config, TrainConfig):
         _check_train(config)
     if isinstance(config, EvaluateConfig):
         _check_evaluate(config)
+    if isinstance(config, ReconstructConfig):
+        _check_reconstruct(config)
 
 
 def _refuse_added(config: Any, place: str) -> None:
@@ -156,6 +178,19 @@ def _check_evaluate(config: EvaluateConfig) -> None:
     for key, value in (("run", config.run), ("pred", config.pred)):
         if not (value is None or isinstance(value, str) or _is_strings(value)):
             raise InputError(f"{key}={value}: give a folder, or a list of folders")
+
+
+def _check_reconstruct(config: ReconstructConfig) -> None:
+    given = [key for key, value in _inputs(config).items() if value is not None]
+    if len(given) != 1:
+        said = " and ".join(given) + " are given" if given else "none is given"
+        raise InputError(f"run, matrix, scenes.path: {said}; give one, run=OUTPUT_DIR or matrix=FILE.safetensors")
+    if not (config.run is None or isinstance(config.run, str) or _is_strings(config.run)):
+        raise InputError(f"run={config.run}: give a folder, or a list of folders")
+
+
+def _inputs(config: ReconstructConfig) -> dict[str, Any]:
+    return {"run": config.run, "matrix": config.matrix, "scenes.path": config.scenes.path}
 
 
 def _is_strings(value: Any) -> bool:

@@ -119,7 +119,7 @@ def one_clock() -> None:
 def search_path(command: str) -> list[str]:
     """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
     folder = quoted(literal(f"file://{asset('experiments').parent}"))
-    return [] if command == "report" else [f"hydra.searchpath=[{folder}]"]
+    return [] if command in ("report", "reconstruct") else [f"hydra.searchpath=[{folder}]"]
 
 
 # --- overrides as people write them ----------------------------------------------------------------------------------
@@ -127,7 +127,13 @@ def search_path(command: str) -> list[str]:
 
 def readable(arguments: Sequence[str]) -> list[str]:
     """Overrides that Hydra can read: `experiment=NAME` names a file, variants are new keys, their lists are quoted."""
-    return [_variants(_experiment(argument)) for argument in arguments]
+    return [_hold(_variants(_experiment(argument))) for argument in arguments]
+
+
+def _hold(override: str) -> str:
+    """`recon.hold=views:[1,3]`, in quotes."""
+    key, _, value = override.partition("=")
+    return f"{key}={_quoted(value)}" if key == "recon.hold" and value.startswith(("views:", "frames:")) else override
 
 
 def _experiment(override: str) -> str:

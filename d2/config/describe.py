@@ -20,6 +20,7 @@ ROOTS = {
     "train": schema.TrainConfig,
     "evaluate": schema.EvaluateConfig,
     "report": schema.ReportConfig,
+    "reconstruct": schema.ReconstructConfig,
 }
 
 
@@ -36,7 +37,7 @@ def keys(root: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
         key = prefix + field.name
         if dataclasses.is_dataclass(field.default_factory):
             yield from keys(field.default_factory, f"{key}.")  # type: ignore[arg-type]
-        elif key not in RULES:
+        elif key not in (*RULES, "recon.motion"):
             kind = str(field.type).replace(" | None", "").replace("Any", "")
             yield key, re.sub(r"\[.*", "", kind), said.get(field.name, "")
 

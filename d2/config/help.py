@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": "sample the views × frames matrix of every scene; a study with variants, a sweep with -m",
     "train": "train a prior, the autoencoder or the video encoder of the tiny tier",
     "evaluate": "measure matrices, this program's or other people's",
+    "reconstruct": "fit a scene of moving 3D Gaussians to matrices, and show it from any angle at any time",
     "calibrate": "measure what composition=calibrated needs to know of the priors",
     "report": "one offline page of many runs, sweeps and studies",
     "checkpoints": "list | verify FILE | download NAME: weights of the priors",
@@ -90,6 +91,17 @@ KEYS = {
         "input_view",
         "compare_to",
     ),
+    "reconstruct": (
+        "run",
+        "matrix",
+        "scenes.path",
+        "output_dir",
+        "recon.hold",
+        "recon.max_steps",
+        "recon.num_gaussians",
+        "recon.rasterizer",
+        "seed",
+    ),
     "report": ("runs", "output_dir", "compare_to", "quality", "shown_scenes", "seed"),
 }
 KEYS["calibrate"] = tuple(k for k in KEYS["sample"] if k.startswith(("output", "scenes", "matrix", "sampler", "video")))
@@ -113,6 +125,11 @@ EXAMPLES = {
         "d2 calibrate",
         "d2 calibrate scenes.count=16 output_dir=outputs/calibrated",
         "d2 calibrate preset=official_short video.checkpoint=outputs/tiny_video/tiny_video.safetensors",
+    ),
+    "reconstruct": (
+        "d2 reconstruct run=outputs/sample",
+        "d2 reconstruct matrix=outputs/mine/clip/matrix.safetensors recon.hold=diagonal output_dir=outputs/asset",
+        "d2 reconstruct scenes.path=my_pictures recon=rest",
     ),
     "report": (
         "d2 report runs=[outputs/sample]",

@@ -12,6 +12,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from d2.recon.recipe import Recipe
+
 
 @dataclass
 class SamplerConfig:
@@ -139,6 +141,8 @@ class SampleConfig:
     cell: str | None = None  # weights file of unary.prior=cell, from d2 train prior=tiny_cell; none ships
     precision: str = "fp32"  # fp32 | bf16 | fp16: of the priors' weights and activations
     offload: str = "none"  # none | idle | sequential: what of the priors waits in host memory
+    reconstruct: Any = "auto"  # a scene of moving Gaussians at the end; auto: of a single run with pages and 3 views
+    recon: Recipe = field(default_factory=Recipe)
     plan: bool = False  # print what would be evaluated and what memory it takes, and stop
     matting: MattingConfig = field(default_factory=MattingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -210,6 +214,25 @@ class EvaluateConfig:
 
 
 @dataclass
+class CapturesConfig:
+    path: str | None = None  # a folder of pictures with transforms.json, or a folder of such
+
+
+@dataclass
+class ReconstructConfig:
+    """`d2 reconstruct`."""
+
+    seed: int = 0  # of where the Gaussians start and of the order of the pictures
+    output_dir: str = "outputs/reconstruct"  # a folder for each scene; what is finished there is not fitted again
+    run: Any = None  # output_dir of `d2 sample`, a study's too: all its matrices; a list of such
+    matrix: str | None = None  # instead of run: one matrix.safetensors, whose scene lies in output_dir itself
+    scenes: CapturesConfig = field(default_factory=CapturesConfig)
+    recon: Recipe = field(default_factory=Recipe)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+@dataclass
 class ReportConfig:
     """`d2 report`."""
 
@@ -229,3 +252,4 @@ def register() -> None:
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
     store.store("report_schema", ReportConfig)
+    store.store("reconstruct_schema", ReconstructConfig)

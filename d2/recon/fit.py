@@ -52,8 +52,8 @@ class SceneFit(L.LightningModule):
         rendered = self.render(cells.cameras, cells.frame.to(cells.pixels))
         loss = self.loss(rendered, cells)
         error = (rendered.colour.detach() - cells.pixels).square().mean()
-        self.log("psnr", -10 * error.log10(), prog_bar=True)
-        self.log("loss", loss)
+        self.log("train/psnr", -10 * error.log10())
+        self.log("train/loss", loss)
         return loss
 
     def cells(self, step: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Every number of a fit. d2/config makes keys of these fields: `recon.NAME`."""
+"""Every number of a fit: `recon.NAME` of the configuration, and a Python user's `Recipe(NAME=…)`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -30,4 +30,4 @@ class Recipe:
     input_weight: float = 1.0  # of the input view's pictures, against the others'
     rasterizer: str = "auto"  # torch | gsplat; auto: gsplat on CUDA
     save_every_seconds: float = 60.0  # a state to go on from
-    motion: Any = field(default_factory=lambda: {"_target_": "d2.recon.motion.cubic_bspline", "_partial_": True})
+    motion: Any = None  # how Gaussians move: {_target_: function, its keywords}

@@ -5,7 +5,6 @@ FOLDER/scene.safetensors, ply/frame_0000.ply …, held/VV_FF.png, orbit.mp4, spi
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -102,7 +101,7 @@ def rasterizer(kind: str, device: torch.device) -> Rasterize:
 
 def fingerprint(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> str:
     """A hash of all that a fit depends on."""
-    asked = dataclasses.asdict(recipe) | {"motion": motion_named(motion), "seed": seed}
+    asked = vars(recipe) | {"motion": motion_named(motion), "seed": seed}
     asked.pop("save_every_seconds")
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for tensor in (capture.pixels, capture.cameras.world_to_camera, capture.cameras.focal, capture.frame):
@@ -207,7 +206,7 @@ class FitProgress(Callback):
             self.console.print(f"reconstructing {self.name}", highlight=False)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        psnr = trainer.callback_metrics.get("psnr")
+        psnr = trainer.callback_metrics.get("train/psnr")
         said = "" if psnr is None else f" {float(psnr):.1f} dB"
         self.progress.update(self.task, completed=trainer.global_step, description=f"{self.name}{said}")
 

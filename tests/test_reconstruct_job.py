@@ -1,0 +1,128 @@
+"""`d2 reconstruct` from the command line: what it takes, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from d2 import cli
+from d2.data import world4d
+from d2.io import write_matrix
+from d2.matrix import ImageMatrix
+from d2.recon import job, run
+from d2.recon.capture import capture_matrix
+from d2.recon.transforms import read_capture
+
+QUICK = ["trainer=cpu", "recon.max_steps=3", "recon.num_gaussians=40", "recon.hull_resolution=16"]
+
+
+@pytest.fixture(autouse=True)
+def short_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "FILM_PICTURES", 2)
+    monkeypatch.setattr(run, "FILM_SIDE", 16)
+
+
+def write_world(folder: Path, index: int = 0) -> ImageMatrix:
+    scene = world4d.scene("test", index, num_views=4, num_frames=3, size=16)
+    assert scene.truth is not None
+    matrix = ImageMatrix(scene.truth.pixels, scene.cameras, scene.fps)
+    write_matrix(folder, matrix, scene.truth, {})
+    return matrix
+
+
+def written(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "log" not in path.parts}
+
+
+def test_one_matrix_lies_in_the_output_folder_itself(tmp_path: Path) -> None:
+    write_world(tmp_path / "test_0000")
+    out, file = tmp_path / "out", tmp_path / "test_0000/matrix.safetensors"
+    assert cli.run(["reconstruct", f"matrix={file}", "recon.hold=views:[1]", f"output_dir={out}", *QUICK]) == 0
+    assert {"scene.safetensors", "ply/frame_0002.ply", "held/01_02.png", "orbit.mp4", "metrics.json"} <= written(out)
+    figures = json.loads((out / "metrics.json").read_text())
+    assert {"train_psnr", "held_psnr", "held_psnr_masked", "self_psnr", "angle_psnr", "time_psnr"} <= figures.keys()
+
+
+def test_a_study_gets_an_asset_for_every_matrix(tmp_path: Path) -> None:
+    for place, index in (("a/test_0000", 0), ("b/test_0001", 1)):
+        write_world(tmp_path / "study" / place, index)
+    out = tmp_path / "out"
+    assert cli.run(["reconstruct", f"run={tmp_path / 'study'}", f"output_dir={out}", "recon=rest", *QUICK]) == 0
+    assert {"a/test_0000/scene.safetensors", "b/test_0001/spiral.mp4"} <= written(out)
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["object"] for row in rows} == {"a/test_0000", "b/test_0001"}
+
+
+def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path) -> None:
+    """Points, through transforms.json by nerfstudio's convention, land where the matrix's cameras see them."""
+    ours, theirs = capture_matrix(write_world(tmp_path / "scene")), read_capture(tmp_path / "scene")
+    torch.testing.assert_close(theirs.pixels, ours.pixels, atol=0.5 / 255 + 1e-6, rtol=0)
+    assert torch.equal(theirs.frame, ours.frame) and theirs.num_views == 4 and theirs.num_frames == 3
+    points = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    points[:, 3] = 1
+    places = []
+    for cameras in (ours.cameras, theirs.cameras):
+        there = points @ cameras.world_to_camera.mT
+        places.append(there[..., :2] / there[..., 2:3] * cameras.focal[:, None] + cameras.centre[:, None])
+    torch.testing.assert_close(places[0], places[1], atol=1e-3, rtol=0)  # pixels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "run, matrix, scenes.path: none is given"),
+        (["run=a", "matrix=b"], "run and matrix are given"),
+        (["matrix=absent.safetensors"], "matrix=absent.safetensors: no such file"),
+        (["run=."], "run=.: holds no matrix.safetensors"),
+        (["scenes.path=."], "scenes.path=.: no cameras"),
+        (["run=a", "recon.sh_degree=3"], "recon.sh_degree=3: out of range"),
+        (["run=a", "recon=wobble"], "recon=wobble: no such choice"),
+        (["matrix=seen/matrix.safetensors", "recon.hold=rows"], "recon.hold=rows: give diagonal"),
+        (["matrix=seen/matrix.safetensors", "recon.rasterizer=gsplat"], "recon.rasterizer=gsplat: it draws on CUDA"),
+        (["matrix=seen/truth.safetensors"], "not a matrix, it lacks azimuth_rad"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    if any("seen/" in argument for argument in arguments):
+        write_world(tmp_path / "seen")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["reconstruct", *arguments, "trainer=cpu"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in lines[-1] and not list(tmp_path.rglob("scene.safetensors"))
+
+
+def test_pictures_of_other_sizes_and_missing_ones_are_named(tmp_path: Path) -> None:
+    write_world(tmp_path / "scene")
+    picture = tmp_path / "scene/rows/view_00/00.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    with pytest.raises(ValueError, match="several sizes"):
+        read_capture(tmp_path / "scene")
+    picture.unlink()
+    with pytest.raises(ValueError, match=r"view_00/00\.png: no such picture"):
+        read_capture(tmp_path / "scene")
+
+
+@pytest.mark.parametrize(
+    ("reconstruct", "pages", "made"), [("auto", True, True), ("auto", False, False), (False, True, False)]
+)
+def test_a_run_ends_with_its_assets_where_they_are_asked_for(
+    tmp_path: Path, reconstruct: object, pages: bool, made: bool
+) -> None:
+    from d2.config import command_line
+
+    write_world(tmp_path / "out/test_0000")
+    overrides = [f"output_dir={tmp_path / 'out'}", *QUICK, f"reconstruct={str(reconstruct).lower()}", f"pages={pages}"]
+    job.after_sampling(command_line.composed("sample", overrides).config)
+    assert (tmp_path / "out/test_0000/asset/scene.safetensors").exists() == made
