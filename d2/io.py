@@ -18,6 +18,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.files import csv_text, read_tensors, staged, staged_folder, write_json, write_tensors, write_text
 from d2.matrix import FOV_Y_DEG, Cameras, ImageMatrix, camera_positions
 from d2.scene import Truth
@@ -78,7 +79,7 @@ def read_matrix(path: Path) -> ImageMatrix:
     lacking = [name for name in ("pixels", "azimuth_rad", "elevation_rad") if name not in tensors]
     lacking += [name for name in ("input_view", "fps") if name not in metadata]
     if lacking:
-        raise ValueError(f"{path}: not a matrix, it lacks {', '.join(lacking)}; give one of d2 sample")
+        raise InputError(f"{path}: not a matrix, it lacks {', '.join(lacking)}; give one of d2 sample")
     cameras = Cameras(tensors["azimuth_rad"], tensors["elevation_rad"], int(metadata["input_view"]))
     latents = tensors["latents"].float() if "latents" in tensors else None
     return ImageMatrix(tensors["pixels"].float() / 255, cameras, float(metadata["fps"]), latents)

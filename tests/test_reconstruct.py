@@ -11,6 +11,7 @@ from moving_gaussians import WHITE
 from plyfile import PlyData
 from torch import Tensor
 
+from d2.config.recipe import Recipe
 from d2.data import world4d
 from d2.matrix import Cameras, ImageMatrix, camera_ring
 from d2.recon import run
@@ -21,7 +22,6 @@ from d2.recon.gaussians import Gaussians, ring_pinholes
 from d2.recon.hull import common_ball, hull_points
 from d2.recon.motion import cubic_bspline, rest
 from d2.recon.rasterize import rasterize
-from d2.recon.recipe import Recipe
 from d2.recon.run import FitProgress, reconstruct
 from d2.recon.scene import MovingGaussians
 from d2.recon.world import world_figures, world_scene
@@ -85,7 +85,7 @@ def test_a_fit_sees_its_pictures_and_what_was_held(tmp_path: Path) -> None:
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     held = {f"held/{view:02}_{view % 4:02}.png" for view in range(5)}
     plys = {f"ply/frame_{frame:04}.ply" for frame in range(4)}
-    assert names == {"scene.safetensors", "metrics.json", "orbit.mp4", "spiral.mp4"} | held | plys
+    assert names == {"scene.safetensors", "metrics.json", "index.html", "orbit.mp4", "spiral.mp4"} | held | plys
 
 
 @pytest.mark.parametrize("hold", ["diagonal", "views:[1]", {"frames": [1]}])

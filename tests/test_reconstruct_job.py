@@ -123,6 +123,11 @@ def test_a_run_ends_with_its_assets_where_they_are_asked_for(
     from d2.config import command_line
 
     write_world(tmp_path / "out/test_0000")
+    page = tmp_path / "out/test_0000/index.html"
+    page.write_text("<h1>the matrix</h1>")
     overrides = [f"output_dir={tmp_path / 'out'}", *QUICK, f"reconstruct={str(reconstruct).lower()}", f"pages={pages}"]
     job.after_sampling(command_line.composed("sample", overrides).config)
     assert (tmp_path / "out/test_0000/asset/scene.safetensors").exists() == made
+    assert ('href="asset/index.html"' in page.read_text()) == made and made == (
+        page.parent / "asset/index.html"
+    ).exists()

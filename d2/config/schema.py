@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from d2.recon.recipe import Recipe
+from d2.config.recipe import Recipe
 
 
 @dataclass

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2.config.recipe import Recipe
 from d2.recon.capture import Capture, held_cells
 from d2.recon.gaussians import Pinholes
 from d2.recon.hull import common_ball, hull_points
 from d2.recon.motion import Motion
 from d2.recon.rasterize import Rasterize, Rendered
-from d2.recon.recipe import Recipe
 from d2.recon.scene import MovingGaussians, nearest
 
 SIDE, COUNT, GROWTH = 64, 1500, 1.4  # Gaussians that are enough at 64 pixels, and how their number grows: 4000 at 128

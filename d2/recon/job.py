@@ -14,16 +14,18 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from d2.config.binding import bind
 from d2.config.names import Label
+from d2.config.recipe import Recipe
 from d2.config.schema import ReconstructConfig, SampleConfig
+from d2.errors import InputError
 from d2.files import csv_text, ensure_writable, write_text
 from d2.io import read_matrix
 from d2.loggers import finish_loggers, log_figures, log_videos, start_loggers
 from d2.recon.capture import MIN_VIEWS, Capture, capture_matrix
 from d2.recon.motion import Motion
-from d2.recon.recipe import Recipe
 from d2.recon.run import reconstruct
 from d2.recon.transforms import capture_folders, read_capture
 from d2.recon.world import world_figures, world_scene
+from d2.report.asset_page import link_asset
 
 MATRIX = "matrix.safetensors"
 
@@ -60,7 +62,7 @@ def reconstruct_command(config: ReconstructConfig, label: Label) -> int:
                 loggers=loggers if len(sources) == 1 else (),  # steps of several fits would be drawn over each other
                 more_figures=more_figures,
             )
-        except ValueError as error:
+        except InputError as error:
             if len(sources) == 1:
                 raise
             failures.append(f"{source.label}: {error}")
@@ -69,7 +71,7 @@ def reconstruct_command(config: ReconstructConfig, label: Label) -> int:
         log_figures(loggers, {f"asset/{name}": value for name, value in done.figures.items()}, index)
         rows += [{"object": source.label, "metric": name, "value": value} for name, value in done.figures.items()]
     if not rows:
-        raise ValueError(failures[0])
+        raise InputError(failures[0])
     write_text(folder / "results.csv", csv_text(rows))
     finish_loggers(loggers)
     for line in failures:
@@ -101,7 +103,8 @@ def after_sampling(config: SampleConfig) -> None:
                 accelerator=config.trainer.accelerator,
                 more_figures=more_figures,
             )
-        except ValueError as error:
+            link_asset(folder / source.name / "index.html", "asset/index.html")
+        except InputError as error:
             if config.reconstruct is True:
                 raise
             print(f"d2: no asset of {source.label}: {error}", file=sys.stderr)
@@ -117,7 +120,7 @@ def find_sources(config: ReconstructConfig) -> list[Source]:
     if config.matrix is not None:
         path = Path(config.matrix)
         if not path.is_file():
-            raise ValueError(f"matrix={path}: no such file; give a matrix.safetensors")
+            raise InputError(f"matrix={path}: no such file; give a matrix.safetensors")
         label = path.parent.name if path.name == MATRIX else path.stem
         return [Source("", label, partial(read_source, path))]
     if config.scenes.path is not None:
@@ -137,7 +140,7 @@ def matrices_of(run: Path, said: str) -> Sequence[Source]:
     """The matrices of a run or a study, by the folders they lie in."""
     paths = [path for path in sorted(run.rglob(MATRIX)) if not any(part.startswith(".") for part in path.parts[1:])]
     if not paths:
-        raise ValueError(f"{said}: holds no {MATRIX}; give the output_dir of d2 sample")
+        raise InputError(f"{said}: holds no {MATRIX}; give the output_dir of d2 sample")
     names = [str(path.parent.relative_to(run)) for path in paths]
     return [
         Source("" if name == "." else name, run.name if name == "." else name, partial(read_source, path))

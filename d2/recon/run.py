@@ -1,6 +1,7 @@
 """One reconstruction: a capture is fitted, measured, and written as what people take away.
 
-FOLDER/scene.safetensors, ply/frame_0000.ply …, held/VV_FF.png, orbit.mp4, spiral.mp4, metrics.json
+FOLDER/scene.safetensors, ply/frame_0000.ply …, held/VV_FF.png, orbit.mp4, spiral.mp4,
+           index.html, metrics.json
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from d2.config.recipe import Recipe
 from d2.errors import InputError
 from d2.files import staged, staged_folder, write_json
 from d2.io import write_png, write_video
@@ -32,8 +34,8 @@ from d2.recon.gaussians import Pinholes, orbit_pinholes
 from d2.recon.hull import common_ball
 from d2.recon.measure import Render, fit_figures, render_pictures
 from d2.recon.motion import Motion
+from d2.recon.page import write_page
 from d2.recon.rasterize import Rasterize, rasterize, rasterize_gsplat
-from d2.recon.recipe import Recipe
 from d2.recon.scene import MovingGaussians
 
 FILM_SIDE, FILM_PICTURES, FILM_FPS = 128, 48, 16  # a film's shorter side at least, its pictures a turn and a second
@@ -85,7 +87,7 @@ def reconstruct(
         going_on = str(state) if state.exists() else None
         trainer.fit(fit, DataLoader(range(recipe.max_steps), batch_size=None), ckpt_path=going_on)  # type: ignore[arg-type]
     fit = fit.eval().to(device)
-    figures = write_outputs(folder, fit, capture.to(device), digest, more_figures)
+    figures = write_outputs(folder, name, fit, capture.to(device), digest, more_figures)
     state.unlink(missing_ok=True)
     return Reconstruction(fit.scene, figures, fit.render)
 
@@ -117,12 +119,13 @@ def finished(folder: Path, digest: str) -> bool:
 
 def write_outputs(
     folder: Path,
+    name: str,
     fit: SceneFit,
     capture: Capture,
     digest: str,
     more_figures: Callable[[Render, torch.device], dict[str, float]] | None,
 ) -> dict[str, float]:
-    """Everything but the page, and what was measured."""
+    """All files of a scene, and what was measured; the figures come last."""
     held = held_cells(fit.recipe.hold, capture)
     rendered = render_pictures(fit.render, capture.cameras, capture.frame.float())
     figures = fit_figures(rendered, capture, held.cpu())
@@ -136,8 +139,9 @@ def write_outputs(
             for picture in held.nonzero()[:, 0].tolist():
                 view, frame = int(capture.view[picture]), int(capture.frame[picture])
                 write_png(partial / f"{view:02}_{frame:02}.png", rendered[picture])
-    for name, pictures in films(fit.render, capture).items():
-        write_video(folder / f"{name}.mp4", pictures, FILM_FPS)
+    for film, pictures in films(fit.render, capture).items():
+        write_video(folder / f"{film}.mp4", pictures, FILM_FPS)
+    write_page(folder / "index.html", name, fit.scene, capture, figures)
     write_json(folder / "metrics.json", {"fingerprint": digest, **figures})
     return figures
 

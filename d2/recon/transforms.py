@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from d2.errors import InputError
 from d2.recon.capture import Capture, checked, not_white
 from d2.recon.gaussians import Pinholes
 
@@ -26,7 +27,7 @@ def capture_folders(root: Path) -> list[Path]:
     """The folder itself, or those in it, that hold a table of cameras; ValueError where none does."""
     folders = [root] if table_of(root) else [folder for folder in sorted(root.glob("[!.]*")) if table_of(folder)]
     if not folders:
-        raise ValueError(f"scenes.path={root}: no cameras; a folder of pictures needs {TABLE} (nerfstudio's, D-NeRF's)")
+        raise InputError(f"scenes.path={root}: no cameras; a folder of pictures needs {TABLE} (nerfstudio's, D-NeRF's)")
     return folders
 
 
@@ -45,10 +46,10 @@ def read_capture(folder: Path) -> Capture:
         times = [float(frame.get("time", 0.0)) for frame in frames]
         files = [picture_file(folder, frame["file_path"]) for frame in frames]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a table of cameras ({error}); see docs of nerfstudio") from error
+        raise InputError(f"{path}: not a table of cameras ({error}); see docs of nerfstudio") from error
     pictures = [read_picture(file) for file in files]
     if len({picture.shape for picture in pictures}) != 1:
-        raise ValueError(f"{path}: its pictures have several sizes; give one")
+        raise InputError(f"{path}: its pictures have several sizes; give one")
     pixels = torch.stack([picture[:3] for picture in pictures])
     alpha = torch.stack([picture[3:] for picture in pictures])
     masks = (alpha > 0.5).float() if (alpha < 1).any() else not_white(pixels)
@@ -81,7 +82,7 @@ def pinholes(
         0.5 * table.get("w", width) / math.tan(table["camera_angle_x"] / 2) if "camera_angle_x" in table else None
     )
     if across is None:
-        raise ValueError(f"{path}: neither fl_x nor camera_angle_x; add one")
+        raise InputError(f"{path}: neither fl_x nor camera_angle_x; add one")
     down = table.get("fl_y") or across
     flip = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
     centre = torch.tensor([table.get("cx", width / scale / 2), table.get("cy", height / scale / 2)]) * scale
@@ -96,7 +97,7 @@ def picture_file(folder: Path, name: str) -> Path:
     for file in (folder / name, folder / f"{name}.png", folder / f"{name}.jpg"):
         if file.is_file():
             return file
-    raise ValueError(f"{folder / name}: no such picture; the table of cameras names it")
+    raise InputError(f"{folder / name}: no such picture; the table of cameras names it")
 
 
 def read_picture(path: Path) -> Tensor:  # 4 h w, on white, with its alpha

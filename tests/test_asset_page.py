@@ -1,0 +1,103 @@
+"""The page of a scene, in a browser: what it draws is what the rasteriser draws, and the hand turns it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from moving_gaussians import WHITE
+from PIL import Image
+from torch import Tensor
+
+from d2.matrix import Cameras, ImageMatrix, camera_ring
+from d2.recon.capture import capture_matrix
+from d2.recon.gaussians import BLUR, ring_pinholes
+from d2.recon.motion import cubic_bspline
+from d2.recon.page import write_page
+from d2.recon.rasterize import rasterize
+from d2.recon.scene import MovingGaussians
+
+SIZE, CANVAS = 32, 512
+
+
+@pytest.fixture(scope="module")
+def scene() -> MovingGaussians:
+    torch.manual_seed(0)
+    scene = MovingGaussians(cubic_bspline, 4, 60, 1)
+    for parameter in scene.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    with torch.no_grad():
+        scene.quats.normal_()
+        scene.log_scales.add_(-2.8)
+        scene.sh[:, 0].normal_()
+    return scene
+
+
+@pytest.fixture(scope="module")
+def page(scene: MovingGaussians, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pixels = torch.ones(5, 4, 3, SIZE, SIZE)
+    pixels[..., 8:24, 8:24] = 0.5
+    capture = capture_matrix(ImageMatrix(pixels, camera_ring(5, 0.2), 8.0))
+    path = tmp_path_factory.mktemp("asset") / "index.html"
+    write_page(path, "<one & only>", scene, capture, {"self_psnr": 30.0})
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api")
+    quiet = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--no-first-run", "--disable-quic"]
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=executable, args=[*quiet, "--disable-background-networking"])
+        yield chromium
+        chromium.close()
+
+
+def canvas_of(page: Any) -> Tensor:  # 3 h w
+    uri = page.evaluate("document.getElementById('asset').toDataURL('image/png')")
+    image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.slow
+def test_the_page_draws_what_the_rasteriser_draws_and_follows_the_hand(
+    browser: Any, page: Path, scene: MovingGaussians
+) -> None:
+    tab, requests = browser.new_page(), []
+    complaints: list[str] = []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    for azimuth, elevation, time in ((1.0, 0.4, 1.37), (-2.0, -0.7, 3.0)):
+        tab.goto("about:blank")
+        tab.goto(f"{page.as_uri()}#azimuth={azimuth}&elevation={elevation}&time={time}")
+        tab.wait_for_selector("body[data-drawn]")
+        angles = Cameras(*(torch.tensor([a], dtype=torch.float64) for a in (azimuth, elevation)), 0)
+        cameras = ring_pinholes(angles, CANVAS)._replace(blur=BLUR * (CANVAS / SIZE) ** 2)
+        with torch.no_grad():
+            twin = rasterize(scene(torch.tensor([time])), cameras, WHITE).colour[0].clamp(0, 1)
+        error = (canvas_of(tab) - twin).abs()
+        assert error.mean() < 1 / 255 and error.max() < 16 / 255  # sixty layers are rounded to eight bits each
+    still = canvas_of(tab)
+    box = tab.locator("#asset").bounding_box()
+    tab.mouse.move(box["x"] + 100, box["y"] + 100)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 200, box["y"] + 100, steps=4)
+    tab.mouse.up()
+    tab.wait_for_function("Math.abs(state.azimuth + 2.8) < 0.01")  # 100 pixels, 0.008 each
+    tab.evaluate("new Promise(requestAnimationFrame)")
+    turned = canvas_of(tab)
+    assert not torch.equal(still, turned)
+    tab.locator("#time").fill("0.5")
+    tab.wait_for_function("state.time === 0.5")
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert not torch.equal(turned, canvas_of(tab))
+    assert not complaints and all(url.startswith(("file:", "data:", "about:")) for url in requests)
