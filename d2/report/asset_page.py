@@ -9,7 +9,6 @@ Axes: n Gaussians, k control points, t sampled times, s spherical harmonics, v v
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2.files import write_text
-from d2.report.markup import data_uri, fill, ledger
+from d2.report.markup import data_uri, render
 
 TIMES_PER_FRAME = 32  # at which the page knows a motion's shares; between them it takes the straight line
 MAX_CELL = 160  # pixels of the longer side of an embedded cell
@@ -79,8 +78,7 @@ def write_asset_page(
         "elevation_rad": elevation_rad,
     }
     facts = f"{len(scene.means)} moving Gaussians · {num_frames} frames · {fps:g} fps"
-    text = fill("asset.html", title=title, facts=facts, metrics=ledger(metrics), data=json.dumps(data))
-    write_text(path, text)
+    write_text(path, render("asset.html", title=title, facts=facts, metrics=metrics, data=data))
 
 
 def link_asset(page: Path, href: str) -> None:
