@@ -15,7 +15,14 @@ from d2.priors import tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
 
-SHORT = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3", "baselines=false", "pages=false"]
+SHORT = [
+    "sampler.num_steps=2",
+    "matrix.num_views=3",
+    "matrix.num_frames=3",
+    "baselines=false",
+    "pages=false",
+    "reconstruct=false",
+]
 
 
 def small(config: PriorConfig) -> PriorConfig:
