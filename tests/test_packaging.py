@@ -60,7 +60,7 @@ def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) 
     names = (installed.parent / "names").read_text().splitlines()
     held = {Path(name).name for name in names if name.startswith("d2/_assets/checkpoints/")}
     assert held == {".d2", *(f"tiny_{kind}.safetensors" for kind in ("autoencoder", "video", "multiview"))}
-    pages = {f"d2/report/{path.name}" for path in (ROOT / "d2" / "report").glob("*.html")}
+    pages = {f"d2/report/templates/{path.name}" for path in (ROOT / "d2" / "report" / "templates").glob("*.html")}
     files = {path.relative_to(ROOT).as_posix() for name in ASSETS[:2] for path in (ROOT / name).rglob("*.yaml")}
     assert pages and files and pages | {f"d2/_assets/{name}" for name in files} | {"d2/py.typed"} <= set(names)
     outside = [name for name in names if not name.startswith(("d2/", f"diffusion_squared-{d2.__version__}.dist-info/"))]
