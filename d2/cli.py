@@ -38,6 +38,7 @@ CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
     signals.install()
+    logging.getLogger("d2._torchvision").setLevel(logging.ERROR)  # what a command says on stderr is its own
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
     except signals.Stopped as stopped:
