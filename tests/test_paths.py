@@ -84,9 +84,8 @@ def test_the_checkout_may_lie_anywhere(tmp_path: Path) -> None:
     copy = tmp_path / "John's ${work}"
     for part in ("d2", "conf", "experiments"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    code = (
-        "from d2.config.command_line import composed, sweep_folder as s; composed('sample', []); print(s('sample', []))"
-    )
+    code = "from d2.config.command_line import composed, start_clock, sweep_folder; start_clock(); "
+    code += "composed('sample', []); print(sweep_folder('sample', []))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, env={"PYTHONPATH": "."}
     )
