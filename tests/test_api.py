@@ -42,7 +42,8 @@ def test_three_lines_give_what_the_command_gives(
         assert torch.equal((matrix.pixels * 255).round(), (saved.pixels * 255).round())
         assert torch.equal(matrix.cameras.azimuth_rad, saved.cameras.azimuth_rad)
     names = {path.name for path in (tmp_path / "mine").iterdir()}
-    assert names == {"matrix.safetensors", "rows", "grid.png", "preview.mp4", "transforms.json"}
+    cameras = {"transforms.json", *(f"transforms_{split}.json" for split in ("train", "val", "test"))}
+    assert names == {"matrix.safetensors", "rows", "grid.png", "preview.mp4"} | cameras
 
 
 def test_a_scene_of_the_world_and_no_scene_at_all(words: list[str]) -> None:

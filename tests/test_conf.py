@@ -21,7 +21,7 @@ from d2.matrix import camera_ring
 from d2.priors import tiny
 from d2.priors.prior import Prior
 from d2.sample.job import make_rules, make_settings
-from d2.sampling import Step, needed
+from d2.sampling import Composition, Step, needed
 
 ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
     "trainer/ddp": "test_sample_job.py",
@@ -222,7 +222,7 @@ def test_binding_gives_the_function_with_its_arguments() -> None:
     assert bind(node(slope=2), "rule")(STEP) == (2.0, "x", None)
     assert bind({"a": [node(slope=2.5, name="y", limit=1)], "b": 3}, "rule")["a"][0](STEP) == (2.5, "y", 1)
     called = bind({"_target_": "d2.rules.composition.linear", "coefficients": node(slope=1)}, "rule")
-    assert callable(called)
+    assert isinstance(called, Composition)
 
 
 @pytest.mark.parametrize(

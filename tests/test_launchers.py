@@ -112,5 +112,5 @@ def test_an_unknown_launcher_is_refused(
 ) -> None:
     assert d2_sample("-m", "hydra/launcher=nosuch", "seed=0,1") == 2
     err = capfd.readouterr().err
-    assert "hydra/launcher/nosuch" in err and "choose basic" in err and err.count("\n") == 1
+    assert "hydra/launcher=nosuch" in err and "choose basic" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -33,9 +33,7 @@ RULES = Rules(
 SMALL = Job(VIDEO, MULTIVIEW, AUTOENCODER, RULES, num_views=3, num_frames=4, size=64)
 TINY = Job(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, RULES, num_views=4, num_frames=3, size=64)
 TEMPORAL = FirstStageConfig(  # a decoder of clips, as the published one
-    replace(
-        tiny.AUTOENCODER.autoencoder, in_channels=48, out_channels=48, ch=32, ch_mult=(1, 2), temporal_decoder=True
-    ),
+    replace(tiny.UNFOLDED.autoencoder, in_channels=48, out_channels=48, ch=32, ch_mult=(1, 2), temporal_decoder=True),
     unshuffle=4,
 )
 PUBLISHED = Job(

@@ -41,7 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "prior.max_steps": (1, 10_000_000),
     "prior.warmup_steps": (1, 10_000_000),
     "prior.decay_steps": (1, 10_000_000),
-    "prior.decoder_steps": (0, 10_000_000),
+    "prior.decoder_share": (0, 1),
     "prior.batch_size": (1, 100_000),
     "prior.singles": (0, 100_000),
     "prior.log_sigma_mean": (-10, 10),
@@ -163,12 +163,8 @@ def _check_train(config: TrainConfig) -> None:
         )
     if config.precision == "fp16":
         raise InputError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
-    if p.decoder_steps > p.max_steps:
-        raise InputError(f"prior.decoder_steps={p.decoder_steps}: are of the prior.max_steps={p.max_steps}; give fewer")
-    if p.decoder_steps == p.max_steps and not config.init_from:
-        raise InputError(
-            "init_from=null: all steps are prior.decoder_steps, the encoder learns nothing; give init_from=FILE"
-        )
+    if p.decoder_share == 1 and not config.init_from:
+        raise InputError("init_from=null: prior.decoder_share=1 freezes the encoder; give init_from=FILE")
 
 
 def _check_evaluate(config: EvaluateConfig) -> None:

@@ -167,7 +167,9 @@ class TrainPriorConfig:
     log_sigma_mean: float = 0.3  # of a prior: ln of the noise levels that nine tenths of the sequences are trained on
     log_sigma_std: float = 1.4  # its spread
     drop: float = 0.15  # of a prior: share of the sequences that are told nothing, for guidance
-    decoder_steps: int = 0  # of an autoencoder: last steps, of the decoder alone; all: its latents stay as they are
+    decoder_share: float = (
+        0.0  # of an autoencoder: share of the steps, the last, for the decoder alone; 1: latents stay
+    )
     edge_weight: float = 0.0  # of those steps: weight of the loss on local gradient energy
     latent_noise: float = 0.0  # of those steps: up to which standard deviation latents are noised before decoding
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from d2.config.schema import SampleConfig
-from d2.config.tiers import DTYPES, is_tiny, sizes
+from d2.config.tiers import DTYPES, is_tiny, sizes, weights_files
 from d2.errors import InputError
 from d2.pipeline import Rules
 from d2.plan.planner import Choice, plan, render
 from d2.plan.rehearsal import Job
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
+from d2.priors.tensor_file import read_header
 from d2.terms import Settings
 
 
@@ -34,7 +37,8 @@ def job_of(config: SampleConfig, rules: Rules) -> Job:
     if config.unary.prior == "cell":
         raise InputError("unary.prior=cell: no plan knows this network; take unary.prior=multiview")
     if is_tiny(config):
-        return Job(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, rules, *size)
+        stage = tiny.first_stage_of(read_header(Path(weights_files(config)["autoencoder"])))
+        return Job(tiny.VIDEO, tiny.MULTIVIEW, stage, rules, *size)
     video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]
     return Job(video.prior, multiview.prior, video.first_stage, rules, *size, decoder=multiview.first_stage)
 

@@ -123,7 +123,7 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
     """A file of the tiny tier against the network it is for."""
     with torch.device("meta"):
         if kind == "autoencoder":
-            network: torch.nn.Module = FirstStage(tiny.AUTOENCODER if "basis" in header else tiny.UNFOLDED)
+            network: torch.nn.Module = FirstStage(tiny.first_stage_of(header))
         elif kind in KINDS:
             network = Prior(tiny.config_of(kind))
         else:

@@ -6,6 +6,7 @@ One safetensors file each, half precision, with the configuration that made it a
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,15 @@ def config_of(kind: str) -> PriorConfig:
     return {"video": VIDEO, "multiview": MULTIVIEW, "cell": CELL}[kind]
 
 
+def first_stage_of(names: Container[str]) -> FirstStageConfig:
+    """Of the autoencoder whose tensors have these names: only folded latents are mixed by a basis."""
+    return AUTOENCODER if "basis" in names else UNFOLDED
+
+
 def load_first_stage(path: Path) -> FirstStage:
     """The tiny autoencoder, frozen."""
     file = read_weights(path, "autoencoder")
-    stage = FirstStage(AUTOENCODER if "basis" in file.state else UNFOLDED)
+    stage = FirstStage(first_stage_of(file.state))
     load_into(stage, file, path)
     return stage.eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ from d2.errors import InputError
 from d2.priors import tiny
 
 FIXED = ("kind", "autoencoder", "init_from", "optimizer.muon", "decoder_steps")  # what a training cannot change
-KEYS = {"kind": "prior.kind", "optimizer.muon": "prior.optimizer", "decoder_steps": "prior.decoder_steps"}
+KEYS = {"kind": "prior.kind", "optimizer.muon": "prior.optimizer", "decoder_steps": "prior.decoder_share"}
 
 
 class Past(NamedTuple):

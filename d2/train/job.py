@@ -174,7 +174,7 @@ def train_command(config: TrainConfig, label: Label) -> int:
         num_scenes=config.num_scenes,
         num_validation_scenes=config.num_validation_scenes,
         batch_size=p.batch_size,
-        decoder_steps=p.decoder_steps,
+        decoder_steps=round(p.decoder_share * p.max_steps),
         edge_weight=p.edge_weight,
         latent_noise=p.latent_noise,
         seed=config.seed,
