@@ -91,7 +91,7 @@ def test_commands_are_understood(
 ) -> None:
     from d2.sample.job import make_rules
 
-    def execute(command: str, composed: Any, overrides: list[str]) -> int:
+    def execute(command: str, composed: Any, overrides: list[str], *, swept: bool = False) -> int:
         if command == "sample":
             make_rules(composed.config)
         return 0
