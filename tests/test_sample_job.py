@@ -368,7 +368,7 @@ def test_variants_are_compared_under_the_same_conditions(d2_sample: Run, tmp_pat
     [
         (["+variants={a:['scenes.count=3']}"], "variants.a: changes scenes, which all variants share"),
         (["+variants={a:['seed=3']}"], "variants.a: changes seed"),
-        (["+variants={a:['weights=nosuch']}"], "weights/nosuch"),
+        (["+variants={a:['weights=nosuch']}"], "weights=nosuch: no such choice"),
         (["+variants={a:[]}", "compare_to=b"], "compare_to=b: choose one of the variants, a"),
         (["+variants={a:[]}", "metrics=[]"], "metrics=[]: a study compares figures"),
         (["variants=[a,b]"], "variants"),
