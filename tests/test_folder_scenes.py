@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2.data.folder import list_clips, read_clip, scene_name
+from d2.data.folder import list_clips, parts, read_clip, scene_name
 from d2.data.media import FAINT
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -387,3 +387,9 @@ def test_numbers_out_of_range(tmp_path: Path) -> None:
     refused(lambda: read_clip(folder, num_frames=2, start=-1), "frames.start=-1", "set frames.start=0")
     refused(lambda: read_clip(folder, num_frames=2, stride=0), "frames.stride=0", "set frames.stride=1")
     refused(lambda: read_clip(folder, num_frames=0), "matrix.num_frames=0", "set matrix.num_frames=1")
+
+
+def test_a_name_near_the_limit_of_the_file_system_has_no_mask_beside_it(tmp_path: Path) -> None:
+    clip = tmp_path / f"{'a' * 246}.png"  # with `_masks` it would be longer than a name may be
+    Image.new("RGB", (8, 8)).save(clip)
+    assert parts(clip) == (clip, None)

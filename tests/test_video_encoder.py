@@ -86,7 +86,7 @@ def job(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def trained(job: TrainJob, *callbacks: L.Callback) -> dict[str, Tensor]:
-    path = train(job, [CSVLogger(job.output_dir, "log")], list(callbacks))
+    path = train(job, lambda _: [CSVLogger(job.output_dir, "log")], list(callbacks))
     return tiny.read_weights(path, "video_encoder").state
 
 

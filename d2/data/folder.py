@@ -123,7 +123,7 @@ def parts(path: Path) -> tuple[Path, Path | None]:
     place = path if path.name not in ("", "..") else path.resolve()
     kinds = ("", place.suffix, *PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
     beside = [place.parent / f"{_stem(place)}{ending}{kind}" for ending in MASK_ENDINGS for kind in kinds]
-    return path, next((mask for mask in beside if mask.exists()), None)
+    return path, next((mask for mask in beside if os.path.exists(mask)), None)
 
 
 def scene_name(path: Path) -> str:
