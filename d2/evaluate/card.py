@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from d2 import __version__
 from d2.metrics.energy import OBJECT_RADIUS
 from d2.metrics.features import Resize
 from d2.metrics.features import card as network_card
@@ -63,8 +64,8 @@ def choices(
 
 def versions() -> dict[str, str]:
     """Of what does the arithmetic."""
-    packages = ("d2", "torch", "torchmetrics", "open_clip_torch", "numpy", "pillow")
-    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+    packages = ("torch", "torchmetrics", "open_clip_torch", "numpy", "pillow")
+    return {"d2": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def key_of(*parts: Any) -> str:
