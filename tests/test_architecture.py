@@ -45,6 +45,7 @@ LAYERS = {
         "d2.terms",
     ),
     "d2.signals": (),
+    "d2.progress": (),
     "d2": ("d2._torchvision",),
     # --- configuration: what a command is told
     "d2.config.recipe": (),
@@ -79,6 +80,7 @@ LAYERS = {
     "d2.recon": (
         "d2.report.asset_page",
         "d2.config.recipe",
+        "d2.progress",
         "d2.files",
         "d2.io",
         "d2.matrix",
@@ -99,7 +101,17 @@ LAYERS = {
     ),
     "d2.recon.world": ("d2.data", "d2.matrix", "d2.recon", "d2.scene"),
     "d2.evaluate": ("d2.config", "d2.data", "d2.files", "d2.io", "d2.metrics", "d2.scene", "d2.trainer"),
-    "d2.train": ("d2.config", "d2.data", "d2.files", "d2.loggers", "d2.nn", "d2.priors", "d2.signals", "d2.trainer"),
+    "d2.train": (
+        "d2.config",
+        "d2.data",
+        "d2.files",
+        "d2.loggers",
+        "d2.nn",
+        "d2.priors",
+        "d2.progress",
+        "d2.signals",
+        "d2.trainer",
+    ),
     "d2.sample": (
         "d2.config",
         "d2.data",
@@ -113,6 +125,7 @@ LAYERS = {
         "d2.pipeline",
         "d2.plan",
         "d2.priors",
+        "d2.progress",
         "d2.report",
         "d2.rules",
         "d2.sampling",
@@ -165,7 +178,7 @@ ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate", "d2.recon")  # of t
 FENCES = {
     "hydra": ("d2.cli", "d2.config.paths", "d2.config.command_line", "d2.config.schema"),
     "omegaconf": ("d2.config.command_line", "d2.config.describe", "d2.config.schema"),
-    "lightning": (*ROOMS, "d2.trainer", "d2.loggers"),
+    "lightning": (*ROOMS, "d2.progress", "d2.trainer", "d2.loggers"),
     "wandb": ("d2.loggers", "d2.report"),
     "lightning.pytorch.loggers": ("d2.loggers",),
     "torch.distributed": ("d2.shard",),

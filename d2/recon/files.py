@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from d2.errors import InputError
-from d2.files import staged, staged_folder, write_tensors
+from d2.files import read_tensors, staged, staged_folder, write_tensors
 from d2.recon import motion as motions
 from d2.recon.gaussians import Gaussians
 from d2.recon.motion import Motion
@@ -38,11 +37,7 @@ def read_scene(path: Path, motion: Motion | None = None) -> tuple[MovingGaussian
 
     ValueError for a file that is not such a scene.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a scene.safetensors of d2 reconstruct") from error
+    tensors, facts = read_tensors(path)
     if facts.get("format") != FORMAT:
         raise InputError(f"{path}: its format is {facts.get('format')!r}, not {FORMAT!r}; reconstruct it again")
     motion = motion or motion_of(json.loads(facts["motion"]), path)

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,6 +25,7 @@ from d2.config.recipe import Recipe
 from d2.errors import InputError
 from d2.files import staged, staged_folder, write_json
 from d2.io import write_png, write_video
+from d2.progress import ProgressBar
 from d2.recon.capture import Capture, held_cells
 from d2.recon.files import motion_named, read_scene, write_ply_sequence, write_scene
 from d2.recon.fit import SceneFit
@@ -64,7 +63,7 @@ def reconstruct(
 ) -> Reconstruction:
     """Fit a scene and write it into `folder`. What is finished there of the same input is read, what was interrupted
     goes on. The same input gives the same scene."""
-    digest = fingerprint(capture, recipe, motion, seed)
+    digest = digest_of(capture, recipe, motion, seed)
     state = folder / f".fit_{digest}.ckpt"
     trainer = L.Trainer(
         accelerator=accelerator,
@@ -101,7 +100,7 @@ def rasterizer(kind: str, device: torch.device) -> Rasterize:
     return rasterize if kind == "torch" or device.type != "cuda" else rasterize_gsplat
 
 
-def fingerprint(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> str:
+def digest_of(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> str:
     """A hash of all that a fit depends on."""
     asked = vars(recipe) | {"motion": motion_named(motion), "seed": seed}
     asked.pop("save_every_seconds")
@@ -194,13 +193,12 @@ class KeepState(Callback):
             self.last = time.monotonic()
 
 
-class FitProgress(Callback):
+class FitProgress(ProgressBar):
     """A bar with the PSNR of the step's pictures and the time left; a line where there is no terminal."""
 
     def __init__(self, name: str, max_steps: int):
-        self.console, self.name = Console(stderr=True), name
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self.progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        super().__init__()
+        self.name = name
         self.task = self.progress.add_task(f"reconstructing {name}", total=max_steps)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -213,14 +211,3 @@ class FitProgress(Callback):
         psnr = trainer.callback_metrics.get("train/psnr")
         said = "" if psnr is None else f" {float(psnr):.1f} dB"
         self.progress.update(self.task, completed=trainer.global_step, description=f"{self.name}{said}")
-
-    def on_train_end(self, *_: Any) -> None:
-        self.stop()
-
-    def on_exception(self, *_: Any) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Give the terminal its cursor back."""
-        if self.progress.live.is_started:
-            self.progress.stop()

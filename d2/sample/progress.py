@@ -5,24 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from d2.progress import ProgressBar
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import State
 from d2.scene import Scene
 
 
-class SamplerProgress(L.Callback):
+class SamplerProgress(ProgressBar):
     """A progress bar with the scene, the step, its sigma and the time left; plain lines where there is no terminal."""
 
     def __init__(self, num_scenes: int, evaluations: int):
-        self.console = Console(stderr=True)
+        super().__init__()
         self.num_scenes = num_scenes
         self.scene = ""
-        text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=self.console)
         self.task = self.progress.add_task("sampling", total=num_scenes * evaluations)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,11 +41,3 @@ class SamplerProgress(L.Callback):
         self.stop()
         assert isinstance(pl_module, MatrixSampler)
         pl_module.listeners.remove(self.advance)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Give the terminal its cursor back."""
-        if self.progress.live.is_started:
-            self.progress.stop()

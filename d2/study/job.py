@@ -32,7 +32,7 @@ from d2.metrics.intervals import by_scene
 from d2.metrics.metric import METRIC_NAMES
 from d2.plan.planning import planned
 from d2.plan.rehearsal import steps_by_kind
-from d2.sample.earlier import BEGUN, claim
+from d2.sample.earlier import BEGUN, claim, end
 from d2.sample.job import SEED_STRIDE, load_scenes, make_rules, make_settings, predict, with_facts
 from d2.sample.matrix_sampler import BASELINES, MatrixSampler
 from d2.scene import Scene
@@ -94,8 +94,7 @@ def study(config: SampleConfig, compose: Compose, name: str, label: Label) -> in
         todo = {scene.name for scene in left}
         earlier = scene_figures(run.folder, [scene.name for scene in scenes if scene.name not in todo])
         predict(run.config, module, left, run.folder, run.text, run.label, run.variant, earlier)
-        if rank_zero_only.rank == 0:
-            (run.folder / BEGUN).unlink()
+        end(run.folder)
     if rank_zero_only.rank == 0:
         shutil.rmtree(folder / REFERENCES, ignore_errors=True)
         write_summary(folder, study_figures(folder, [run.folder for run in runs]), config.compare_to)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from d2 import signals
 from d2.priors import tiny
+from d2.progress import ProgressBar
 from d2.train.encoder_trainer import EncoderTrainer
 from d2.train.prior_trainer import Trained
 
@@ -57,14 +56,12 @@ class WeightsWriter(L.Callback):
         tiny.save_weights(self.path, self.kind, network, meta)
 
 
-class TrainingProgress(L.Callback):
+class TrainingProgress(ProgressBar):
     """A bar of steps with the loss and the time left; where there is no terminal, a line at every validation."""
 
     def __init__(self, name: str, max_steps: int):
-        self.name, self.max_steps, self.console = name, max_steps, Console(stderr=True)
-        text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=self.console)
+        super().__init__()
+        self.name, self.max_steps = name, max_steps
         self.first, self.began = 0, time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,14 +86,3 @@ class TrainingProgress(L.Callback):
         self.console.print(
             f"{self.name}: step {done} of {self.max_steps}, {left}; {figures}", highlight=False, soft_wrap=True
         )
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Give the terminal its cursor back."""
-        if self.progress.live.is_started:
-            self.progress.stop()
