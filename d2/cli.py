@@ -37,15 +37,14 @@ CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    signals.install()
+    signals.install(loading=True)
     logging.getLogger("d2._torchvision").setLevel(logging.ERROR)  # what a command says on stderr is its own
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
     except signals.Stopped as stopped:
-        child = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning kills all processes when one exits with a code
-        if not child:
-            print(f"d2: {stopped}", file=sys.stderr)
-        signals.leave(0 if child else stopped.exit_code)
+        signals.announce(stopped)
+        # Lightning kills all processes when one exits with a code
+        signals.leave(0 if signals.is_child() else stopped.exit_code)
     sys.exit(code)
 
 
@@ -125,6 +124,7 @@ def checkpoints(arguments: list[str]) -> int:
     """What the priors' weights are and where they come from; Hydra has no part in it."""
     from d2.priors.catalog import download, list_checkpoints, verify
 
+    signals.loaded()
     try:
         match arguments:
             case ["list"]:
@@ -285,8 +285,10 @@ def complain(message: str) -> int:
 def quiet() -> None:
     """Lightning's banners and hints tell our users nothing, and what Hydra logs we say ourselves.
 
-    To be called once Lightning has been imported, which sets its own levels.
+    To be called once Lightning has been imported, which sets its own levels: the last of the libraries that are loaded
+    before a command's work.
     """
+    signals.loaded()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)

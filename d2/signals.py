@@ -1,7 +1,9 @@
 """SIGINT and SIGTERM end any command, with 130 and 143, within seconds: the one place that handles them.
 
-A signal raises `Stopped` wherever the program is. Where something has to be whole before it stops, a training step for
-one, `held_back` has it noted instead, until the next place that is a good one.
+While a command loads its libraries, a signal ends it at once: what is raised in the middle of a compiled module's
+import is swallowed there, or aborts the process. From then on it raises `Stopped` wherever the program is. Where
+something has to be whole before it stops, a training step for one, `held_back` has it noted instead, until the next
+place that is a good one.
 """
 
 from __future__ import annotations
@@ -43,13 +45,20 @@ class _State:
     since = 0.0  # seconds, of the monotonic clock
     cut_off: threading.Timer | None = None
     held = 0  # how many `held_back` are open
+    announced = False
+    loading = False
 
 
-def install() -> None:
-    """Handle SIGINT and SIGTERM in this process, from its main thread."""
-    _State.installed = True
+def install(*, loading: bool = False) -> None:
+    """Handle SIGINT and SIGTERM in this process, from its main thread; `loading` until `loaded` says otherwise."""
+    _State.installed, _State.loading = True, loading
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _receive)
+
+
+def loaded() -> None:
+    """Say that the libraries are there and work begins, which signals unwind in good order."""
+    _State.loading = False
 
 
 def reinstall() -> None:
@@ -59,17 +68,37 @@ def reinstall() -> None:
 
 
 def _receive(signum: int, frame: FrameType | None) -> None:
+    if _State.loading:
+        _cut_off(signum)
     now = time.monotonic()
     if _State.received is not None:
         if now - _State.since > 1:  # asked again, and not by the same Ctrl-C on another way
-            os._exit(128 + signum)
+            _cut_off(signum)
         return
     _State.received, _State.since = signum, now
-    _State.cut_off = threading.Timer(GRACE_SECONDS, os._exit, (128 + signum,))
+    _State.cut_off = threading.Timer(GRACE_SECONDS, _cut_off, (signum,))
     _State.cut_off.daemon = True
     _State.cut_off.start()
     if not _State.held:
         raise Stopped(signum)
+
+
+def _cut_off(signum: int) -> NoReturn:
+    """End the process at once: a library may have swallowed `Stopped`, or a second signal does not want to wait."""
+    announce(Stopped(signum))
+    os._exit(128 + signum)
+
+
+def announce(stopped: Stopped) -> None:
+    """Say on stderr what stopped the command, once; of several processes the first one does."""
+    if not _State.announced and not is_child():
+        os.write(2, f"d2: {stopped}\n".encode())
+    _State.announced = True
+
+
+def is_child() -> bool:
+    """Whether another process of this command started this one."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 def leave(code: int) -> NoReturn:
@@ -82,7 +111,7 @@ def leave(code: int) -> NoReturn:
 
 def forget() -> None:
     """Know of no signal, and put handlers nowhere again: for a process that goes on after `Stopped`."""
-    _State.installed, _State.received = False, None
+    _State.installed, _State.received, _State.announced = False, None, False
     if _State.cut_off is not None:
         _State.cut_off.cancel()
 

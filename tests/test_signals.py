@@ -45,6 +45,21 @@ def test_a_signal_waits_for_what_has_to_be_whole(handled: None) -> None:
     assert seen == ["whole"] and stopped.value.exit_code == 130
 
 
+def test_a_stop_that_a_library_swallows_is_cut_off_and_said() -> None:
+    code = """if True:
+        import signal, time
+        from d2 import signals
+        signals.GRACE_SECONDS = 0.2
+        signals.install()
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            time.sleep(30)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (143, "d2: stopped by SIGTERM\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "sign", "signum"),
@@ -52,12 +67,12 @@ def test_a_signal_waits_for_what_has_to_be_whole(handled: None) -> None:
         (["sample", *LONG], "sampling ", signal.SIGTERM),
         (["sample", "-m", *LONG, "seed=0,1"], "sampling ", signal.SIGINT),
         (["sample", *LONG, "variants={a:[],b:[weights=video]}"], "sampling ", signal.SIGTERM),
-        (["sample", *LONG], "", signal.SIGTERM),  # while it imports
+        *((["sample", *LONG], after, signal.SIGTERM) for after in (0.5, 0.7, 1.0)),  # seconds, while it imports
     ],
-    ids=["sampling", "sweep", "study", "start-up"],
+    ids=["sampling", "sweep", "study", *(f"start-up-{after}" for after in (0.5, 0.7, 1.0))],
 )
 def test_a_command_ends_with_the_signals_code(
-    line: list[str], sign: str, signum: int, tiny_weights: list[str], tmp_path: Path
+    line: list[str], sign: str | float, signum: int, tiny_weights: list[str], tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "d2", *line, *tiny_weights],
@@ -68,11 +83,11 @@ def test_a_command_ends_with_the_signals_code(
         cwd=tmp_path,
     )
     assert process.stderr is not None
-    if sign:
+    if isinstance(sign, str):
         assert any(sign in line for line in process.stderr)  # reads up to there
         time.sleep(1)
     else:
-        time.sleep(0.5)
+        time.sleep(sign)
     asked = time.monotonic()
     process.send_signal(signum)
     _, said = process.communicate(timeout=60)
