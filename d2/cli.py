@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from d2 import __version__, signals
 from d2.config import help as pages
 from d2.config.names import did_you_mean
-from d2.errors import InputError
+from d2.errors import InputError, say
 from d2.files import asset
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
 
 def complain(message: str) -> int:
     """One line on stderr; the exit code of a mistake that the user can mend."""
-    print(f"d2: {' '.join(message.split())}", file=sys.stderr)
+    say(f"d2: {' '.join(message.split())}")
     return 2
 
 

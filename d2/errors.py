@@ -1,4 +1,8 @@
-"""The one exception that is meant for whoever runs d2, and not for whoever writes it."""
+"""What is meant for whoever runs d2, and not for whoever writes it: one exception, and lines on stderr."""
+
+from __future__ import annotations
+
+import sys
 
 
 class InputError(ValueError):
@@ -6,3 +10,9 @@ class InputError(ValueError):
 
     The command prints it and exits with 2; any other exception is a bug of ours, and keeps its traceback.
     """
+
+
+def say(line: str) -> None:
+    """Write a line to stderr by one call, so that lines of several processes do not run into each other."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

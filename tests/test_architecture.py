@@ -332,3 +332,9 @@ def test_what_users_can_mend_is_said_by_an_input_error() -> None:
     """The command prints no other ValueError; networks, which could be lifted out of the house, know none of ours."""
     files = [path for path in (ROOT / "d2").rglob("*.py") if "nn" not in path.parts]
     assert not [path.name for path in files if "raise ValueError(" in path.read_text(encoding="utf-8")]
+
+
+def test_lines_on_stderr_are_written_whole() -> None:
+    """A `print` to stderr may be two writes, between which another process writes its own."""
+    found = [str(path) for path in (ROOT / "d2").rglob("*.py") if "file=sys.stderr" in path.read_text()]
+    assert found == []

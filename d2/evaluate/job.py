@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2.config.schema import EvaluateConfig
-from d2.errors import InputError
+from d2.errors import InputError, say
 from d2.evaluate import card
 from d2.evaluate.folders import (
     Candidate,
@@ -74,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> int:
     if rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in failures:
-        print(f"d2: left out: {line}", file=sys.stderr)
+        say(f"d2: left out: {line}")
     folder = Path(config.output_dir)
     if not kept:
         _leave_nothing(folder)
@@ -134,7 +133,7 @@ class Evaluator(L.LightningModule):
         path = self.folder / "objects" / f"{each.name}.json"
         if isinstance(read_kept(self.folder, each.name, key), Measured):
             return
-        print(f"evaluating {each.name} ({batch + 1} of {len(self.objects)})", file=sys.stderr)
+        say(f"evaluating {each.name} ({batch + 1} of {len(self.objects)})")
         try:
             result = measured(each, self.suite, self.config, self.device)
         except ValueError as error:  # of this object's files; the others are evaluated all the same

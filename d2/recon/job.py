@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from d2.config.binding import bind
 from d2.config.names import Label
 from d2.config.recipe import Recipe
 from d2.config.schema import ReconstructConfig, SampleConfig
-from d2.errors import InputError
+from d2.errors import InputError, say
 from d2.files import csv_text, ensure_writable, write_text
 from d2.io import read_matrix
 from d2.loggers import finish_loggers, log_figures, log_videos, start_loggers
@@ -75,7 +74,7 @@ def reconstruct_command(config: ReconstructConfig, label: Label) -> int:
     write_text(folder / "results.csv", csv_text(rows))
     finish_loggers(loggers)
     for line in failures:
-        print(f"d2: left out: {line}", file=sys.stderr)
+        say(f"d2: left out: {line}")
     return 3 if failures else 0
 
 
@@ -107,7 +106,7 @@ def after_sampling(config: SampleConfig) -> None:
         except InputError as error:
             if config.reconstruct is True:
                 raise
-            print(f"d2: no asset of {source.label}: {error}", file=sys.stderr)
+            say(f"d2: no asset of {source.label}: {error}")
 
 
 def motion_of(recipe: Recipe) -> Motion:

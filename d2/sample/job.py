@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from d2.data import world4d
 from d2.data.folder import list_clips, read_clip
 from d2.data.matting import cut_out, open_model
 from d2.data.preprocess import preprocess_clip
-from d2.errors import InputError
+from d2.errors import InputError, say
 from d2.evaluate.networks import sample_suite
 from d2.files import ensure_writable
 from d2.loggers import start_loggers
@@ -88,7 +87,7 @@ def sample(config: SampleConfig, text: str, label: Label, variant: str) -> int:
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in found.failures:
-        print(f"d2: left out: {line}", file=sys.stderr)
+        say(f"d2: left out: {line}")
     return 3
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import re
 import shutil
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from d2.config.names import Label
 from d2.config.schema import SampleConfig
 from d2.config.tiers import check_tier, facts_of, load_priors, sizes
 from d2.data.folder import list_clips
-from d2.errors import InputError
+from d2.errors import InputError, say
 from d2.evaluate.networks import sample_suite
 from d2.files import write_text
 from d2.matrix import camera_ring
@@ -202,7 +201,7 @@ def was_finished(config: SampleConfig, text: str, name: str) -> bool:
         c = config.scenes
         asked = c.count if c.path is None else len(list_clips(Path(c.path))[c.first :][: c.count])
         if len(list(folder.glob("*/matrix.safetensors"))) == asked:
-            print(f"d2: {folder}: finished before, not run again", file=sys.stderr)
+            say(f"d2: {folder}: finished before, not run again")
             rename(folder, name)
             return True
     return False

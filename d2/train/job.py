@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from d2 import signals
 from d2.config.names import Label
 from d2.config.schema import TrainConfig
 from d2.data import world4d
+from d2.errors import say
 from d2.files import asset, ensure_writable, fingerprint, write_array
 from d2.loggers import finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
@@ -124,7 +124,7 @@ def tell_going_on(past: Past, phases: Sequence[dict[str, Any]]) -> None:
     """Say on stderr where a training goes on, and what is different from here on."""
     new = len(phases) > len(past.phases)
     changed = differences(past.phases[-1]["config"], phases[-1]["config"]) if new else []
-    print(f"d2: going on at step {past.step}{''.join(f', {change}' for change in changed)}", file=sys.stderr)
+    say(f"d2: going on at step {past.step}{''.join(f', {change}' for change in changed)}")
 
 
 def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
