@@ -21,6 +21,7 @@ LAYERS = {
     "d2.files": (),
     "d2.nn": (),
     "d2.noise": (),
+    "d2.cameras": (),
     "d2.matrix": (),
     "d2.scene": ("d2.matrix",),
     "d2.io": ("d2.files", "d2.matrix", "d2.scene"),
@@ -34,6 +35,7 @@ LAYERS = {
     "d2.metrics.features": ("d2.files", "d2.metrics", "d2.nn"),
     "d2.report": ("d2.files", "d2.metrics.figures", "d2.metrics.intervals", "d2.metrics.table"),
     "d2.terms": ("d2.matrix", "d2.noise", "d2.priors", "d2.sampling"),
+    "d2.views": ("d2.cameras", "d2.matrix", "d2.priors", "d2.sampling"),
     "d2.pipeline": (
         "d2.matrix",
         "d2.noise",
@@ -190,7 +192,10 @@ FENCES = {
     "gsplat": ("d2.recon.rasterize",),
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
-PURE = ("d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms", "d2.pipeline", "d2.nn")
+PURE = (
+    *("d2.cameras", "d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms"),
+    *("d2.views", "d2.pipeline", "d2.nn"),
+)
 IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
 ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}
 

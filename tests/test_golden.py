@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,23 @@ CHECKS = {  # kind -> module and function, imported when needed
     "stage1": "golden.pipeline:check_stage1",
     "pipeline": "golden.pipeline:check_pipeline",
 }
+CAMERA_CHECKS = {  # of a folder with Stable Virtual Camera's numbers
+    "unet": "golden.camera:check_unet",
+    "unet_b_trace": "golden.camera:check_trace",
+    "sigmas": "golden.camera:check_sigmas",
+    "step_noise": "golden.camera:check_step_noise",
+    "denoiser": "golden.camera:check_denoiser",
+    "cameras": "golden.camera:check_cameras",
+    "guiders": "golden.camera:check_guiders",
+    "trajectories": "golden.camera:check_trajectories",
+    "scene_normalisation": "golden.camera:check_scene_normalisation",
+    "image_tower": "golden.camera:check_image_tower",
+    "preprocess": "golden.camera:check_preprocess",
+    "chunking": "golden.camera:check_chunking",
+    "loop": "golden.camera:check_loop",
+    "pipeline": "golden.camera:check_pipeline",
+    "tiny_seva": "golden.camera:check_engine",
+}
 KIND_TEXTS = {  # how the `kind` of a file begins, for files whose name says nothing
     "EDMDiscretization": "sigmas",
     "ScaleScheduler": "scale_schedule",
@@ -69,9 +87,14 @@ def stems() -> list[str]:
     return [stem for stem, meta in metas.items() if "kind" in meta or "keys" not in meta]
 
 
-def kind_of(stem: str, text: str) -> str | None:
+def checks_of(folder: Path) -> dict[str, str]:
+    """The checks of a folder's files: names of kinds mean another thing beside a network of any cameras."""
+    return CAMERA_CHECKS if any(folder.glob("tiny_seva*")) else CHECKS
+
+
+def kind_of(stem: str, text: str, checks: dict[str, str] = CHECKS) -> str | None:
     """The kind whose name the stem begins with (the longest such), else the one that its text begins like."""
-    named = [kind for kind in CHECKS if stem == kind or stem.startswith(f"{kind}_")]
+    named = [kind for kind in checks if stem == kind or stem.startswith(f"{kind}_")]
     told = [kind for beginning, kind in KIND_TEXTS.items() if text.startswith(beginning)]
     return max(named, key=len) if named else (told[0] if told else None)
 
@@ -82,9 +105,10 @@ def test_golden(stem: str) -> None:
 
 
 def check(case: Case) -> None:
-    kind = kind_of(case.stem, case.meta.get("kind", ""))
+    checks = checks_of(case.folder)
+    kind = kind_of(case.stem, case.meta.get("kind", ""), checks)
     assert kind is not None, f"{case.stem}: unknown kind {case.meta.get('kind')!r}; give it a check"
-    module, function = CHECKS[kind].split(":")
+    module, function = checks[kind].split(":")
     with torch.no_grad():
         getattr(importlib.import_module(module), function)(case)
     ignored = list(case.meta.unread())
