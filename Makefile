@@ -1,4 +1,4 @@
-# make install | demo | test | docs | constraints | clean
+# make install | demo | priors | test | docs | constraints | clean
 #
 # Needs python3 (3.11 or newer) with venv, nothing else. The environment is .venv; it is made by whichever target comes
 # first, and brought up to date when pyproject.toml or the constraints have changed.
@@ -11,7 +11,7 @@ CONSTRAINTS ?= constraints.txt
 RUN := OMP_NUM_THREADS=1 .venv/bin/python
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
 
-.PHONY: install demo test docs constraints clean
+.PHONY: install demo priors test docs constraints clean
 
 install: .venv/.installed
 
@@ -29,6 +29,18 @@ install: .venv/.installed
 .venv/.installed: .venv/.sampling
 	$(PIP) '.[dev]'
 	@touch $@
+
+# the tiny tier's weights from nothing, hours of a CPU: run it again and it goes on. MINUTES is the
+# limit of each prior in one run; with an accelerator, as in
+#   make priors MINUTES=60 TRAIN='precision=bf16 prior.batch_size=256'
+MINUTES ?= 240
+TRAIN ?=
+priors: .venv/.sampling
+	.venv/bin/python -m d2 train prior=tiny_autoencoder
+	for prior in multiview video; do \
+	  .venv/bin/python -m d2 train prior=tiny_$$prior max_minutes=$(MINUTES) $(TRAIN) \
+	    autoencoder=outputs/tiny_autoencoder/tiny_autoencoder.safetensors || exit $$?; \
+	done
 
 demo: .venv/.sampling
 	.venv/bin/python -m d2 sample

@@ -377,6 +377,29 @@ def test_what_cannot_change_on_going_on_is_refused(changes: dict[str, Any], says
         quietly(job(**changes))
 
 
+def test_a_time_limit_cuts_a_training_and_changes_nothing_else(
+    job: MakeJob, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = quietly(job(output_dir=tmp_path / "whole"))
+    for steps in (1, 2, 3, 4):
+        said = f"d2: stopped at step {steps} of 4; the same command goes on"
+        cut = quietly(job(max_minutes=1e-9))
+        assert (said in capfd.readouterr().err) == (steps < 4)
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert len(header(tmp_path / "out" / "tiny_video.safetensors")["phases"]) == 1
+
+
+def test_priors_wait_for_latents_that_will_not_change(job: MakeJob, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(max_steps=4, warmup_steps=1, decay_steps=1)
+    own = job("autoencoder", optimizer=optimizer, decoder_steps=2, max_minutes=1e-9)
+    weights = tmp_path / "out" / "tiny_autoencoder.safetensors"
+    quietly(own)
+    with pytest.raises(ValueError, match="stopped at step 1, and its latents settle at 2"):
+        build_prior(job("video", autoencoder=weights))
+    quietly(own)
+    build_prior(job("video", autoencoder=weights))
+
+
 def test_weights_are_not_replaced_by_those_of_fewer_steps(job: MakeJob, tmp_path: Path) -> None:
     quietly(job())
     weights = tmp_path / "out" / "tiny_video.safetensors"

@@ -188,6 +188,7 @@ class TrainConfig:
     precision: str = "fp32"  # fp32 | bf16: of the products of a training step; weights and losses stay in fp32
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0  # checkpoints to go on from
+    max_minutes: float | None = None  # of a call; the same command goes on; null: until max_steps
     prior: TrainPriorConfig = field(default_factory=TrainPriorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,27 @@ from d2.train.prior_trainer import Trained
 
 
 class Checkpoints(L.Callback):
-    """Saves what a training goes on from: before validation, every few minutes, at its end, and when a signal stops it.
+    """Saves what a training goes on from: before validation, every few minutes, at its end, at its
+    time limit, and when a signal stops it.
 
     A step is never cut in two: signals wait until it is over (`signals.held_back`).
     """
 
-    def __init__(self, path: Path, every_minutes: float):
+    def __init__(self, path: Path, every_minutes: float, max_minutes: float | None):
         self.path, self.every_seconds, self.saved = path, 60 * every_minutes, time.monotonic()
+        self.ends = math.inf if max_minutes is None else self.saved + 60 * max_minutes
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         stopped = signals.received() is not None
-        overdue = time.monotonic() - self.saved > self.every_seconds
+        now = time.monotonic()
+        overdue, ended = now - self.saved > self.every_seconds, now > self.ends
         if trainer.world_size > 1:  # all ranks save, and stop, at the same step
-            stopped, overdue = (trainer.strategy.reduce_boolean_decision(of, all=False) for of in (stopped, overdue))
+            stopped, overdue, ended = (
+                trainer.strategy.reduce_boolean_decision(of, all=False) for of in (stopped, overdue, ended)
+            )
+        trainer.should_stop = trainer.should_stop or ended
         due = trainer.global_step % trainer.val_check_batch == 0  # type: ignore[operator]
-        if stopped or overdue or due or trainer.global_step == trainer.max_steps:
+        if stopped or overdue or ended or due or trainer.global_step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
             self.saved = time.monotonic()
         if stopped:

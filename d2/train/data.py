@@ -27,6 +27,7 @@ from d2.data import world4d
 from d2.files import write_array, write_text
 
 Kind = Literal["orbits", "clips", "pairs"]
+CPU = torch.device("cpu")
 SHARD = 256  # scenes rendered, and recorded as done, at a time
 
 
@@ -40,17 +41,26 @@ class ViewSet(NamedTuple):
     folder: Path
 
 
-def render_shard(shard: int, *, folder: Path, kind: Kind, split: world4d.Split, num_scenes: int) -> int:
+def render_shard(
+    shard: int,
+    *,
+    folder: Path,
+    kind: Kind,
+    split: world4d.Split,
+    num_scenes: int,
+    device: torch.device = CPU,
+) -> int:
     """Render one shard into the open files of `folder`."""
     files = open_files(folder, "r+")
     indices = range(shard * SHARD, min((shard + 1) * SHARD, num_scenes))
     span = slice(indices.start, indices.stop)
     if kind == "pairs":
-        views, frame = world4d.pairs(split, list(indices))
+        views, frame = world4d.pairs(split, list(indices), device=device)
         files.frame[span] = frame.numpy()
     else:
-        views = (world4d.static_orbits if kind == "orbits" else world4d.clips)(split, list(indices))
-    files.pixels[span] = (views.pixels * 255).round().to(torch.uint8).numpy()
+        draw = world4d.static_orbits if kind == "orbits" else world4d.clips
+        views = draw(split, list(indices), device=device)
+    files.pixels[span] = (views.pixels * 255).round().to(torch.uint8).cpu().numpy()
     files.elevation_rad[span] = views.elevation_rad.numpy()
     files.azimuth_rad[span] = views.azimuth_rad.numpy()
     return shard
@@ -67,9 +77,19 @@ def open_files(folder: Path, mode: Literal["r", "r+"]) -> ViewSet:
 
 
 def rendered(
-    cache: Path, kind: Kind, split: world4d.Split, num_scenes: int, *, length: int = 8, size: int = 64
+    cache: Path,
+    kind: Kind,
+    split: world4d.Split,
+    num_scenes: int,
+    *,
+    length: int = 8,
+    size: int = 64,
+    device: torch.device = CPU,
 ) -> ViewSet:
-    """The first `num_scenes` scenes of a split, rendered on every core once; an interrupted rendering goes on."""
+    """The first `num_scenes` scenes of a split, rendered once; an interrupted rendering goes on.
+
+    Every core renders, or the accelerator does.
+    """
     folder = cache / f"world4d-{world4d.WORLD_VERSION}" / f"{split}_{kind}_{num_scenes}"
     if not (folder / "done.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +105,11 @@ def rendered(
             write_text(progress, "[]")
         done = set(json.loads(progress.read_text()))
         todo = [s for s in range(-(-num_scenes // SHARD)) if s not in done]
-        work = partial(render_shard, folder=folder, kind=kind, split=split, num_scenes=num_scenes)
+        work = partial(render_shard, folder=folder, kind=kind, split=split, num_scenes=num_scenes, device=device)
         spawn = get_context("spawn")  # one thread a process; a single shard is not worth another process
         with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
-            for shard in pool.map(work, todo) if len(todo) > 1 else map(work, todo):
+            here = len(todo) == 1 or device != CPU
+            for shard in map(work, todo) if here else pool.map(work, todo):
                 done.add(shard)
                 write_text(progress, json.dumps(sorted(done)))
         progress.rename(folder / "done.json")
@@ -96,14 +117,14 @@ def rendered(
 
 
 @torch.no_grad()
-def encoded(views: ViewSet, first_stage: nn.Module, name: str, *, device: str = "cpu") -> np.ndarray:
-    """Latents of every picture, float16, n t c h w, computed once for the first stage called `name`."""
+def encoded(views: ViewSet, first_stage: nn.Module, name: str, *, device: torch.device = CPU) -> np.ndarray:
+    """Latents of every picture, float16, n t c h w, made once for the first stage called `name`."""
     path = views.folder / f"latents_{name}.npy"
     if not path.exists():
-        chunks = []
+        chunks, stage = [], first_stage.to(device)
         for start in range(0, len(views.pixels), 64):
             images = to_images(torch.from_numpy(views.pixels[start : start + 64].copy()).to(device))
-            latents = first_stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            latents = stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
             chunks.append(latents.half().cpu().numpy())
         write_array(path, np.concatenate(chunks))
     return np.load(path, mmap_mode="r")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from d2 import signals
 from d2.config.names import Label
 from d2.config.schema import TrainConfig
 from d2.data import world4d
-from d2.errors import say
+from d2.errors import InputError, say
 from d2.files import asset, ensure_writable, fingerprint, write_array
 from d2.loggers import finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
@@ -59,10 +60,17 @@ class TrainJob:
     latent_noise: float = 0.0
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0
+    max_minutes: float | None = None  # of this call
     accelerator: str = "auto"
     devices: Any = 1  # each with batches of its own
     strategy: str = "auto"
     precision: Any = "32-true"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the world is rendered and encoded."""
+        cuda = self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+        return torch.device("cuda" if cuda else "cpu")
 
     @property
     def starts_from(self) -> Kind:
@@ -84,6 +92,7 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     past = read_past(last)
     refuse_fewer_steps(weights, job.kind, past)
     config = _plain(dataclasses.asdict(job))
+    del config["max_minutes"]  # how a training is cut into calls is no part of it
     started = None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
     phases = next_phases(past, config, started)
     builders = {"autoencoder": build_autoencoder, "video_encoder": build_video_encoder}
@@ -93,7 +102,7 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
         job,
         loggers(past.step if past else 0),
         [
-            Checkpoints(last, job.save_every_minutes),
+            Checkpoints(last, job.save_every_minutes, job.max_minutes),
             WeightsWriter(weights, job.kind, weights_meta(module, config)),
             TrainingProgress(weights.stem, job.optimizer.max_steps),
             *callbacks,
@@ -108,6 +117,9 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     if isinstance(module, EncoderTrainer):
         module.whiten(data.train)
     trainer.validate(module, data, verbose=False)
+    if trainer.global_step < job.optimizer.max_steps:
+        steps = f"step {trainer.global_step} of {job.optimizer.max_steps}"
+        say(f"d2: stopped at {steps}; the same command goes on")
     finish_loggers(trainer.loggers)
     return weights
 
@@ -181,6 +193,7 @@ def train_command(config: TrainConfig, label: Label) -> int:
         init_from=Path(config.init_from) if config.init_from else None,
         validate_every=config.validate_every,
         save_every_minutes=config.save_every_minutes,
+        max_minutes=config.max_minutes,
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
@@ -203,8 +216,9 @@ def build_autoencoder(job: TrainJob) -> tuple[AutoencoderTrainer, WorldData]:
     stage = FirstStage(tiny.AUTOENCODER)
     _warm_start(stage, job)
     ensure_writable(job.output_dir)
-    sets = [rendered(job.cache_dir, kind, "train", job.num_scenes) for kind in ("orbits", "clips")]
-    held = rendered(job.cache_dir, "clips", "validation", job.num_validation_scenes)
+    render = partial(rendered, job.cache_dir, device=job.device)
+    sets = [render(kind, "train", job.num_scenes) for kind in ("orbits", "clips")]
+    held = render("clips", "validation", job.num_validation_scenes)
     return AutoencoderTrainer(
         stage,
         job.optimizer,
@@ -220,10 +234,8 @@ def build_video_encoder(job: TrainJob) -> tuple[EncoderTrainer, WorldData]:
     _warm_start(encoder, job)
     ensure_writable(job.output_dir)
     sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
-    train, held = (
-        Videos(rendered(job.cache_dir, "orbits", split, n), rendered(job.cache_dir, "clips", split, n), split)
-        for split, n in sizes.items()
-    )
+    render = partial(rendered, job.cache_dir, device=job.device)
+    train, held = (Videos(render("orbits", split, n), render("clips", split, n), split) for split, n in sizes.items())
     module = EncoderTrainer(Reader(encoder), job.optimizer)
     return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
@@ -234,6 +246,7 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     Cells train on pairs, which are 4D data: a ceiling for the unary terms of priors that never saw any.
     """
     assert job.kind in ("video", "multiview", "cell")
+    refuse_unsettled(job.autoencoder)
     stage = tiny.load_first_stage(job.autoencoder)
     prior = Prior(tiny.config_of(job.kind))
     _warm_start(prior, job)
@@ -242,12 +255,27 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     parts: list[Sequences] = []
     sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
     for split, count in sizes.items():
-        views = rendered(job.cache_dir, VIEWS[job.kind], split, count)
-        latents = encoded(views, stage, name)
+        views = rendered(job.cache_dir, VIEWS[job.kind], split, count, device=job.device)
+        latents = encoded(views, stage, name, device=job.device)
         motion = motion_of(views) if job.kind == "video" else torch.zeros(count)
         parts.append(Sequences(views, latents, motion, -1 if job.kind == "multiview" else 0))
     module = PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss)
     return module, WorldData(*parts, batch_size=job.batch_size, seed=job.seed)
+
+
+def refuse_unsettled(autoencoder: Path) -> None:
+    """Raise an InputError where latents will change yet: the training stopped before they settled."""
+    meta = tiny.read_weights(autoencoder, "autoencoder").meta
+    training = meta.get("config", {})
+    decoder_steps = training.get("decoder_steps", 0)
+    if not decoder_steps:
+        return
+    settled = training["optimizer"]["max_steps"] - decoder_steps
+    if meta["steps"] < settled:
+        raise InputError(
+            f"autoencoder={autoencoder}: its training stopped at step {meta['steps']}, and its latents "
+            f"settle at {settled}; let the `d2 train` of it go on first"
+        )
 
 
 def motion_of(views: ViewSet) -> torch.Tensor:
