@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2 import __version__, signals
+from d2.allocator import keep_freed_memory
 from d2.config import help as pages
 from d2.config.names import did_you_mean
 from d2.errors import InputError, say
@@ -67,6 +68,7 @@ def run(argv: list[str]) -> int:
         return checkpoints(arguments)
     from d2.config import command_line
 
+    keep_freed_memory()
     command_line.start_clock()
     try:
         return run_command(command, arguments)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Package or module -> what of d2 it may import besides itself; the longest name that fits a module counts.
 LAYERS = {
     "d2._torchvision": (),
+    "d2.allocator": (),
     "d2.errors": (),
     "d2.files": (),
     "d2.nn": (),
@@ -151,6 +152,7 @@ LAYERS = {
         "d2.scene",
     ),
     "d2.cli": (
+        "d2.allocator",
         "d2.config",
         "d2.evaluate",
         "d2.files",
