@@ -1,7 +1,7 @@
 """`d2 COMMAND [group=choice] [key=value] [options]`: see `d2 --help`, which config/help.py writes.
 
 Exit codes: 0 done; 2 the user can mend it (one line on stderr, nothing half-written); 3 part of the work failed, the
-rest is there; 1 a bug; 130 and 143 stopped by SIGINT or SIGTERM. Hydra reports its own errors on several lines with
+rest is there; 1 a bug; 130, 143 and 75 stopped by a signal. Hydra reports its own errors on several lines with
 exit code 1, so a configuration is composed under a handler first; only sweeps (-m) then enter Hydra's own main.
 
 What needs PyTorch is imported once the configuration is known to be good.
@@ -271,9 +271,9 @@ def sweep(command: str, overrides: list[str]) -> int:
 def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
     """One point, if it was not finished under this very configuration before."""
     if command == "sample":
-        from d2.study.job import was_finished
+        from d2.study.job import point_was_finished
 
-        if was_finished(composed.config, composed.text, composed.name):
+        if point_was_finished(composed.config, composed.text, composed.name):
             return 0
     return execute(command, composed, overrides, swept=True)
 

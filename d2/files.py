@@ -67,8 +67,7 @@ def staged(path: Path) -> Iterator[Path]:
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to write to, which takes its place at the end; after an error it is as it was."""
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    _settle(folder, partial, old)  # what a killed run left
+    partial, old = settle(folder)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -76,15 +75,20 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(partial, folder)
     finally:
-        _settle(folder, partial, old)
+        settle(folder)
 
 
-def _settle(folder: Path, partial: Path, old: Path) -> None:
-    """Puts `old` back if nothing took its place; then both are gone."""
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
+def settle(folder: Path) -> tuple[Path, Path]:
+    """Clear up what a killed `staged_folder` left; where nothing took the old one's place, the new one does.
+
+    Returns the names that both go by while it works; neither is there.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # the new one was complete
+        os.replace(partial if partial.exists() else old, folder)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(partial, ignore_errors=True)
+    return partial, old
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -101,12 +105,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, the same bytes for the same tensors and metadata."""
     from safetensors.torch import save_file
 
     with staged(path) as partial:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
         )
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Bring the metadata of a safetensors file into order: the library writes them in one of chance."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -161,6 +180,14 @@ def sha256_of(path: Path) -> str:
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(*parts: bytes) -> str:
+    """The first twelve digits of the SHA-256 of all parts, one after another."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()[:12]
 
 
 def fingerprint(path: Path) -> str:

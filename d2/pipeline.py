@@ -17,6 +17,7 @@ from torch import Tensor
 from d2.errors import InputError
 from d2.matrix import Cameras, ImageMatrix, camera_ring, put, take
 from d2.noise import Stream, draw
+from d2.passes import Run, Trace, straight
 from d2.priors.first_stage import FirstStage
 from d2.rules.composition import convex, disagreement, holding, linear
 from d2.rules.frequency import LowPass, low_pass, reinitialised
@@ -84,13 +85,14 @@ def sample_scene(
     orbits: Tensor | None = None,  # a v 3 h w, to share them between variants
     noise: Draw | None = None,  # None: the named streams of the scene's seed
     on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Sampled:
     """Sample the V × F matrix of a scene; of a single picture, `make_clip` makes the clip first."""
     assert scene.truth is None, "a sampler is given scene.observed()"
     cameras, clip = scene.cameras, scene.pixels
     noise = noise or partial(draw, scene.seed)
     if orbits is None:
-        orbits = make_orbits(clip, cameras, scene.seed, priors, rules, settings, noise=noise)
+        orbits = make_orbits(clip, cameras, scene.seed, priors, rules, settings, noise=noise, run=run)
     latent = latent_shape(priors, clip)
     unit = noise("init", (cameras.num_views, len(clip), *latent)).to(clip)
     x = initial_x(unit, settings.sigmas[0])
@@ -100,7 +102,7 @@ def sample_scene(
         x = z[:, None] + settings.sigmas[0] * unit
     known, where = known_cells(clip, orbits, cameras, priors, settings)
     compose = holding(compose=rules.compose, known=known, where=where) if where.any() else rules.compose
-    seen: list[tuple[float, Tensor]] = []
+    trace: Trace = {"sigma": [], "distance": []}
 
     def of_step(step: Step, when: Literal["before", "after"]) -> Tensor:
         stream: Stream = "churn" if when == "before" else "renoise"
@@ -109,13 +111,13 @@ def sample_scene(
     def see(state: State) -> None:
         distance = disagreement(state)
         if distance is not None:
-            seen.append((state.step.sigma, distance.masked_fill(where.to(x.device), torch.nan)))
+            trace["sigma"].append(torch.tensor(state.step.sigma, dtype=torch.float64))
+            trace["distance"].append(distance.masked_fill(where.to(x.device), torch.nan))
         if on_step:
             on_step(state)
 
-    latents = sample_matrix(
-        x,
-        rules.renoise(settings.sigmas),
+    sample = partial(
+        sample_matrix,
         terms=joint_terms(clip, orbits, cameras, noise, priors, settings),
         cameras=cameras,
         weights=rules.weights,
@@ -124,12 +126,18 @@ def sample_scene(
         solver=rules.solver,
         shard=shard_of(settings),
         noise=of_step,
-        on_step=see,
     )
+    latents = run(sample, x, rules.renoise(settings.sigmas), see, trace)
     pixels = decode(latents, priors.first_stage, settings.decode_chunk)
-    sigmas, distances = torch.tensor([s for s, _ in seen], dtype=torch.float64), [d for _, d in seen]
-    apart = Disagreement(sigmas, torch.stack(distances) if seen else torch.zeros(0, *latents.shape[:2]))
+    apart = disagreements(trace, latents)
     return Sampled(ImageMatrix(pixels, cameras, scene.fps, latents), orbits, clip, apart)
+
+
+def disagreements(trace: Trace, latents: Tensor) -> Disagreement:
+    """What a pass noted of each step, as tensors; those of no steps where no step asked both."""
+    if not trace["sigma"]:
+        return Disagreement(torch.zeros(0, dtype=torch.float64), torch.zeros(0, *latents.shape[:2]))
+    return Disagreement(torch.stack(trace["sigma"]), torch.stack(trace["distance"]))
 
 
 def make_orbits(
@@ -142,12 +150,13 @@ def make_orbits(
     *,
     noise: Draw | None = None,
     on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Tensor:
     """The orbits of settings.anchor_frames, under the same noise: a v 3 h w."""
     for anchor in settings.anchor_frames:
         if not 0 <= anchor < len(clip):
             raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(clip) - 1}")
-    make = partial(make_orbit, priors=priors, rules=rules, settings=settings, noise=noise, on_step=on_step)
+    make = partial(make_orbit, priors=priors, rules=rules, settings=settings, noise=noise, on_step=on_step, run=run)
     return torch.stack([make(clip[anchor], cameras, seed) for anchor in settings.anchor_frames])
 
 
@@ -186,13 +195,20 @@ def make_orbit(
     *,
     noise: Draw | None = None,
     on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Tensor:
     """The orbit of one picture by the multi-view prior alone, the picture itself in its own view: v 3 h w."""
     noise, settings = noise or partial(draw, seed), replace(settings, conv_blend=None)  # one column has no neighbours
     shape = (cameras.num_views, 1, *latent_shape(priors, picture[None]))
     term = multiview_term(picture[None], cameras, noise, priors, settings)
     latents = sample_one_axis(
-        lambda k: noise("orbit", shape, step=k).to(picture), term, cameras, rules, settings, on_step=on_step
+        lambda k: noise("orbit", shape, step=k).to(picture),
+        term,
+        cameras,
+        rules,
+        settings,
+        on_step=on_step,
+        run=run,
     )
     pixels = decode(latents, priors.multiview.decoder or priors.first_stage)[:, 0]
     pixels[cameras.input_view] = picture
@@ -209,6 +225,7 @@ def make_clip(
     *,
     noise: Draw | None = None,
     on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Tensor:
     """A clip that starts with a picture, by the video prior alone: f 3 h w."""
     noise = noise or partial(draw, seed)
@@ -218,7 +235,13 @@ def make_clip(
     whole = replace(settings, motion_bucket_id=motion, anchor_frames=(0,))
     term = video_term(picture[None, None], still, noise, priors, whole)
     latents = sample_one_axis(
-        lambda k: noise("clip", shape, step=k).to(picture), term, camera_ring(1), rules, settings, on_step=on_step
+        lambda k: noise("clip", shape, step=k).to(picture),
+        term,
+        camera_ring(1),
+        rules,
+        settings,
+        on_step=on_step,
+        run=run,
     )
     pixels = decode(latents, priors.first_stage, settings.decode_chunk)[0]
     if settings.keep_picture:
@@ -234,28 +257,28 @@ def sample_one_axis(
     settings: Settings,
     *,
     on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Tensor:
     """Plain sampling with one prior, in 1 + settings.reinit passes: latents v f c h w."""
+    first = noise(0)
+    rule = partial(
+        sample_matrix,
+        terms=[term],
+        cameras=cameras,
+        weights=lambda *step: {term.name: alone(*step, term=term.name)[term.name]},
+        guidance=lambda *step: {term.name: rules.guidance(*step)[term.name]},
+        compose=linear(coefficients=convex),
+        solver=rules.solver,
+        shard=shard_of(settings),
+        noise=lambda step, when: torch.zeros_like(first),
+    )
 
     def sample(x: Tensor) -> Tensor:
-        return sample_matrix(
-            initial_x(x, settings.sigmas[0]),
-            once(settings.sigmas),
-            terms=[term],
-            cameras=cameras,
-            weights=lambda *step: {term.name: alone(*step, term=term.name)[term.name]},
-            guidance=lambda *step: {term.name: rules.guidance(*step)[term.name]},
-            compose=linear(coefficients=convex),
-            solver=rules.solver,
-            shard=shard_of(settings),
-            noise=lambda step, when: torch.zeros_like(x),
-            on_step=on_step,
-        )
+        return run(rule, initial_x(x, settings.sigmas[0]), once(settings.sigmas), on_step, {})
 
     def sequence(x: Tensor) -> Tensor:
         return rearrange(x, "v f c h w -> c (v f) h w")
 
-    first = noise(0)
     latents = sample(first)
     for k in range(settings.reinit):
         of_pass = [sequence(x) for x in (latents, first, noise(k + 1))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch import Tensor
 from d2.matrix import put, take
 from d2.sampling import Prediction, Shard, Term, sequences_needed
 
+T = TypeVar("T")
 _BY_ITSELF: ContextVar[bool] = ContextVar("_BY_ITSELF", default=False)
 
 
@@ -53,14 +54,19 @@ def spread(work: Callable[[Tensor], Tensor], count: int) -> Tensor:
     return gather(padded, count, rank, world)
 
 
-def gather_objects(own: Any) -> list[Any]:
-    """Every rank's object, in the order of ranks, on every rank."""
-    _, world = place()
-    if world == 1:
-        return [own]
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, own)
-    return parts
+def meet() -> None:
+    """Go on once every rank is here."""
+    if place()[1] > 1:
+        dist.barrier()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, on every process: for what depends on files, so that all decide alike."""
+    rank, world = place()
+    made: list[Any] = [make() if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(made, src=0)
+    return made[0]
 
 
 def place() -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM end any command, with 130 and 143, within seconds: the one place that handles them.
+"""SIGINT, SIGTERM and SIGUSR1 end any command within seconds: the one place that handles them.
+
+The codes are 130, 143 and 75. SLURM sends SIGUSR1 before it takes a job's nodes away (--signal=USR1@60): what was begun
+is there to go on with, and 75, the EX_TEMPFAIL of sysexits.h, says that the job may be started again.
 
 While a command loads its libraries, a signal ends it at once: what is raised in the middle of a compiled module's
 import is swallowed there, or aborts the process. From then on it raises `Stopped` wherever the program is. Where
@@ -19,6 +22,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PREEMPTED = 75
 GRACE_SECONDS = 8.0  # a stop that takes longer is cut off
 
 
@@ -34,7 +39,7 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        return 128 + self.signum
+        return PREEMPTED if self.signum == signal.SIGUSR1 else 128 + self.signum
 
 
 class _State:
@@ -50,9 +55,9 @@ class _State:
 
 
 def install(*, loading: bool = False) -> None:
-    """Handle SIGINT and SIGTERM in this process, from its main thread; `loading` until `loaded` says otherwise."""
+    """Handle `SIGNALS` in this process, from its main thread; `loading` until `loaded` says otherwise."""
     _State.installed, _State.loading = True, loading
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in SIGNALS:
         signal.signal(signum, _receive)
 
 
@@ -85,8 +90,9 @@ def _receive(signum: int, frame: FrameType | None) -> None:
 
 def _cut_off(signum: int) -> NoReturn:
     """End the process at once: a library may have swallowed `Stopped`, or a second signal does not want to wait."""
-    announce(Stopped(signum))
-    os._exit(128 + signum)
+    stopped = Stopped(signum)
+    announce(stopped)
+    os._exit(stopped.exit_code)
 
 
 def announce(stopped: Stopped) -> None:

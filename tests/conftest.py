@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from d2.nn.autoencoder import AutoencoderConfig
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
+from d2.sample.matrix_sampler import MatrixSampler
 
 SHORT = [
     "sampler.num_steps=2",
@@ -104,3 +106,16 @@ def d2_sample(small_networks: None, small_weights: list[str], tmp_path: Path) ->
         return cli.run(["sample", *small_weights, *SHORT, *own, *overrides])
 
     return run
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders of the runs that sampled, one entry a scene."""
+    own, folders = MatrixSampler.sample_all, []
+
+    def sample_all(self: Any, *scene: Any) -> Any:
+        folders.append("." if self.folder.name == "out" else self.folder.name)
+        return own(self, *scene)
+
+    monkeypatch.setattr(MatrixSampler, "sample_all", sample_all)
+    return folders

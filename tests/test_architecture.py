@@ -28,6 +28,7 @@ LAYERS = {
     "d2.io": ("d2.files", "d2.matrix", "d2.scene"),
     "d2.sampling": ("d2.matrix", "d2.noise"),
     "d2.shard": ("d2.matrix", "d2.sampling"),
+    "d2.passes": ("d2.sampling",),
     "d2.rules": ("d2.matrix", "d2.sampling"),
     "d2.priors": ("d2.files", "d2.nn", "d2.sampling"),
     "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
@@ -40,6 +41,7 @@ LAYERS = {
     "d2.pipeline": (
         "d2.matrix",
         "d2.noise",
+        "d2.passes",
         "d2.priors",
         "d2.rules",
         "d2.sampling",
@@ -125,6 +127,7 @@ LAYERS = {
         "d2.matrix",
         "d2.metrics",
         "d2.noise",
+        "d2.passes",
         "d2.pipeline",
         "d2.plan",
         "d2.priors",
@@ -196,7 +199,7 @@ FENCES = {
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
 PURE = (
     *("d2.cameras", "d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms"),
-    *("d2.views", "d2.pipeline", "d2.nn"),
+    *("d2.views", "d2.passes", "d2.pipeline", "d2.nn"),
 )
 IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
 ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}

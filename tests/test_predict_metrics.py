@@ -63,12 +63,13 @@ def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_pa
     """A predict loop over four scenes with the callback, in so many processes: the run's folder."""
 
     def run(world: int, *, baselines: bool = False) -> Path:
+        command_line.start_clock()
         config = command_line.composed("sample", [*small_weights, *SMALL, "scenes.count=4"]).config
         scenes = load_scenes(config, sizes(config)).scenes
         rules, settings = make_rules(config), make_settings(config)
         module = MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=baselines)
         folder = tmp_path / f"world_{world}"
-        measure = Measure(lambda _: suite)
+        measure = Measure(lambda _: suite, folder)
         write = Write(folder, measure, Origin(folder.name, "rule", 7, "", {}, {}), pages=False)
         trainer = TrainerConfig("cpu", world, "ddp_fork" if world > 1 else "auto")
         loader = DataLoader(scenes, batch_size=None)  # type: ignore[arg-type]

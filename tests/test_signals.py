@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a command within seconds, with 130 and 143, wherever it is."""
+"""SIGINT, SIGTERM and SIGUSR1 end a command within seconds, with 130, 143 and 75, wherever it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 @pytest.fixture
 def handled() -> object:
     """Handlers as in a command, and as they were afterwards."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
     signals.install()
     yield
     for signum, handler in before.items():
@@ -33,6 +33,7 @@ def test_a_signal_is_raised_where_the_program_is(handled: None) -> None:
     with pytest.raises(signals.Stopped) as stopped:
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.exit_code == 143 and str(stopped.value) == "stopped by SIGTERM"
+    assert signals.Stopped(signal.SIGUSR1).exit_code == 75
 
 
 def test_a_signal_waits_for_what_has_to_be_whole(handled: None) -> None:

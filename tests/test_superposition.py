@@ -19,7 +19,7 @@ from d2.noise import draw, step_noise
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive
 from d2.rules import composition, renoise, solver
-from d2.rules.superposition import Point, logical_and, logical_or
+from d2.rules.superposition import Point, logical_and, logical_or, point_of
 from d2.sampling import Composition, Prediction, State, Step, initial_x, karras_sigmas
 
 V, F = 3, 4
@@ -43,7 +43,7 @@ def followed(seed: int, compose: Composition, plan: list[Step] = CHURN, **change
     points: list[Point] = []
 
     def see(state: State) -> None:
-        points.append(state.memory[0]["point"])
+        points.append(point_of(state.memory[0]))
 
     return Path(sample(x, plan, TERMS, compose=compose, noise=step_noise(seed, x), on_step=see, **changes), points)
 

@@ -52,6 +52,7 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "validate_every": (1, 10_000_000),
     "save_every_minutes": (0.01, 100_000),
     "max_minutes": (0.01, 100_000),
+    "save_every_seconds": (0, 1_000_000),
     "size": (8, 4096),
     "input_view": (0, 1023),
     "shown_scenes": (0, 1000),

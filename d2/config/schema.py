@@ -119,6 +119,7 @@ class SampleConfig:
     seed: int = 0  # shifts every noise stream; a scene's own seed is added to it
     output_dir: str = "outputs/sample"  # one configuration's results; another's are refused
     overwrite: bool = False  # remove what another configuration left in output_dir
+    save_every_seconds: float = 60.0  # a state of the scene that is being sampled, to go on from; 0: never
     metrics: list[str] = field(default_factory=lambda: ["reference"])  # of reference, video, clip; [] for none
     features: str = "world4d-encoder"  # of metrics=[video]
     features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/

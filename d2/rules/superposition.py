@@ -91,18 +91,25 @@ def superposed(*, share: Share) -> Composition:
     ) -> tuple[Tensor, dict[str, Any]]:
         said = {name: guided(predictions[name], scales[name]) for name in TERMS}
         denoised = {name: matrix for name, matrix in said.items() if matrix is not None}
-        before: Point | None = memory.get("point")
+        before = point_of(memory)
         if before is None or (before.step.index, before.step.repeat) != (step.index, step.repeat):
             scores = {name: (matrix - x) / step.sigma**2 for name, matrix in denoised.items()}
             logs = log_densities(before, x, scores, step)
-            memory = {**memory, "point": Point(step, x, scores, logs, share(denoised, weights, logs, step))}
-        of_video = memory["point"].share.to(x)[:, :, None, None, None]
-        return of_video * denoised["video"] + (1 - of_video) * denoised["multiview"], memory
+            before = Point(step, x, scores, logs, share(denoised, weights, logs, step))
+        of_video = before.share.to(x)[:, :, None, None, None]
+        joint = of_video * denoised["video"] + (1 - of_video) * denoised["multiview"]
+        return joint, {**memory, "point": {**before._asdict(), "step": before.step._asdict()}}
 
     def needs(weights: Fields, scales: Fields) -> Needs:
         return guided_needs(scales, names=TERMS)
 
     return Composition(combine, needs, couples_cells=True)
+
+
+def point_of(memory: dict[str, Any]) -> Point | None:
+    """The point that memory keeps, in dictionaries, so that it can be saved."""
+    kept = memory.get("point")
+    return kept and Point(**{**kept, "step": Step(**kept["step"])})
 
 
 def log_densities(

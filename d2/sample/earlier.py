@@ -1,12 +1,13 @@
 """What an earlier run left in a folder: results of two configurations are never mixed.
 
 A run's folder holds the configuration it is of, as .begun while scenes are being sampled, as config.yaml afterwards.
+A scene that is finished under it is not sampled again.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from d2.errors import InputError
-from d2.files import write_text
+from d2.files import read_metadata, write_text
+from d2.sample.kept import KEPT
+from d2.sample.state import STATE, input_of
+from d2.scene import Scene
 
 BEGUN = ".begun"  # holds the configuration under which a run's scenes are being sampled, until all are
 TABLES = ("config.yaml", "metrics.csv", "set_metrics.csv", "results.csv", "index.html", BEGUN)
-FREE = ("trainer", "logger", "plan")  # keys that no result depends on
+FREE = ("trainer", "logger", "plan", "save_every_seconds")  # keys that no result depends on
 SHOWN = 3  # a message names so many keys and counts the rest
 
 
@@ -39,7 +43,7 @@ def claim(folder: Path, text: str, *, overwrite: bool) -> None:
             f"{more}; give another output_dir, or overwrite=true"
         )
     if rank_zero_only.rank == 0:
-        for scene in sampled_scenes(folder):
+        for scene in {*sampled_scenes(folder), *(path.parent for path in folder.glob(f"*/{STATE}"))}:
             shutil.rmtree(scene)
         for name in TABLES:
             (folder / name).unlink(missing_ok=True)
@@ -48,15 +52,31 @@ def claim(folder: Path, text: str, *, overwrite: bool) -> None:
 def begin(folder: Path, text: str) -> None:
     """Note that a run under this configuration has begun; from now on what is there is not finished."""
     if rank_zero_only.rank == 0:
+        write_text(folder / BEGUN, text)
         (folder / "config.yaml").unlink(missing_ok=True)
-        if earlier_text(folder) != text:  # else the note's time tells which scenes are of this run
-            write_text(folder / BEGUN, text)
 
 
-def end(folder: Path) -> None:
+def end(folder: Path, scenes: Sequence[Scene]) -> None:
     """Note that all scenes are there."""
     if rank_zero_only.rank == 0:
         (folder / BEGUN).unlink(missing_ok=True)
+        for scene in scenes:
+            (folder / scene.name / KEPT).unlink(missing_ok=True)
+
+
+def was_finished(folder: Path, text: str, scenes: Sequence[Scene]) -> bool:
+    """Whether a run came to its end under this configuration with these scenes, and all of it is still there."""
+    held = earlier_text(folder)
+    if held is None or (folder / BEGUN).exists() or differing(held, text):
+        return False
+    of = {folder / scene.name: input_of(scene) for scene in scenes}
+    files = {place / name for place in of for name in ("matrix.safetensors", "metrics.json")}
+    if not all(file.exists() for file in files):
+        return False
+    figures = any((place / "metrics.json").read_text(encoding="utf-8") != "{}\n" for place in of)
+    if figures and not (folder / "results.csv").exists():
+        return False
+    return all(read_metadata(place / "matrix.safetensors").get("input") == wanted for place, wanted in of.items())
 
 
 def earlier_text(folder: Path) -> str | None:

@@ -27,13 +27,12 @@ from d2.evaluate.networks import sample_suite
 from d2.files import ensure_writable
 from d2.loggers import start_loggers
 from d2.matrix import Cameras, camera_ring
-from d2.metrics.figures import Figure
 from d2.pipeline import Rules
 from d2.plan.cost import of_methods
 from d2.plan.planner import out_of_memory_advice
 from d2.plan.planning import choice_of, planned
 from d2.priors.sv3d import AZIMUTH_SIGN
-from d2.sample.earlier import begin, claim, end
+from d2.sample.earlier import begin, claim, end, was_finished
 from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sample.measure import Measure
@@ -75,15 +74,23 @@ def sample(config: SampleConfig, text: str, label: Label, variant: str) -> int:
     if config.matting.kind == "rembg" and config.scenes.source == "folder":
         open_model(matting_model(config))  # what is missing stops the run
     sample_suite(config, size.num_views, size.num_frames)  # so does a missing network of a metric
-    priors = load_priors(config)
     found, folder, text = load_scenes(config, size), Path(config.output_dir), with_facts(text, facts_of(config))
     claim(folder, text, overwrite=config.overwrite)
-    baselines = config.baselines and any(scene.truth for scene in found.scenes)  # else nothing measures them
-    module = MatrixSampler(
-        priors, rules, settings, num_frames=size.num_frames, baselines=baselines, offload=config.offload
-    )
-    predict(config, module, found.scenes, folder, text, label, variant)
-    end(folder)
+    if was_finished(folder, text, found.scenes):
+        if rank_zero_only.rank == 0:
+            say(f"d2: {folder}: finished before, not run again")
+    else:
+        baselines = config.baselines and any(scene.truth for scene in found.scenes)  # else nothing measures them
+        module = MatrixSampler(
+            load_priors(config),
+            rules,
+            settings,
+            num_frames=size.num_frames,
+            baselines=baselines,
+            offload=config.offload,
+        )
+        predict(config, module, found.scenes, folder, text, label, variant)
+    end(folder, found.scenes)
     if not found.failures or rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in found.failures:
@@ -99,15 +106,15 @@ def predict(
     text: str,
     label: Label,
     variant: str,
-    earlier: Sequence[Figure] = (),  # of scenes of the same run that were finished before
 ) -> None:
-    """One predict loop over the scenes, with everything written into `folder`."""
+    """One predict loop over the scenes, with everything written into `folder`; what is finished there stays."""
+    module.folder, module.save_every_seconds = folder, config.save_every_seconds
     evaluations = len(module.rules.renoise(module.settings.sigmas)) * (3 if module.baselines else 1)
     size = sizes(config)
     cost = partial(of_methods, module.rules, module.settings, size.num_views, size.num_frames)
     costs = cost(baselines=module.baselines)
     origin = Origin(folder.resolve().name, variant, config.seed, text, facts_of(config), costs)
-    measure = Measure(partial(sample_suite, config, size.num_views, size.num_frames), earlier)
+    measure = Measure(partial(sample_suite, config, size.num_views, size.num_frames), folder)
     write = Write(folder, measure, origin, pages=config.pages)
     callbacks = [SamplerProgress(len(scenes), evaluations), measure, write, Log(folder, measure)]
     trainer = make_trainer(config.trainer, folder, [], callbacks)

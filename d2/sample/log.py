@@ -11,6 +11,7 @@ from d2.loggers import finish_loggers, log_figures, log_scene, log_table
 from d2.metrics.figures import ALL, JOINT, Figure
 from d2.metrics.intervals import means
 from d2.metrics.table import scene_rows
+from d2.sample.kept import read_kept
 from d2.sample.measure import Measure, is_mine
 from d2.scene import Scene
 
@@ -26,16 +27,20 @@ class Log(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Scene, batch_idx: int, *_: Any
     ) -> None:
         if trainer.is_global_zero and is_mine(trainer, batch_idx):
-            self.logged.add(batch_idx)
-            log_scene(trainer.loggers, self.folder / batch.name, batch_idx, own_figures(self.measure.of_scene))
+            self.hand_over(trainer, batch_idx)
+
+    def hand_over(self, trainer: L.Trainer, index: int) -> None:
+        """One scene, whoever finished it."""
+        self.logged.add(index)
+        folder = self.folder / self.measure.names[index]
+        log_scene(trainer.loggers, folder, index, own_figures(read_kept(folder).figures))
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         figures = self.measure.figures
         for index in sorted(self.measure.names.keys() - self.logged):  # of other ranks
-            name = self.measure.names[index]
-            log_scene(trainer.loggers, self.folder / name, index, own_figures(figures, name))
+            self.hand_over(trainer, index)
         sets = own_figures(figures, ALL)
         own = means(figures, seed=0).get(JOINT, {})
         summary = {f"{'set' if name in sets else 'mean'}/{name}": interval.mean for name, interval in own.items()}

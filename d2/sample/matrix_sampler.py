@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from d2.files import read_tensors, write_tensors
 from d2.metrics.baselines import repeat_orbit, show_input
+from d2.passes import Journal, Run, straight
 from d2.pipeline import Rules, Sampled, make_clip, make_orbits, sample_scene, to_pixels, under_one_prior
 from d2.priors.placement import place
+from d2.sample.kept import is_finished
+from d2.sample.state import input_of, journal
 from d2.sampling import State
 from d2.scene import Scene
+from d2.shard import from_first
+from d2.shard import place as place_of_process
 from d2.terms import Priors, Settings, to_images
 
 BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
@@ -58,6 +63,9 @@ class MatrixSampler(L.LightningModule):
         self.reference_rules, self.reference_settings = rules, settings
         self.num_frames, self.baselines = num_frames, baselines
         self.references = references
+        self.folder: Path | None = None  # where scenes are kept: what is finished there is not sampled again
+        self.save_every_seconds = 0.0  # of a scene that is being sampled; 0: never
+        self.starts: list[Callable[[Scene, int], None]] = []  # called before a scene is sampled
         self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
 
     def on_predict_start(self) -> None:
@@ -66,13 +74,28 @@ class MatrixSampler(L.LightningModule):
             self.placed = True
 
     @torch.no_grad()
-    def predict_step(self, batch: Scene, batch_idx: int) -> SceneResult:
-        scene, orbits = self.reference(batch.observed())
-        sampled = self.sample(scene, orbits, self.rules, "joint")
+    def predict_step(self, batch: Scene, batch_idx: int) -> SceneResult | None:
+        if self.is_finished(batch):
+            return None
+        for start in self.starts:
+            start(batch, batch_idx)
+        folder = None if self.folder is None else self.folder / batch.name
+        with journal(folder, input_of(batch), self.save_every_seconds, self.device) as passes:
+            return self.sample_all(batch.observed(), passes)
+
+    def is_finished(self, scene: Scene) -> bool:
+        """Whether an earlier run of the same configuration finished it, as every process is told by the first."""
+        folder = self.folder
+        return folder is not None and from_first(lambda: is_finished(folder / scene.name, input_of(scene)))
+
+    def sample_all(self, scene: Scene, passes: Journal) -> SceneResult:
+        """The matrix of a scene, and the baselines that are sampled."""
+        scene, orbits = self.reference(scene, passes.named("reference"))
+        sampled = self.sample(scene, orbits, self.rules, "joint", passes.named("joint"))
         if not self.baselines:
             return SceneResult(sampled, {})
         columns, rows = (
-            self.sample(scene, orbits, under_one_prior(self.rules, term), f"{term} alone")
+            self.sample(scene, orbits, under_one_prior(self.rules, term), f"{term} alone", passes.named(term))
             for term in ("multiview", "video")
         )
         matrices = (
@@ -83,29 +106,33 @@ class MatrixSampler(L.LightningModule):
         )
         return SceneResult(sampled, dict(zip(BASELINES, matrices, strict=True)))
 
-    def sample(self, scene: Scene, orbits: Tensor, rules: Rules, name: str) -> Sampled:
+    def sample(self, scene: Scene, orbits: Tensor, rules: Rules, name: str, run: Run = straight) -> Sampled:
         """One pass of joint sampling."""
-        return sample_scene(scene, self.priors, rules, self.settings, orbits=orbits, on_step=partial(self.tell, name))
+        told = partial(self.tell, name)
+        return sample_scene(scene, self.priors, rules, self.settings, orbits=orbits, on_step=told, run=run)
 
-    def reference(self, scene: Scene) -> tuple[Scene, Tensor]:
+    def reference(self, scene: Scene, run: Run = straight) -> tuple[Scene, Tensor]:
         """The scene as a whole clip, and the orbits of its anchor frames: a v 3 h w."""
         if self.references is None:
-            return self.make_reference(scene)
-        file = self.references / f"{self.global_rank}" / f"{scene.name}.{scene.seed}.safetensors"
-        if not file.exists():
-            made, orbits = self.make_reference(scene)
+            return self.make_reference(scene, run)
+        rank, _ = place_of_process()
+        file = self.references / f"{self.global_rank - rank}" / f"{scene.name}.{scene.seed}.safetensors"
+        kept = from_first(lambda: read_tensors(file)[0] if file.exists() else {})
+        if kept:
+            return scene._replace(pixels=kept["clip"].to(self.device)), kept["orbits"].to(self.device)
+        made, orbits = self.make_reference(scene, run)
+        if rank == 0:
             write_tensors(file, {"clip": made.pixels, "orbits": orbits}, {})
-        kept, _ = read_tensors(file)
-        return scene._replace(pixels=kept["clip"].to(self.device)), kept["orbits"].to(self.device)
+        return made, orbits
 
-    def make_reference(self, scene: Scene) -> tuple[Scene, Tensor]:
+    def make_reference(self, scene: Scene, run: Run = straight) -> tuple[Scene, Tensor]:
         """Sample what `reference` gives."""
         settings, rules, given = self.reference_settings, self.reference_rules, scene.pixels
         if len(scene.pixels) == 1 and self.num_frames > 1:
-            clip = make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings)
+            clip = make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings, run=run)
             scene = scene._replace(pixels=clip)
         pictures = torch.cat([given, scene.pixels[len(given) :]])  # what was given, not what was made of it
-        return scene, make_orbits(pictures, scene.cameras, scene.seed, self.priors, rules, settings)
+        return scene, make_orbits(pictures, scene.cameras, scene.seed, self.priors, rules, settings, run=run)
 
     def tell(self, name: str, state: State) -> None:
         for listener in self.listeners:

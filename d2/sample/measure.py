@@ -1,13 +1,14 @@
 """The callback that measures: every scene as soon as it is sampled, on exactly one rank.
 
-It keeps figures and, where sets of scenes are compared, features. No matrix outlives its scene.
+No matrix outlives its scene.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,35 +17,25 @@ from torch import Tensor
 from d2.metrics.baselines import true_orbit_repeated
 from d2.metrics.figures import JOINT, Figure
 from d2.metrics.suite import Measured, Suite, encoded, measure, seen_pairs, set_figures, without_truth
+from d2.sample.kept import Kept, read_kept
 from d2.sample.matrix_sampler import MatrixSampler, SceneResult
 from d2.scene import Scene
-from d2.shard import gather_objects
-
-
-class MeasuredScene(NamedTuple):
-    """What is kept of a scene."""
-
-    name: str
-    methods: dict[str, Measured]
+from d2.shard import meet
 
 
 class Measure(L.Callback):
     """Measures scenes; `Write` and `Log` take what it found.
 
-    After a scene, its rank finds the scene's figures in `of_scene`. At the end every rank has `names`, all scenes by
-    their index, and `figures`, those of all scenes in order and then those of all scenes together.
+    After a scene, its rank has its figures and features in `of_scene`. At the end the first rank has `scenes`, what is
+    kept of all by their names, in order, and `figures`, those of every scene and then those of all together.
     """
 
-    def __init__(
-        self,
-        load_suite: Callable[[torch.device], Suite | None],  # what is measured; None: nothing
-        earlier: Sequence[Figure] = (),  # of the run's first scenes, which were finished before
-    ):
-        self.load_suite, self.earlier = load_suite, earlier
+    def __init__(self, load_suite: Callable[[torch.device], Suite | None], folder: Path):  # None: nothing is measured
+        self.load_suite, self.folder = load_suite, folder
         self.suite: Suite | None = None
-        self.measured: dict[int, MeasuredScene] = {}
-        self.of_scene: list[Figure] = []
         self.names: dict[int, str] = {}
+        self.of_scene: dict[str, Measured] = {}
+        self.scenes: dict[str, Kept] = {}
         self.figures: list[Figure] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,19 +44,16 @@ class Measure(L.Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Scene, batch_idx: int, *_: Any
     ) -> None:
-        assert isinstance(pl_module, MatrixSampler) and isinstance(outputs, SceneResult)
-        if not is_mine(trainer, batch_idx):
-            return
-        methods = {} if self.suite is None else all_methods(pl_module, outputs, batch)
-        found = {} if self.suite is None else measure_scene(self.suite, methods, batch)
-        self.measured[batch_idx] = MeasuredScene(batch.name, found)
-        self.of_scene = [figure for each in found.values() for figure in each.figures]
+        assert isinstance(pl_module, MatrixSampler)
+        self.names[batch_idx], self.of_scene = batch.name, {}
+        if self.suite is not None and isinstance(outputs, SceneResult) and is_mine(trainer, batch_idx):
+            self.of_scene = measure_scene(self.suite, all_methods(pl_module, outputs, batch), batch)
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        parts = gather_objects(self.measured)
-        measured = dict(sorted((index, scene) for part in parts for index, scene in part.items()))
-        self.names = {index: scene.name for index, scene in measured.items()}
-        self.figures = [*self.earlier, *run_figures(self.suite, [scene.methods for scene in measured.values()])]
+        meet()  # all scenes are written
+        if trainer.is_global_zero:
+            self.scenes = {name: read_kept(self.folder / name) for name in self.names.values()}
+            self.figures = run_figures(self.suite, [kept.methods for kept in self.scenes.values()])
 
 
 def is_mine(trainer: L.Trainer, index: int) -> bool:

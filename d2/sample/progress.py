@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 
 from d2.progress import ProgressBar
@@ -23,14 +21,16 @@ class SamplerProgress(ProgressBar):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MatrixSampler)
+        pl_module.starts.append(self.start)
         pl_module.listeners.append(self.advance)
+        self.told = trainer.is_global_zero and not self.console.is_terminal
         if trainer.is_global_zero and self.console.is_terminal:
             self.progress.start()
 
-    def on_predict_batch_start(self, trainer: Any, pl_module: Any, batch: Scene, batch_idx: int, *_: Any) -> None:
-        self.scene = batch.name
-        if trainer.is_global_zero and not self.console.is_terminal:
-            self.console.print(f"sampling {batch.name} ({batch_idx + 1} of {self.num_scenes})", highlight=False)
+    def start(self, scene: Scene, index: int) -> None:
+        self.scene = scene.name
+        if self.told:
+            self.console.print(f"sampling {scene.name} ({index + 1} of {self.num_scenes})", highlight=False)
 
     def advance(self, name: str, state: State) -> None:
         step = state.step
@@ -40,4 +40,5 @@ class SamplerProgress(ProgressBar):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop()
         assert isinstance(pl_module, MatrixSampler)
+        pl_module.starts.remove(self.start)
         pl_module.listeners.remove(self.advance)

@@ -18,10 +18,11 @@ from d2.metrics.table import by_method, columns_of, mean_rows, scene_rows
 from d2.pipeline import Sampled
 from d2.report.figures import ranking_charts
 from d2.report.page import Card, Table, thumbnail, write_index_page, write_scene_page
+from d2.sample.kept import Kept, write_kept
 from d2.sample.matrix_sampler import SceneResult
 from d2.sample.measure import Measure, is_mine
+from d2.sample.state import input_of
 from d2.scene import Scene
-from d2.shard import gather_objects
 
 
 class Origin(NamedTuple):
@@ -40,33 +41,32 @@ class Write(L.Callback):
 
     def __init__(self, folder: Path, measure: Measure, origin: Origin, *, pages: bool):
         self.folder, self.measure, self.origin, self.pages = folder, measure, origin, pages
-        self.cards: dict[int, Card] = {}
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Scene, batch_idx: int, *_: Any
     ) -> None:
-        assert isinstance(outputs, SceneResult)
-        if not is_mine(trainer, batch_idx):
+        if not isinstance(outputs, SceneResult) or not is_mine(trainer, batch_idx):
             return
-        sampled = outputs.sampled
-        rows = scene_figures(self.measure.of_scene, batch.name)
-        matrix = on_cpu(sampled.matrix)
+        sampled, measured = outputs.sampled, self.measure.of_scene
+        rows = scene_figures([figure for each in measured.values() for figure in each.figures], batch.name)
+        matrix, facts = on_cpu(sampled.matrix), {"seed": str(batch.seed), "input": input_of(batch)}
+        card = Card(batch.name, f"{batch.name}/index.html", thumbnail(matrix.pixels)) if self.pages else None
         with staged_folder(self.folder / batch.name) as partial:
-            write_matrix(partial, matrix, batch.truth, {**self.origin.facts, "seed": str(batch.seed)})
+            write_matrix(partial, matrix, batch.truth, {**self.origin.facts, **facts})
             write_json(partial / "metrics.json", rows)
             write_disagreement(partial, *sampled.disagreement)
+            write_kept(partial, Kept(measured, card))
             if self.pages:
                 write_page(partial / "index.html", batch, sampled, rows, self.origin.config)
-        if self.pages:
-            self.cards[batch_idx] = Card(batch.name, f"{batch.name}/index.html", thumbnail(matrix.pixels))
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        cards = dict(sorted((index, card) for part in gather_objects(self.cards) for index, card in part.items()))
         if not trainer.is_global_zero:
             return
         write_tables(self.folder, self.measure.figures, self.origin)
         if self.pages:
-            write_index(self.folder / "index.html", list(cards.values()), self.measure.figures, self.origin)
+            cards = [kept.card for kept in self.measure.scenes.values() if kept.card]
+            write_index(self.folder / "index.html", cards, self.measure.figures, self.origin)
+        write_text(self.folder / "config.yaml", self.origin.config)
 
 
 def scene_figures(figures: list[Figure], name: str) -> dict[str, dict[str, float]]:
@@ -75,7 +75,7 @@ def scene_figures(figures: list[Figure], name: str) -> dict[str, dict[str, float
 
 
 def write_tables(folder: Path, figures: list[Figure], origin: Origin) -> None:
-    """results.csv, every figure a line; metrics.csv, every scene a line under each method; config.yaml."""
+    """results.csv, every figure a line; metrics.csv, every scene a line under each method."""
     rows = scene_rows(figures)
     if figures:
         write_figures(folder / "results.csv", run_results(figures, origin))
@@ -85,7 +85,6 @@ def write_tables(folder: Path, figures: list[Figure], origin: Origin) -> None:
         write_text(folder / "metrics.csv", csv_text(rows))
     else:
         (folder / "metrics.csv").unlink(missing_ok=True)
-    write_text(folder / "config.yaml", origin.config)
 
 
 def run_results(figures: list[Figure], origin: Origin) -> list[Figure]:

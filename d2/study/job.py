@@ -24,18 +24,16 @@ from d2.config.tiers import check_tier, facts_of, load_priors, sizes
 from d2.data.folder import list_clips
 from d2.errors import InputError, say
 from d2.evaluate.networks import sample_suite
-from d2.files import write_text
 from d2.matrix import camera_ring
 from d2.metrics.figures import COST, read_figures, write_figures
 from d2.metrics.intervals import by_scene
 from d2.metrics.metric import METRIC_NAMES
 from d2.plan.planning import planned
 from d2.plan.rehearsal import steps_by_kind
-from d2.sample.earlier import BEGUN, claim, end
+from d2.sample.earlier import claim, end, was_finished
 from d2.sample.job import SEED_STRIDE, load_scenes, make_rules, make_settings, predict, with_facts
 from d2.sample.matrix_sampler import BASELINES, MatrixSampler
-from d2.scene import Scene
-from d2.study.results import OF_SAMPLES, scene_figures, study_figures, sweep_figures, write_summary
+from d2.study.results import OF_SAMPLES, study_figures, sweep_figures, write_summary
 
 Compose = Callable[[list[str]], tuple[SampleConfig, str]]  # a variant's overrides -> its configuration and text
 REFERENCES = ".references"  # orbits and clips of reference, which all variants share, while a study runs
@@ -83,17 +81,15 @@ def study(config: SampleConfig, compose: Compose, name: str, label: Label) -> in
         references=folder / REFERENCES,
     )
     for run in runs:
-        if finished(run.folder, run.text):
-            continue
         shift = SEED_STRIDE * (run.seed - config.seed)
         scenes = [scene._replace(seed=scene.seed + shift) for scene in found.scenes]
-        left = begin(run, scenes)
+        if was_finished(run.folder, run.text, scenes):
+            end(run.folder, scenes)
+            continue
         module.rules, module.settings = rules[run.variant], make_settings(run.config)
         module.baselines = run.config.baselines
-        todo = {scene.name for scene in left}
-        earlier = scene_figures(run.folder, [scene.name for scene in scenes if scene.name not in todo])
-        predict(run.config, module, left, run.folder, run.text, run.label, run.variant, earlier)
-        end(run.folder)
+        predict(run.config, module, scenes, run.folder, run.text, run.label, run.variant)
+        end(run.folder, scenes)
     if rank_zero_only.rank == 0:
         shutil.rmtree(folder / REFERENCES, ignore_errors=True)
         write_summary(folder, study_figures(folder, [run.folder for run in runs]), config.compare_to)
@@ -162,33 +158,7 @@ def _check_variant(name: str, variant: SampleConfig, config: SampleConfig) -> No
 # --- what is there already -------------------------------------------------------------------------------------------
 
 
-def finished(folder: Path, text: str) -> bool:
-    """Whether a run was sampled to its end under this very configuration."""
-    config = folder / "config.yaml"
-    begun = (folder / BEGUN).exists()
-    return not begun and (folder / "results.csv").exists() and config.exists() and config.read_text() == text
-
-
-def begin(run: Run, scenes: Sequence[Scene]) -> list[Scene]:
-    """The scenes that are left to do; all but for those that the same run finished before it was stopped.
-
-    At least the last is, as tables are written after it. Pages and distances between sets of scenes need all scenes at
-    once: such a run begins anew.
-    """
-    (run.folder / "config.yaml").unlink(missing_ok=True)  # what is there is finished no more
-    begun = run.folder / BEGUN
-    piecewise = not run.config.pages and run.config.metrics == ["reference"]
-    if not (piecewise and begun.exists() and begun.read_text() == run.text):
-        if rank_zero_only.rank == 0:
-            write_text(begun, run.text)
-        return list(scenes)
-    since = begun.stat().st_mtime_ns
-    files = {scene.name: run.folder / scene.name / "metrics.json" for scene in scenes}
-    done = {name for name, file in files.items() if file.exists() and file.stat().st_mtime_ns > since}
-    return [scene for scene in scenes if scene.name not in done] or list(scenes[-1:])
-
-
-def was_finished(config: SampleConfig, text: str, name: str) -> bool:
+def point_was_finished(config: SampleConfig, text: str, name: str) -> bool:
     """Whether a point of a sweep is there to its last scene, under this very configuration; if so, says it.
 
     A study knows for itself.

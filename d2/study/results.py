@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,19 +96,6 @@ def scene_of_samples(places: Sequence[Path]) -> tuple[float, ...]:
 def place_of(folder: Path, run: str) -> Path:
     """Where the scenes of a run lie, which is named as seen from `folder`, or is what lies there itself."""
     return folder / run if (folder / run).is_dir() else folder
-
-
-def scene_figures(run: Path, scenes: Sequence[str]) -> list[Figure]:
-    """The figures of scenes that a run finished before it was stopped, from their own files."""
-    found = []
-    for scene in scenes:
-        methods = json.loads((run / scene / "metrics.json").read_text(encoding="utf-8"))
-        found += [
-            Figure(variant=method, scene=scene, metric=metric, value=math.nan if value is None else value)
-            for method, values in methods.items()
-            for metric, value in values.items()
-        ]
-    return found
 
 
 def in_order(figures: Sequence[Figure]) -> list[Figure]:
