@@ -18,12 +18,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from d2.matrix import camera_ring
+from d2.matrix import camera_ring, rig_of
 from d2.pipeline import Rules, sample_scene
 from d2.plan.planner import GIB, Choice, Plan, plan, render
 from d2.plan.rehearsal import Job
-from d2.priors.checkpoint import PUBLISHED, Loaded, random_published
+from d2.priors.camera_prior import CameraCondition, CameraPrior, CameraPriorConfig
+from d2.priors.checkpoint import PUBLISHED, Loaded, random_published, random_weight
 from d2.priors.placement import place
+from d2.priors.prior import Prior, PriorConfig
+from d2.priors.rays import normalised, pluecker
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import State
 from d2.scene import Scene
@@ -45,48 +48,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"))
     parser.add_argument("--plan", type=float, metavar="GIB", default=24.0, help="memory to plan for")
-    parser.add_argument("--only", choices=("svd_xt", "sv3d_p"), help="on a CPU: this prior alone")
+    parser.add_argument("--only", choices=("svd_xt", "sv3d_p", "seva"), help="on a CPU: this prior alone")
+    parser.add_argument("--multiview", choices=("sv3d_p", "seva"), default="sv3d_p", help="beside svd_xt")
     args = parser.parse_args()
+    if args.device == "cpu" and args.only == "seva":
+        forward_cameras()
+        return
     if args.device == "cpu":
         for name in [args.only] if args.only else ["svd_xt", "sv3d_p"]:
             forward_each(name)
         return
-    found = planned(RULES, PUBLISHED_STEPS, args.plan)
+    found = planned(RULES, PUBLISHED_STEPS, args.plan, multiview=args.multiview)
     print(render(found))
     if args.device == "cuda":
-        sample_on_gpu(found.choice)
+        sample_on_gpu(found.choice, args.multiview)
 
 
-def planned(rules: Rules, settings: Settings, gib: float, choice: Choice | None = None) -> Plan:
+def planned(
+    rules: Rules, settings: Settings, gib: float, choice: Choice | None = None, *, multiview: str = "sv3d_p"
+) -> Plan:
     """For a card of so many GiB; what is chosen is not given."""
-    video, multiview = PUBLISHED["svd_xt"], PUBLISHED["sv3d_p"]
+    video, columns = PUBLISHED["svd_xt"], PUBLISHED[multiview]
+    assert isinstance(video.prior, PriorConfig)
     job = Job(
         video.prior,
-        multiview.prior,
+        columns.prior,
         video.first_stage,
         rules,
         num_views=VIEWS,
         num_frames=FRAMES,
         size=SIZE,
-        decoder=multiview.first_stage,
+        decoder=columns.first_stage,
     )
     start = Choice(None, None, "none", torch.bfloat16) if choice is None else choice
     return plan(job, settings, start, memory=int(gib * GIB), free=CHUNKS if choice is None else ())
 
 
 @torch.no_grad()
-def sample_on_gpu(choice: Choice) -> None:
+def sample_on_gpu(choice: Choice, name: str) -> None:
     """Two levels, the first evaluated twice, and all rows decoded: seconds an evaluation, and the peak."""
     rules = RULES._replace(renoise=partial(renoise.vrs, steps=1))
     chunks = {"sequences_per_call": choice.sequences_per_call, "decode_chunk": choice.decode_chunk}
     settings = replace(PUBLISHED_STEPS, num_steps=2, **chunks)
-    expected = planned(rules, settings, torch.cuda.get_device_properties(0).total_memory / GIB, choice)
+    expected = planned(rules, settings, torch.cuda.get_device_properties(0).total_memory / GIB, choice, multiview=name)
     device = "cuda" if choice.offload == "none" else "cpu"
     video = random_published(PUBLISHED["svd_xt"], seed=0, dtype=choice.dtype, device=device)
-    multiview = random_published(PUBLISHED["sv3d_p"], seed=0, dtype=choice.dtype, device=device, like=video)
+    multiview = random_published(PUBLISHED[name], seed=0, dtype=choice.dtype, device=device, like=video)
     multiview.prior.decoder = multiview.first_stage
+    assert isinstance(video.prior, Prior)
     priors = Priors(video.prior, multiview.prior, video.first_stage)
-    place(priors, "cuda", choice.offload)
+    place(priors.present, "cuda", choice.offload)
 
     clip = torch.rand(FRAMES, 3, SIZE, SIZE, device="cuda")
     scene = Scene("random", 0, clip, clip[:, :1], camera_ring(VIEWS), 8.0)
@@ -129,10 +140,37 @@ def forward_each(name: str) -> None:
         )
 
 
+@torch.no_grad()
+def forward_cameras(num_cells: int = 3) -> None:
+    """On a CPU in bfloat16: the UNet of any cameras once, one cell of three known, 64 x 64 pixels; its own D(x)."""
+    config = PUBLISHED["seva"].prior
+    assert isinstance(config, CameraPriorConfig)
+    with torch.device("meta"):
+        prior = CameraPrior(config, with_tower=False)
+    start = time.perf_counter()
+    weights = {
+        name: random_weight(name, tuple(p.shape), "0/seva").to(torch.bfloat16) for name, p in prior.named_parameters()
+    }
+    prior.load_state_dict(weights, assign=True)
+    print(f"seva: {sum(w.numel() for w in weights.values())} parameters, made in {time.perf_counter() - start:.0f} s")
+    ring, mask = rig_of(camera_ring(num_cells)), torch.zeros(1, num_cells, 1, 8, 8)
+    mask[:, -1] = 1
+    rays_of = pluecker(normalised(ring.poses, ring.poses), ring.intrinsics, 8, 8).float()[None]
+    x, known = torch.randn(2, 1, num_cells, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = CameraCondition(torch.zeros(1, num_cells, 1, config.unet.context_dim), known * mask, mask, rays_of)
+    for sigma in (84.9, 1.0, 0.03):
+        start = time.perf_counter()
+        out = prior(sigma * x, torch.full((1, num_cells), sigma), condition)
+        assert out.isfinite().all()
+        print(f"  sigma {sigma}: finite, standard deviation {out.std():.3g}, {time.perf_counter() - start:.1f} s")
+
+
 def networks_of(loaded: Loaded, frames: int) -> dict[str, Callable[[], Tensor]]:
     """Calls of a prior's networks, the UNet first."""
     generator = torch.Generator().manual_seed(0)
-    config, encoder = loaded.prior.config, loaded.prior.encoder
+    prior = loaded.prior
+    assert isinstance(prior, Prior) and prior.encoder is not None
+    config, encoder = prior.config, prior.encoder
     pictures = torch.rand(frames, 3, 64, 64, generator=generator) * 2 - 1
     latents = torch.randn(frames, 4, 8, 8, generator=generator)
     unet = (
@@ -141,10 +179,9 @@ def networks_of(loaded: Loaded, frames: int) -> dict[str, Callable[[], Tensor]]:
         torch.randn(frames, 1, config.unet.context_dim, generator=generator),
         torch.randn(frames, config.unet.adm_in_channels, generator=generator),
     )
-    assert encoder is not None
     return {
-        "unet": lambda: loaded.prior.unet(*unet, num_frames=frames, image_only=torch.zeros(1, frames)),
-        "tower": lambda: loaded.prior.tower(pictures),
+        "unet": lambda: prior.unet(*unet, num_frames=frames, image_only=torch.zeros(1, frames)),
+        "tower": lambda: prior.tower(pictures),
         "encoder": lambda: encoder(pictures),
         "decoder": lambda: loaded.first_stage.decode(latents, num_frames=frames),
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from d2.nn.autoencoder import Autoencoder
+from d2.priors.camera_prior import CameraPriorConfig
 from d2.priors.checkpoint import PUBLISHED, layout, load_published, random_weight, wanted
 from d2.priors.published import CLIP, Published
 
@@ -35,6 +36,8 @@ def shapes_of(published: Published) -> dict[str, tuple[int, ...]]:
     """Every tensor of the official file, those that are left out among them."""
     sources, _ = layout(published, folder=False)
     shapes = {sources[name].keys[0]: shape for name, shape in wanted(published).items()}
+    if isinstance(published.prior, CameraPriorConfig):
+        return shapes
     assert published.prior.encoder is not None
     with torch.device("meta"):
         conditioning = Autoencoder(published.prior.encoder).state_dict()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from d2.errors import InputError
 from d2.files import csv_text, read_tensors, staged, staged_folder, write_json, write_tensors, write_text
-from d2.matrix import FOV_Y_DEG, Cameras, ImageMatrix, camera_positions
+from d2.matrix import FOV_Y_DEG, Cameras, ImageMatrix, camera_to_world
 from d2.scene import Truth
 
 WATCHABLE = 256  # pixels of the longer side below which a video is enlarged by a whole factor
@@ -220,16 +220,6 @@ def write_dnerf(
 
 
 # --- the orbit, as matrices and as a film ----------------------------------------------------------------------------
-
-
-def camera_to_world(cameras: Cameras) -> Tensor:
-    """v 4 4: columns right, up, backward and centre, in world coordinates; well defined at the poles too."""
-    azimuth, centre = cameras.azimuth_rad.double(), camera_positions(cameras).double()
-    right = torch.stack([-azimuth.sin(), azimuth.cos(), torch.zeros_like(azimuth)], dim=-1)
-    backward = F.normalize(centre, dim=-1)
-    up = torch.linalg.cross(backward, right)
-    bottom = torch.tensor([0.0, 0, 0, 1], dtype=torch.float64).expand(len(azimuth), 1, 4)
-    return torch.cat([torch.stack([right, up, backward, centre], dim=-1), bottom], dim=1)
 
 
 def preview_cells(num_views: int, num_frames: int, input_view: int) -> list[tuple[int, int]]:

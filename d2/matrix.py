@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from d2.cameras import Rig, from_axes, lens, opengl
 from d2.errors import InputError
 
 RADIUS = 2.0  # distance of every camera from the origin; objects lie within 0.5 of it
@@ -20,15 +22,16 @@ FOV_Y_DEG = 33.8  # vertical field of view, that of SV3D's training renders (Vol
 
 
 class Cameras(NamedTuple):
-    """V cameras on a sphere of `RADIUS`, looking at the origin, z up.
+    """V cameras: without a rig they stand on a sphere of `RADIUS` and look at the origin, z up.
 
     Azimuth grows as the camera moves counter-clockwise seen from above; it is relative to the input view, whose own
-    azimuth is written 2π, as SV3D embeds it.
+    azimuth is written 2π, as SV3D embeds it. Of a rig both angles are those of its positions about the origin.
     """
 
     azimuth_rad: Tensor  # v, float64
     elevation_rad: Tensor  # v, float64
     input_view: int
+    rig: Rig | None = None  # v poses and intrinsics of any cameras
 
     @property
     def num_views(self) -> int:
@@ -46,8 +49,38 @@ def camera_ring(num_views: int, elevation_rad: float | Tensor = 0.0) -> Cameras:
 
 def camera_positions(cameras: Cameras) -> Tensor:
     """Camera centres in world coordinates: v 3."""
+    if cameras.rig is not None:
+        return cameras.rig.poses[:, :3, 3]
     a, e = cameras.azimuth_rad, cameras.elevation_rad
     return RADIUS * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], dim=-1)
+
+
+def camera_to_world(cameras: Cameras) -> Tensor:
+    """v 4 4: columns right, up, backward and centre, in world coordinates; well defined at the poles too."""
+    if cameras.rig is not None:
+        return opengl(cameras.rig.poses)
+    azimuth, centre = cameras.azimuth_rad.double(), camera_positions(cameras).double()
+    right = torch.stack([-azimuth.sin(), azimuth.cos(), torch.zeros_like(azimuth)], dim=-1)
+    backward = F.normalize(centre, dim=-1)
+    up = torch.linalg.cross(backward, right)
+    return from_axes(torch.stack([right, up, backward], dim=-1), centre)
+
+
+def rig_of(cameras: Cameras) -> Rig:
+    """Poses and intrinsics of cameras on the sphere too."""
+    if cameras.rig is not None:
+        return cameras.rig
+    fov = torch.full((cameras.num_views,), math.radians(FOV_Y_DEG), dtype=torch.float64)
+    return Rig(opengl(camera_to_world(cameras)), lens(fov))
+
+
+def cameras_of(rig: Rig, input_view: int) -> Cameras:
+    """Any cameras, with the angles of their positions about the origin."""
+    x, y, z = rig.poses[:, :3, 3].unbind(dim=-1)
+    azimuth = torch.atan2(y, x)
+    azimuth = (azimuth - azimuth[input_view]).remainder(2 * math.pi)
+    azimuth[input_view] = 2 * math.pi
+    return Cameras(azimuth, torch.atan2(z, torch.hypot(x, y)), input_view, rig)
 
 
 class ImageMatrix(NamedTuple):

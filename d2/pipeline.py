@@ -15,9 +15,10 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from d2.errors import InputError
-from d2.matrix import Cameras, ImageMatrix, camera_ring, put, take
+from d2.matrix import Cameras, ImageMatrix, camera_ring, put, rig_of, take
 from d2.noise import Stream, draw
 from d2.passes import Run, Trace, straight
+from d2.priors.camera_prior import CameraPrior
 from d2.priors.first_stage import FirstStage
 from d2.rules.composition import convex, disagreement, holding, linear
 from d2.rules.frequency import LowPass, low_pass, reinitialised
@@ -34,12 +35,14 @@ from d2.sampling import (
     Step,
     Term,
     finite,
+    in_range,
     initial_x,
     sample_matrix,
 )
-from d2.scene import Scene
+from d2.scene import Known, Scene
 from d2.shard import make_shard, spread
 from d2.terms import Draw, Priors, Settings, joint_terms, multiview_term, to_images, video_term
+from d2.views import Recipe, make_views
 
 STILL_MOTION = 50.0  # motion_bucket_id told for a single picture, whose motion cannot be measured: the mean of world4d
 
@@ -92,15 +95,18 @@ def sample_scene(
     cameras, clip = scene.cameras, scene.pixels
     noise = noise or partial(draw, scene.seed)
     if orbits is None:
-        orbits = make_orbits(clip, cameras, scene.seed, priors, rules, settings, noise=noise, run=run)
+        given = (clip, cameras, scene.seed, priors, rules, settings)
+        orbits = make_orbits(*given, noise=noise, run=run, others=scene.others)
     latent = latent_shape(priors, clip)
     unit = noise("init", (cameras.num_views, len(clip), *latent)).to(clip)
-    x = initial_x(unit, settings.sigmas[0])
+    terms = joint_terms(clip, orbits, cameras, noise, priors, settings, scene.others)
+    sigma, plan = spoken(rules.renoise(settings.sigmas), settings.sigmas[0], terms, rules, cameras, len(clip))
+    x = initial_x(unit, sigma)
     if settings.start == "multiview":
         orbit = to_images(orbits[0])
         z = priors.first_stage.encode(orbit, noise("orbit", (len(orbit), *latent), step=-1).to(x))
-        x = z[:, None] + settings.sigmas[0] * unit
-    known, where = known_cells(clip, orbits, cameras, priors, settings)
+        x = z[:, None] + sigma * unit
+    known, where = known_cells(clip, orbits, cameras, priors, settings, scene.others)
     compose = holding(compose=rules.compose, known=known, where=where) if where.any() else rules.compose
     trace: Trace = {"sigma": [], "distance": []}
 
@@ -118,7 +124,7 @@ def sample_scene(
 
     sample = partial(
         sample_matrix,
-        terms=joint_terms(clip, orbits, cameras, noise, priors, settings),
+        terms=terms,
         cameras=cameras,
         weights=rules.weights,
         guidance=rules.guidance,
@@ -127,7 +133,7 @@ def sample_scene(
         shard=shard_of(settings),
         noise=of_step,
     )
-    latents = run(sample, x, rules.renoise(settings.sigmas), see, trace)
+    latents = run(sample, x, plan, see, trace)
     pixels = decode(latents, priors.first_stage, settings.decode_chunk)
     apart = disagreements(trace, latents)
     return Sampled(ImageMatrix(pixels, cameras, scene.fps, latents), orbits, clip, apart)
@@ -138,6 +144,33 @@ def disagreements(trace: Trace, latents: Tensor) -> Disagreement:
     if not trace["sigma"]:
         return Disagreement(torch.zeros(0, dtype=torch.float64), torch.zeros(0, *latents.shape[:2]))
     return Disagreement(torch.stack(trace["sigma"]), torch.stack(trace["distance"]))
+
+
+def spoken(
+    plan: Sequence[Step],
+    sigma: float,  # the plan's first level
+    terms: Sequence[Term],
+    rules: Rules,
+    cameras: Cameras,
+    num_frames: int,
+) -> tuple[float, list[Step]]:
+    """The level that sampling starts at, and the steps at whose levels some prior with a share says something.
+
+    A prior alone is asked at the levels of its range: sampling starts at the first of them and ends after the last.
+    """
+
+    def speaks(step: Step) -> bool:
+        weights = rules.weights(step, cameras, num_frames)
+        return any(in_range(t, step.sigma) and bool(weights[t.name].any()) for t in terms if t.name in weights)
+
+    steps = list(plan)
+    if all(in_range(term, step.sigma) for term in terms for step in steps):
+        return sigma, steps
+    kept = [step for step in steps if speaks(step)]
+    if not kept or kept == steps:
+        return sigma, steps
+    kept[-1] = kept[-1]._replace(sigma_next=steps[-1].sigma_next, noise_after=0.0)
+    return sigma if kept[0] is steps[0] else kept[0].sigma, kept
 
 
 def make_orbits(
@@ -151,13 +184,19 @@ def make_orbits(
     noise: Draw | None = None,
     on_step: Callable[[State], None] | None = None,
     run: Run = straight,
+    others: Known | None = None,
 ) -> Tensor:
     """The orbits of settings.anchor_frames, under the same noise: a v 3 h w."""
     for anchor in settings.anchor_frames:
         if not 0 <= anchor < len(clip):
             raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(clip) - 1}")
     make = partial(make_orbit, priors=priors, rules=rules, settings=settings, noise=noise, on_step=on_step, run=run)
-    return torch.stack([make(clip[anchor], cameras, seed) for anchor in settings.anchor_frames])
+
+    def known_at(anchor: int) -> Known | None:
+        return None if others is None else others._replace(pixels=others.pixels[:, anchor : anchor + 1])
+
+    anchors = settings.anchor_frames
+    return torch.stack([make(clip[anchor], cameras, seed, others=known_at(anchor)) for anchor in anchors])
 
 
 @torch.no_grad()
@@ -167,6 +206,7 @@ def known_cells(
     cameras: Cameras,
     priors: Priors,
     settings: Settings,
+    others: Known | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What is known of the matrix before it is sampled: its latents (matrix) and where (v f, bool)."""
     v, f = cameras.num_views, len(clip)
@@ -180,8 +220,10 @@ def known_cells(
             known[:, anchor] = priors.first_stage.encode(to_images(orbit))
             where[:, anchor] = True
     if "input_row" in settings.hold:
-        known[cameras.input_view] = priors.first_stage.encode(to_images(clip))
-        where[cameras.input_view] = True
+        rows = [(cameras.input_view, clip), *([] if others is None else zip(*others, strict=True))]
+        for view, pixels in rows:
+            known[view] = priors.first_stage.encode(to_images(pixels))
+            where[view] = True
     return known, where
 
 
@@ -196,22 +238,69 @@ def make_orbit(
     noise: Draw | None = None,
     on_step: Callable[[State], None] | None = None,
     run: Run = straight,
+    others: Known | None = None,  # of one frame
 ) -> Tensor:
-    """The orbit of one picture by the multi-view prior alone, the picture itself in its own view: v 3 h w."""
+    """The orbit of one picture by the multi-view prior alone, what is known itself in its own views: v 3 h w.
+
+    A prior with a sampler of its own makes it by that, and a long path by anchors.
+    """
     noise, settings = noise or partial(draw, seed), replace(settings, conv_blend=None)  # one column has no neighbours
-    shape = (cameras.num_views, 1, *latent_shape(priors, picture[None]))
-    term = multiview_term(picture[None], cameras, noise, priors, settings)
-    latents = sample_one_axis(
-        lambda k: noise("orbit", shape, step=k).to(picture),
-        term,
-        cameras,
-        rules,
-        settings,
+    prior = priors.multiview
+    if isinstance(prior, CameraPrior) and prior.config.levels == "table":
+        pixels = make_path(prior, picture, cameras, priors, settings, noise, others, on_step, run)
+    else:
+        shape = (cameras.num_views, 1, *latent_shape(priors, picture[None]))
+        latents = sample_one_axis(
+            lambda k: noise("orbit", shape, step=k).to(picture),
+            multiview_term(picture[None], cameras, noise, priors, settings, others),
+            cameras,
+            rules,
+            settings,
+            on_step=on_step,
+            run=run,
+        )
+        pixels = decode(latents, prior.decoder or priors.first_stage)[:, 0]
+    pixels[cameras.input_view] = picture
+    if others is not None:
+        pixels[list(others.views)] = others.pixels[:, 0]
+    return pixels
+
+
+def make_path(
+    prior: CameraPrior,
+    picture: Tensor,  # 3 h w
+    cameras: Cameras,
+    priors: Priors,
+    settings: Settings,
+    noise: Draw,
+    others: Known | None,
+    on_step: Callable[[State], None] | None,
+    run: Run,
+) -> Tensor:
+    """A path's pictures by a camera prior's own sampler; zeros in known views: v 3 h w."""
+    views, pictures = [cameras.input_view], picture[None]
+    if others is not None:
+        views, pictures = [*views, *others.views], torch.cat([pictures, others.pixels[:, 0]])
+    rest, rig = [view for view in range(cameras.num_views) if view not in views], rig_of(cameras)
+    latent, stage = latent_shape(priors, pictures), prior.decoder or priors.first_stage
+
+    def of_forward(forward: int, step: int | None, *, length: int) -> Tensor:
+        return noise("orbit", (length, *latent), step=forward, repeat=0 if step is None else 1 + step).to(picture)
+
+    made = make_views(
+        prior,
+        priors.first_stage,
+        stage.decode,
+        to_images(pictures),
+        rig.take(views),
+        rig.take(rest),
+        Recipe(num_steps=settings.num_steps, second="interp" if len(views) == 1 else "interp-gt"),
+        of_forward,
         on_step=on_step,
         run=run,
     )
-    pixels = decode(latents, priors.multiview.decoder or priors.first_stage)[:, 0]
-    pixels[cameras.input_view] = picture
+    pixels = picture.new_zeros(cameras.num_views, *picture.shape)
+    pixels[rest] = to_pixels(made.images)
     return pixels
 
 

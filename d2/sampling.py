@@ -5,6 +5,7 @@ Axes: v views, f frames, b sequences, t along a sequence, c h w. `matrix` means 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -41,6 +42,8 @@ class Term(NamedTuple):
     name: str  # "video" (rows), "multiview" (columns), "unary" (cells)
     cut: Cut
     denoise: Denoise
+    sigma_range: tuple[float, float] = (0.0, math.inf)  # levels at which its prior says something
+    told: Tensor | None = None  # v f, bool: cells that it is told, so that it says nothing of them; None: of all
 
 
 class Step(NamedTuple):
@@ -148,8 +151,12 @@ def sample_matrix(
 
     def evaluate(x: Tensor, step: Step) -> Tensor:
         nonlocal of_rule, predictions, denoised, w, scales
-        w, scales = weights(step, cameras, num_frames), guidance(step, cameras, num_frames)
+        w = among_speakers(weights(step, cameras, num_frames), terms, step.sigma)
+        scales = guidance(step, cameras, num_frames)
         needs = needed(rule, terms, w, scales)
+        for term in terms:
+            if not in_range(term, step.sigma) and any(half.any() for half in needs[term.name]):
+                raise InputError(out_of_range(term, step.sigma))
 
         def ask(name: str, x: Tensor) -> Prediction:
             prediction = shard(by_name[name], x, step.sigma, needs[name])
@@ -185,6 +192,48 @@ def evenly(terms: Sequence[Term], value: float) -> Schedule:
         return {t.name: torch.full((cameras.num_views, num_frames), value, dtype=torch.float64) for t in terms}
 
     return schedule
+
+
+def among_speakers(weights: Fields, terms: Sequence[Term], sigma: float) -> Fields:
+    """The weights of a level, those of terms that say nothing there or of a cell given to the others: v f each.
+
+    What remains keeps its proportions and its sum. A cell of which nobody else has a share stays with a term that is
+    told it. An InputError where a level is out of the range of all that have a share.
+    """
+    kept = dict(weights)
+    for term in terms:
+        if term.name in weights and not in_range(term, sigma):
+            kept[term.name] = torch.zeros_like(weights[term.name])
+        elif term.name in weights and term.told is not None:
+            kept[term.name] = weights[term.name].masked_fill(term.told, 0.0)
+    if all(kept[name] is weights[name] for name in weights):
+        return weights
+    total, left = (torch.stack(list(fields.values())).sum(dim=0) for fields in (weights, kept))
+    nobody = (left == 0) & (total != 0)
+    for term in terms:
+        if not in_range(term, sigma) and (weights[term.name][nobody] != 0).any():
+            raise InputError(out_of_range(term, sigma))
+    factor = torch.where(nobody, 1.0, total / left.masked_fill(left == 0, 1.0))
+    return {name: torch.where(nobody, weights[name], share * factor) for name, share in kept.items()}
+
+
+def in_range(term: Term, sigma: float) -> bool:
+    """Whether a term's prior says something at a level."""
+    return within(term.sigma_range, sigma)
+
+
+def within(sigma_range: tuple[float, float], sigma: float) -> bool:
+    """Whether a level lies in a range, or a rounding off its ends."""
+    low, high = sigma_range
+    return low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6)
+
+
+def out_of_range(term: Term, sigma: float) -> str:
+    low, high = term.sigma_range
+    return (
+        f"{term.name}: its prior says nothing at noise level {sigma:.4g}, where the rule gives it a share; it does "
+        f"from {low:.4g} to {high:.4g}: set sampler.sigma_max={math.floor(10 * high) / 10:g}, or give others a share"
+    )
 
 
 def _weighted_sum(

@@ -20,6 +20,13 @@ class Truth(NamedTuple):
     depth: Tensor  # v f 1 h w, distance along the optical axis; inf where nothing is
 
 
+class Known(NamedTuple):
+    """Views beside the input's of which the clip is known too, at the same times."""
+
+    views: tuple[int, ...]  # their rows
+    pixels: Tensor  # k f 3 h w
+
+
 class Scene(NamedTuple):
     """One input of the job."""
 
@@ -30,6 +37,7 @@ class Scene(NamedTuple):
     cameras: Cameras
     fps: float
     truth: Truth | None = None
+    others: Known | None = None
 
     def observed(self) -> Scene:
         """The scene as the sampler may see it: the input alone."""

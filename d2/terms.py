@@ -15,12 +15,15 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from d2.errors import InputError
-from d2.matrix import Cameras, Cut, column_windows, columns, row_windows, rows, single_cells
+from d2.matrix import Cameras, Cut, column_windows, columns, rig_of, row_windows, rows, single_cells
 from d2.noise import Stream
+from d2.priors.camera_prior import CameraCondition, CameraPrior, camera_denoiser
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition, Prior, denoiser
 from d2.priors.tiny import FRAMES, motion_bucket, polar_rad
 from d2.sampling import Term, karras_sigmas
+from d2.scene import Known
+from d2.views import bind_views
 
 
 class Draw(Protocol):
@@ -33,7 +36,7 @@ class Priors(NamedTuple):
     """The frozen networks of a run. Where a prior has no encoder or decoder of its own, the first stage serves."""
 
     video: Prior
-    multiview: Prior
+    multiview: Prior | CameraPrior
     first_stage: FirstStage
     cell: Prior | None = None  # of the tiny tier, trained on 4D pairs
 
@@ -92,11 +95,12 @@ def joint_terms(
     noise: Draw,
     priors: Priors,
     settings: Settings,
+    others: Known | None = None,  # beside the input's clip
 ) -> list[Term]:
     """The terms of joint sampling: rows, columns, and cells by themselves where settings.unary says so."""
     terms = [
         video_term(orbits, clip, noise, priors, settings),
-        multiview_term(clip, cameras, noise, priors, settings),
+        multiview_term(clip, cameras, noise, priors, settings, others),
     ]
     if settings.unary is not None:
         terms.append(unary_term(settings.unary, clip, orbits[0], cameras, noise, priors, settings))
@@ -127,7 +131,7 @@ def video_term(
     condition = bind_condition(
         priors.video, references, scalars, cut.cells.shape[1], unit, first_stage, settings.encode_chunk
     )
-    return Term("video", cut, denoiser(priors.video, *condition))
+    return Term("video", cut, denoiser(priors.video, *condition), priors.video.sigma_range)
 
 
 def multiview_term(
@@ -136,8 +140,16 @@ def multiview_term(
     noise: Draw,
     priors: Priors,
     settings: Settings,
+    others: Known | None = None,  # further views that are known, of which only a camera prior can be told
 ) -> Term:
     """Columns under the frames of the input view, in the order in which the prior's azimuth grows."""
+    if isinstance(priors.multiview, CameraPrior):
+        return camera_term(priors.multiview, references, cameras, priors.first_stage, settings, others)
+    if others is not None:
+        raise InputError(
+            f"scenes.views: {1 + len(others.views)} known views, and this multi-view prior is told one picture; "
+            "take multiview=seva or tiny_camera, or one clip"
+        )
     v, f = cameras.num_views, len(references)
     window = settings.multiview_window or v
     cut = columns(v, f) if window >= v else column_windows(v, f, window, settings.multiview_dilation)
@@ -159,7 +171,40 @@ def multiview_term(
         priors.first_stage,
         settings.encode_chunk,
     )
-    return Term("multiview", cut, denoiser(priors.multiview, *condition, blend_weight=settings.conv_blend))
+    denoise = denoiser(priors.multiview, *condition, blend_weight=settings.conv_blend)
+    return Term("multiview", cut, denoise, priors.multiview.sigma_range)
+
+
+def camera_term(
+    prior: CameraPrior,
+    clip: Tensor,  # f 3 h w, of the input view
+    cameras: Cameras,
+    first_stage: FirstStage,
+    settings: Settings,
+    others: Known | None = None,
+) -> Term:
+    """Columns told their cameras, and their known cells: those of the input's row, and of other known views' rows.
+
+    The input view comes first, which makes it the reference of the rays; then the other known ones, then the rest.
+    """
+    v, f = cameras.num_views, len(clip)
+    if settings.multiview_window is not None or settings.conv_blend is not None:
+        raise InputError("multiview.window, multiview.conv_blend: this prior takes a column whole; leave both null")
+    views, pictures = [cameras.input_view], clip[:, None]
+    if others is not None:
+        views, pictures = [*views, *others.views], torch.cat([pictures, others.pixels.movedim(0, 1)], dim=1)
+    order = [*views, *(view for view in range(v) if view not in views)]
+    cells = columns(v, f).cells[:, order]
+    rig, known = rig_of(cameras), [view in views for view in order]
+    parts = [
+        bind_views(prior, first_stage, to_images(part), known, rig.take(order), rig.poses)[0]
+        for part in pictures.split(settings.encode_chunk)
+    ]
+    condition = CameraCondition(*map(torch.cat, zip(*parts, strict=True)))
+    told = torch.zeros(v, f, dtype=torch.bool)
+    told[views] = True
+    cut = Cut(cells, torch.ones(cells.shape[:2]))
+    return Term("multiview", cut, camera_denoiser(prior, condition), prior.sigma_range, told)
 
 
 def unary_term(
@@ -196,13 +241,15 @@ def unary_term(
     unit = noise("augmentation", tuple(references.shape), step=2)
     prior = {"video": priors.video, "multiview": priors.multiview, "cell": priors.cell}[unary.prior]
     assert prior is not None, "Priors.cell is wanted"
+    if isinstance(prior, CameraPrior):
+        raise InputError("unary.prior=multiview: a prior of any cameras has no such cells; take unary.prior=video")
     length = scalars["cond_aug"].shape[1]
     halves = bind_condition(prior, references, scalars, length, unit, priors.first_stage, settings.encode_chunk)
     cond, uncond = (
         Condition(*(rearrange(part, f"{axes} ... -> (v f) 1 ...", v=v, f=f) for part in half)) for half in halves
     )
     cond = uncond if unary.told == "none" else cond
-    return Term("unary", single_cells(v, f), denoiser(prior, cond, uncond, image_only=True))
+    return Term("unary", single_cells(v, f), denoiser(prior, cond, uncond, image_only=True), prior.sigma_range)
 
 
 def prior_azimuth(cameras: Cameras, settings: Settings) -> Tensor:

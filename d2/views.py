@@ -11,22 +11,29 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from d2.cameras import Rig
 from d2.matrix import columns
+from d2.passes import Run, straight
 from d2.priors import chunks, rays
 from d2.priors.camera_prior import CameraCondition, CameraPrior, camera_denoiser
 from d2.priors.chunks import Forward
 from d2.priors.discrete_levels import own_plan, own_sigmas
-from d2.sampling import Step, Term, initial_x, sample_matrix, weighted_sum
+from d2.sampling import State, Step, Term, initial_x, sample_matrix, weighted_sum
 
 Chunks = list[list[chunks.Slot]]
 Coder = Callable[[Tensor], Tensor]  # images n 3 H W to latents n c h w, or back
-Noise = Callable[[int, int | None], Tensor]  # of a forward: unit noise it starts from (None), or of a step: t c h w
+
+
+class Noise(Protocol):
+    """Unit noise of a forward: what it starts from (step None), or what is added before a step."""
+
+    def __call__(self, forward: int, step: int | None, *, length: int) -> Tensor:  # length c h w
+        ...
 
 
 class Recipe(NamedTuple):
@@ -72,6 +79,8 @@ def make_views(
     *,
     two_passes: bool | None = None,  # None: where one forward does not hold all
     on_forward: Callable[[Made], None] | None = None,
+    on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Views:
     """Pictures of all targets; where they are more than fit into one forward, anchors among them are made first."""
     m, n = len(pictures), len(targets.poses)
@@ -79,7 +88,7 @@ def make_views(
     scene = torch.cat([inputs.poses, targets.poses])
     numbers = itertools.count()
 
-    def run(cut: Chunks, known: Tensor, givers: Rig, wanted: Rig, length: int, pass_: Literal[1, 2]) -> Tensor:
+    def make(cut: Chunks, known: Tensor, givers: Rig, wanted: Rig, length: int, pass_: Literal[1, 2]) -> Tensor:
         made: dict[int, Tensor] = {}
         for forward in chunks.forwards(cut, length):
             every = torch.cat([known, *(made[i][None] for i in sorted(made))])  # what was made can be told
@@ -88,7 +97,8 @@ def make_views(
             condition, poses = bind_views(prior, encode, told[None], forward.known, rig, scene, recipe)
             by = rays.scale_by_camera if pass_ == 1 else rays.scale_by_order
             scales = by(poses, rig.intrinsics, flags, scale=recipe.scale[pass_ - 1], low=recipe.low)
-            latents = sample_forward(prior, condition, scales, recipe.num_steps, partial(noise, next(numbers)))
+            of_forward = partial(noise, next(numbers), length=length)
+            latents = sample_forward(prior, condition, scales, recipe.num_steps, of_forward, on_step=on_step, run=run)
             if on_forward:
                 on_forward(Made(pass_, forward, condition, poses, scales, latents))
             for slot, own, image in zip(forward.slots, forward.own, decode(latents), strict=True):
@@ -98,12 +108,12 @@ def make_views(
 
     if not two_passes:
         cut = chunks.cut_into_chunks(recipe.alone, recipe.length[0], *poses_of(inputs, targets), always=range(m))
-        return Views(run(cut, pictures, inputs, targets, recipe.length[0], 1), None)
+        return Views(make(cut, pictures, inputs, targets, recipe.length[0], 1), None)
     plan = chunks.count_anchors(recipe.second, recipe.length, m, n)
     orders = chunks.along_path(plan.count, m, n)
     among = targets.take([round(order) - m for order in orders])  # half to even
     cut = chunks.cut_into_chunks(recipe.first, plan.first, *poses_of(inputs, among), always=range(m))
-    anchors = run(cut, pictures, inputs, among, plan.first, 1)
+    anchors = make(cut, pictures, inputs, among, plan.first, 1)
     givers = joined(inputs, among)
     cut = chunks.cut_into_chunks(
         recipe.second,
@@ -113,7 +123,7 @@ def make_views(
         input_orders=[*([math.nan] * m), *orders],  # where the inputs stand on the path is not known
         target_orders=range(m, m + n),
     )
-    return Views(run(cut, torch.cat([pictures, anchors]), givers, targets, plan.second, 2), anchors)
+    return Views(make(cut, torch.cat([pictures, anchors]), givers, targets, plan.second, 2), anchors)
 
 
 def poses_of(*rigs: Rig) -> list[Tensor]:
@@ -141,12 +151,12 @@ def bind_views(
     recipe: Recipe = Recipe(),  # noqa: B008  a tuple of numbers
 ) -> tuple[CameraCondition, Tensor]:
     """What sequences that share their cameras are told; and the normalised poses, t 4 4."""
-    (b, k), flags = pictures.shape[:2], torch.tensor(known, device=pictures.device)
-    assert k == int(flags.sum())
+    (b, k), places = pictures.shape[:2], [i for i, flag in enumerate(known) if flag]
+    assert k == len(places)
     latents = encode(pictures.flatten(0, 1)).unflatten(0, (b, k)).to(pictures)
     c, h, w = latents.shape[2:]
     clean, mask = latents.new_zeros(b, len(known), c, h, w), latents.new_zeros(b, len(known), 1, h, w)
-    clean[:, flags], mask[:, flags] = latents, 1.0
+    clean[:, places], mask[:, places] = latents, 1.0
     poses = rays.normalised(scene, rig.poses, recipe.camera_scale)
     every = rays.pluecker(poses, rig.intrinsics, h, w).to(latents).expand(b, -1, -1, -1, -1)
     crossattn = prior.embed(pictures)[:, None, None].expand(-1, len(known), -1, -1)
@@ -161,16 +171,17 @@ def sample_forward(
     noise: Callable[[int | None], Tensor],
     *,
     plan: Sequence[Step] | None = None,  # None: the published one
-    on_step: Callable[..., None] | None = None,
+    on_step: Callable[[State], None] | None = None,
+    run: Run = straight,
 ) -> Tensor:
     """The latents of one forward by the prior's own sampler: t c h w."""
     t = condition.rays.shape[1]
-    return sample_matrix(
-        initial_x(noise(None), own_sigmas(num_steps)[0])[:, None],
-        own_plan(num_steps) if plan is None else plan,
+    sample = partial(
+        sample_matrix,
         terms=[Term("multiview", columns(t, 1), camera_denoiser(prior, condition))],
         guidance=lambda *_: {"multiview": scales[:, None]},
         compose=weighted_sum,
         noise=lambda step, when: noise(step.index)[:, None],
-        on_step=on_step,
-    )[:, 0]
+    )
+    x = initial_x(noise(None), own_sigmas(num_steps)[0])[:, None]
+    return run(sample, x, own_plan(num_steps) if plan is None else plan, on_step, {})[:, 0]

@@ -13,10 +13,13 @@ from golden import official
 from golden.case import FOLDER, load_engine
 from golden.networks import load_first_stage, load_prior
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from small_camera_prior import UNET
+from torch import Tensor, nn
 
 from d2.files import fingerprint
+from d2.nn.camera_unet import CameraUNet
 from d2.priors import checkpoint, tensor_file
+from d2.priors.camera_prior import CameraPriorConfig
 from d2.priors.checkpoint import (
     AUTOENCODERS,
     PUBLISHED,
@@ -29,6 +32,7 @@ from d2.priors.checkpoint import (
     wanted,
 )
 from d2.priors.first_stage import FirstStageConfig
+from d2.priors.prior import Prior, PriorConfig
 from d2.priors.published import Published
 
 ENGINES = {"svd_xt": "tiny_svd", "sv3d_p": "tiny_sv3d_p"}
@@ -166,10 +170,42 @@ def test_one_other_number_and_the_tower_is_not_shared(svd: Published, tmp_path: 
     weights[key] = weights[key] + torch.nn.functional.one_hot(torch.tensor(3), len(weights[key]))
     first = load_published(FOLDER / "tiny_svd.safetensors", svd, **F32)
     second = load_published(saved(weights, tmp_path / "x.safetensors"), svd, **F32, like=first)
+    assert isinstance(first.prior, Prior) and isinstance(second.prior, Prior)
     assert second.prior.tower is not first.prior.tower
-    assert second.prior.tower.ln_post.bias[3] != first.prior.tower.ln_post.bias[3]
+    biases = [prior.tower.get_parameter("ln_post.bias") for prior in (first.prior, second.prior)]
+    assert biases[0][3] != biases[1][3]
     assert second.prior.tower.conv1.weight is first.prior.tower.conv1.weight  # no second copy of the rest
     assert second.prior.encoder is first.prior.encoder
+
+
+def test_a_prior_of_any_cameras_takes_tower_and_decoder_from_the_video_priors_file(
+    svd: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CameraPriorConfig(replace(UNET, context_dim=svd.prior.tower.embed_dim), svd.prior.tower, "table")
+    seva = replace(PUBLISHED["seva"], prior=config)
+    monkeypatch.setitem(checkpoint.PUBLISHED, "seva", seva)
+    weights = {name: torch.randn(shape).half() for name, shape in shapes_of(CameraUNet(config.unet)).items()}
+    files = FOLDER / "tiny_svd.safetensors", saved(weights, tmp_path / "seva.safetensors")
+    first, second = load_pair((svd, files[0]), (seva, files[1]), **F32)
+    assert second.prior.tower is first.prior.tower
+    assert all(torch.equal(p, weights[name]) for name, p in second.prior.unet.named_parameters())
+    of_images, prefix = weights_of(svd), svd.sources["prior.encoder."]
+    state = second.first_stage.autoencoder.state_dict()
+    assert {name.partition(".")[0] for name in state} == {"decoder", "post_quant_conv"}
+    assert all(torch.equal(tensor, of_images[prefix + name].float()) for name, tensor in state.items())
+    assert second.first_stage.scale.tolist() == first.first_stage.scale.tolist()
+    key = "out.2.bias"
+    bad = saved({name: w for name, w in weights.items() if name != key}, tmp_path / "bad.safetensors")
+    said = rf"^[^\n]*bad.safetensors: not seva: {key} is missing; get seva.safetensors[^\n]*$"
+    with pytest.raises(ValueError, match=said):
+        load_pair((svd, files[0]), (seva, bad), **F32)
+    said = r"^[^\n]*: not svd_xt but seva, a multi-view prior; give it as multiview[^\n]*$"
+    with pytest.raises(ValueError, match=said):
+        load_pair((svd, files[1]), (seva, files[1]), **F32)
+
+
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in network.named_parameters()}
 
 
 def test_what_is_shared_moves_together(svd: Published) -> None:
@@ -230,6 +266,7 @@ def test_a_random_pair_shares_tower_and_encoder_alone(svd: Published, sv3d: Publ
 
 def test_random_networks_give_finite_numbers_of_sensible_size(svd: Published) -> None:
     prior, stage = random_published(svd, seed=0, **F32)
+    assert isinstance(prior, Prior) and isinstance(svd.prior, PriorConfig)
     x = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     scalars = {name: torch.full((1, 3), 0.5) for name, _ in svd.prior.scalars}
     condition, _ = prior.condition(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), scalars, 3)

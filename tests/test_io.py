@@ -16,7 +16,6 @@ from torch import Tensor
 import d2.io
 from d2.files import ensure_writable, staged, staged_folder, write_json, write_tensors, write_text
 from d2.io import (
-    camera_to_world,
     preview_cells,
     preview_frames,
     read_matrix,
@@ -27,7 +26,7 @@ from d2.io import (
     write_transforms,
     write_video,
 )
-from d2.matrix import RADIUS, Cameras, ImageMatrix, camera_positions, camera_ring
+from d2.matrix import RADIUS, Cameras, ImageMatrix, camera_positions, camera_ring, camera_to_world
 from d2.scene import Truth
 
 SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (8, 8), (21, 25), (4, 25), (25, 3), (21, 1)]  # views, frames

@@ -17,7 +17,7 @@ from d2.plan.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_adv
 from d2.plan.rehearsal import Fused, Job, Meter, build, called, rehearse, shown_steps
 from d2.priors import sv3d, svd, tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
-from d2.priors.prior import Prior
+from d2.priors.prior import Prior, PriorConfig
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.scene import Scene
 from d2.terms import Priors, Settings
@@ -52,6 +52,7 @@ FREE = ("sequences_per_call", "decode_chunk", "offload")
 
 def real_run(job: Job, settings: Settings) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """A run on the CPU with its peaks of tensors, calls and batch items, by network."""
+    assert isinstance(job.multiview, PriorConfig)
     priors = Priors(Prior(job.video).eval(), Prior(job.multiview).eval(), FirstStage(job.first_stage).eval())
     meter, calls, items = Meter(), {}, {}
 
@@ -245,14 +246,14 @@ def test_operations_of_the_published_networks(name: str, shape: tuple[int, ...],
         if context.shape[1] == 1:  # queries and their products with one key; the output once a sequence
             left_out[0] += 2 * tokens.shape[:-1].numel() * (2 * width**2 + 2 * width)
 
-    for prior in cast.priors[:2]:
+    for prior in (cast.priors.video, cast.priors.multiview):
         for module in prior.modules():
             if isinstance(module, Attention):
                 module.register_forward_pre_hook(note)
     x = torch.empty(shape, device="meta")
     with torch.no_grad(), Fused(), cast.meter:
         if name in ("video", "multiview"):
-            prior: Prior = getattr(cast.priors, name)
+            prior = getattr(cast.priors, name)
             scalars = {key: torch.empty(shape[:2], device="meta") for key, _ in prior.config.scalars}
             picture = torch.empty(1, 3, 576, 576, device="meta")
             condition = prior.condition(picture, picture, scalars, shape[1])[0]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_conf import picture  # noqa: F401  a fixture
 
 from d2.priors import checkpoint
+from d2.priors.camera_prior import CameraPriorConfig
 from d2.priors.published import Published
 
 RANDOM = ["video.checkpoint=random", "multiview.checkpoint=random", "matrix.num_frames=3", "matrix.num_views=3"]
@@ -24,6 +25,11 @@ Sample = Callable[..., int]
 def small(published: Published) -> Published:
     """A published prior on pictures of 64 × 64, with a level and a block of the fewest channels."""
     p = published.prior
+    if isinstance(p, CameraPriorConfig):
+        sizes = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": (1,)}
+        more = {"num_head_channels": 16, "context_dim": VIDEO.tower.embed_dim, "transformer_depth": (1,)}
+        unet = replace(p.unet, **sizes, **more, joint=("output_ds1",))
+        return replace(published, prior=replace(p, unet=unet, tower=VIDEO.tower), size=64)
     assert p.encoder is not None
     scalars = tuple((name, 16) for name, _ in p.scalars)
     unet = replace(
@@ -62,7 +68,9 @@ def result(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "choices", [["video=svd", "multiview=sv3d_u"], ["video=svd_xt", "multiview=sv3d_p"]], ids=" ".join
+    "choices",
+    [["video=svd", "multiview=sv3d_u"], ["video=svd_xt", "multiview=sv3d_p"], ["video=svd_xt", "multiview=seva"]],
+    ids=" ".join,
 )
 def test_a_picture_becomes_a_matrix(choices: list[str], sample: Sample, tmp_path: Path) -> None:
     assert sample(*choices) == 0

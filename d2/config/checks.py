@@ -80,7 +80,7 @@ CHOICES: dict[str, tuple[str | bool, ...]] = {
     "scenes.source": ("world4d", "folder"),
     "scenes.split": ("test", "validation"),
     "video.network": ("tiny", "svd", "svd_xt"),
-    "multiview.network": ("tiny", "sv3d_u", "sv3d_p"),
+    "multiview.network": ("tiny", "sv3d_u", "sv3d_p", "seva", "seva_1_0"),
     "unary.prior": ("multiview", "video", "cell"),
     "unary.told": ("none", "anchor", "column", "row"),
     "precision": ("fp32", "bf16", "fp16"),

@@ -62,7 +62,7 @@ class ScenesConfig:
 
 @dataclass
 class PriorConfig:
-    network: str = MISSING  # tiny | svd | svd_xt as the video prior, tiny | sv3d_u | sv3d_p as the multi-view prior
+    network: str = MISSING  # of video: tiny | svd | svd_xt; of multiview: tiny | sv3d_u | sv3d_p | seva | seva_1_0
     checkpoint: str | None = None  # weights file, or random; null: the one in checkpoints/
     cond_aug: float = 0.02  # standard deviation of the noise on the reference pictures, told to the network
     fps_id: float = 7.0  # told to a video prior

@@ -16,6 +16,7 @@ from d2.errors import InputError
 from d2.files import asset, fingerprint
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED, load_pair
+from d2.priors.prior import Prior
 from d2.terms import Priors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,7 +35,7 @@ def is_tiny(config: SampleConfig) -> bool:
     networks = config.video.network, config.multiview.network
     if ("tiny" in networks) and networks != ("tiny", "tiny"):
         raise InputError(
-            f"video={networks[0]} multiview={networks[1]}: their latents differ; take both tiny, or svd and sv3d"
+            f"video={networks[0]} multiview={networks[1]}: their latents differ; take both tiny, or svd + sv3d or seva"
         )
     return networks == ("tiny", "tiny")
 
@@ -64,7 +65,7 @@ def sizes(config: SampleConfig) -> Sizes:
         return Sizes(asked[0] or tiny.FRAMES, asked[1] or tiny.FRAMES, tiny.SIZE)
     video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]
     for key, wanted, prior in (("views", asked[0], multiview), ("frames", asked[1], video)):
-        if wanted is not None and wanted > prior.length:
+        if wanted is not None and wanted > prior.length and not prior.any_length:
             better = "; or take video=svd_xt" if prior.name == "svd" else ""
             raise InputError(f"matrix.num_{key}={wanted}: {prior.name} makes {prior.length}; give at most that{better}")
     return Sizes(asked[0] or multiview.length, asked[1] or video.length, video.size)
@@ -103,6 +104,7 @@ def load_priors(config: SampleConfig) -> Priors:
         device="cpu",
         seed=config.seed,
     )
+    assert isinstance(video.prior, Prior)
     multiview.prior.decoder = multiview.first_stage
     return Priors(video.prior, multiview.prior, video.first_stage)
 

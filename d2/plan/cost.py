@@ -5,6 +5,7 @@ The job's own code runs, on pictures of a few pixels and with networks that coun
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ class Counting(nn.Module):
     """Stands in for a prior: says that everything is nothing, and counts the cells it was asked about."""
 
     encoder = decoder = None
+    sigma_range = (0.0, math.inf)
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ Found by a rehearsal on the meta device, before anything is loaded. Memory is in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from d2.errors import InputError
 from d2.plan.rehearsal import UNETS, Cast, Job, Rehearsal, build, rehearse
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
+from d2.sampling import within
 from d2.terms import Settings
 
 GIB = 2**30
@@ -62,6 +64,7 @@ class Plan(NamedTuple):
     host: dict[str, int]  # what -> bytes
     choice: Choice
     memory: int | None  # of the device; None: the job runs in host memory
+    silent: str = ""  # a prior with a range of levels: where it has no share
 
     @property
     def device_bytes(self) -> int:
@@ -105,7 +108,20 @@ def plan(
         choice = choose(choice, free, memory, job, peaks)
     steps = job.rules.renoise(settings.sigmas)
     host = host_of(job, cast, choice, pinned=memory is not None)
-    return Plan(len(steps), work_of(seen(choice), job), peaks(choice), host, choice, memory)
+    silent = silent_at(cast.priors.multiview.sigma_range, [step.sigma for step in steps])
+    return Plan(len(steps), work_of(seen(choice), job), peaks(choice), host, choice, memory, silent)
+
+
+def silent_at(sigma_range: tuple[float, float], sigmas: Sequence[float]) -> str:
+    """One line where the multi-view prior has no share at some levels, else nothing."""
+    low, high = sigma_range
+    above, below = (sum(not within((a, b), sigma) for sigma in sigmas) for a, b in ((0.0, high), (low, math.inf)))
+    if not above + below:
+        return ""
+    return (
+        f"multiview: no share at {above + below} of {len(sigmas)} evaluations, {above} above noise level {high:.4g} "
+        f"and {below} below {low:.4g}"
+    )
 
 
 def choose(
@@ -204,6 +220,7 @@ def render(plan: Plan) -> str:
         lines += [f"{'device peak, and what there is':41}{plan.device_bytes / GIB:8.2f}{plan.memory / GIB:12.2f}"]
     lines += [f"{'host: ' + name:49}{size / GIB:12.2f}" for name, size in plan.host.items()]
     lines += [f"{'host peak':49}{plan.host_bytes / GIB:12.2f}", ""]
+    lines += [plan.silent] if plan.silent else []
     c = plan.choice
     chunks = [f"sampler.{name}={'null' if getattr(c, name) is None else getattr(c, name)}" for name in CHUNKS]
     lines += [" ".join(["settings:", *chunks, f"offload={c.offload}", f"precision={PRECISIONS[c.dtype]}"])]

@@ -14,6 +14,7 @@ from d2.plan.planner import Choice, plan, render
 from d2.plan.rehearsal import Job
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
+from d2.priors.prior import PriorConfig
 from d2.priors.tensor_file import read_header
 from d2.terms import Settings
 
@@ -40,6 +41,7 @@ def job_of(config: SampleConfig, rules: Rules) -> Job:
         stage = tiny.first_stage_of(read_header(Path(weights_files(config)["autoencoder"])))
         return Job(tiny.VIDEO, tiny.MULTIVIEW, stage, rules, *size)
     video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]
+    assert isinstance(video.prior, PriorConfig)
     return Job(video.prior, multiview.prior, video.first_stage, rules, *size, decoder=multiview.first_stage)
 
 

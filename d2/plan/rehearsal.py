@@ -23,9 +23,10 @@ from torch.utils.flop_counter import flop_registry
 
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import Rules, make_clip, make_orbits, sample_scene
+from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
-from d2.sampling import State, Step, as_composition, needed
+from d2.sampling import State, Step, as_composition, needed, within
 from d2.scene import Scene
 from d2.terms import Priors, Settings
 
@@ -36,7 +37,7 @@ class Job(NamedTuple):
     """What is to be sampled, and by which networks."""
 
     video: PriorConfig
-    multiview: PriorConfig
+    multiview: PriorConfig | CameraPriorConfig
     first_stage: FirstStageConfig
     rules: Rules
     num_views: int
@@ -141,7 +142,8 @@ class Cast(NamedTuple):
 
 def build(job: Job, dtype: torch.dtype) -> Cast:
     with torch.device("meta"):
-        priors = Priors(Prior(job.video), Prior(job.multiview), FirstStage(job.first_stage))
+        video, first_stage = Prior(job.video), FirstStage(job.first_stage)
+        priors = Priors(video, multiview_of(job, video), first_stage)
         priors.multiview.decoder = None if job.decoder is None else FirstStage(job.decoder)
     for holder in priors.present:
         holder.to(dtype).eval().requires_grad_(False)
@@ -152,12 +154,22 @@ def build(job: Job, dtype: torch.dtype) -> Cast:
     return cast
 
 
+def multiview_of(job: Job, video: Prior) -> Prior | CameraPrior:
+    """A prior of any cameras has its image tower from the video prior beside it, if it is as large."""
+    if not isinstance(job.multiview, CameraPriorConfig):
+        return Prior(job.multiview)
+    cameras = CameraPrior(job.multiview, with_tower=job.multiview.tower != job.video.tower)
+    cameras.tower = cameras.tower or video.tower
+    return cameras
+
+
 def called(priors: Priors) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Every network that is called: its name, itself, and what is moved as one with it."""
     stages = {"": priors.first_stage}
     for name, prior in zip(UNETS, priors[:2], strict=True):
         yield name, prior.unet, prior.unet
-        yield f"{name} tower", prior.tower, prior.tower
+        if prior.tower is not None and (prior is priors.video or prior.tower is not priors.video.tower):
+            yield f"{name} tower", prior.tower, prior.tower
         if prior.encoder is not None:
             yield f"{name} encoder", prior.encoder, prior.encoder
         if prior.decoder is not None:
@@ -213,7 +225,8 @@ def rehearse(job: Job, cast: Cast, settings: Settings) -> Rehearsal:
     cameras, seed = camera_ring(job.num_views), 0
     if settings.motion_bucket_id is None:
         settings = replace(settings, motion_bucket_id=0.0)  # the motion of nothing cannot be measured
-    shown = shown_steps(job.rules.renoise(settings.sigmas), job.rules, cameras, job.num_frames)
+    ranges = [prior.sigma_range for prior in cast.priors[:2]]
+    shown = shown_steps(job.rules.renoise(settings.sigmas), job.rules, cameras, job.num_frames, ranges)
     rules = job.rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
     stands_for = {(step.index, step.repeat): times for step, times in shown}
     short = replace(settings, num_steps=min(2, settings.num_steps))  # of references: the first and the last step
@@ -264,12 +277,18 @@ def counted(
     return result, {**cast.counts, **unets}
 
 
-def shown_steps(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frames: int) -> list[tuple[Step, int]]:
+def shown_steps(
+    steps: Sequence[Step],
+    rules: Rules,
+    cameras: Cameras,
+    num_frames: int,
+    ranges: Sequence[tuple[float, float]] = (),  # of levels, of priors that say nothing outside
+) -> list[tuple[Step, int]]:
     """One step of every kind with the number of those it stands for, two of the largest kind in a row.
 
     A step's predictions live into the next.
     """
-    kinds = steps_by_kind(steps, rules, cameras, num_frames)
+    kinds = steps_by_kind(steps, rules, cameras, num_frames, ranges)
     largest = max(kinds.values(), key=len)
     shown = []
     for of_kind in kinds.values():
@@ -280,14 +299,21 @@ def shown_steps(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frame
     return shown
 
 
-def steps_by_kind(steps: Sequence[Step], rules: Rules, cameras: Cameras, num_frames: int) -> dict[Hashable, list[Step]]:
-    """Steps of a kind evaluate the same cells and add noise alike."""
+def steps_by_kind(
+    steps: Sequence[Step],
+    rules: Rules,
+    cameras: Cameras,
+    num_frames: int,
+    ranges: Sequence[tuple[float, float]] = (),
+) -> dict[Hashable, list[Step]]:
+    """Steps of a kind evaluate the same cells, by the same priors, and add noise alike."""
     kinds: dict[Hashable, list[Step]] = {}
     for step in steps:
         weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
         needs = needed(rules.compose, [], weights, scales)
         halves = tuple((name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items())
         nested = step.sigma if as_composition(rules.compose).nested else None  # it may ask for more at some levels
-        kind = (halves, nested, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
+        spoken = tuple(within(one, step.sigma) for one in ranges)
+        kind = (halves, spoken, nested, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
         kinds.setdefault(kind, []).append(step)
     return kinds

@@ -57,6 +57,7 @@ class CameraPrior(nn.Module):
     """
 
     tower: ImageTower | None
+    encoder = None  # pictures of known cells go through the first stage of the run
     decoder: FirstStage | None
 
     def __init__(self, config: CameraPriorConfig, *, with_tower: bool = True):
@@ -118,7 +119,7 @@ def camera_denoiser(
     def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
         asked = [c.select(sequences) for c, wanted in zip(conditions, halves, strict=True) if wanted]
         both = CameraCondition(*(torch.cat(parts) for parts in zip(*asked, strict=True)))
-        levels = torch.full((len(both.rays), x.shape[1]), sigma, dtype=torch.float64, device=x.device)
+        levels = torch.full((len(both.rays), x.shape[1]), sigma, dtype=torch.float64)
         out = iter(prior(x.repeat(len(asked), 1, 1, 1, 1), levels, both).chunk(len(asked)))
         return Prediction(*(next(out) if wanted else None for wanted in halves))
 

@@ -144,7 +144,7 @@ def report(path: Path, header: dict[str, Entry], fitting: list[Published]) -> st
     sources, left_out = layout(published, folder=path.is_dir())
     used = list(dict.fromkeys(key for origin in sources.values() for key in origin.keys))
     names = " or ".join(p.name for p in fitting)
-    alike = " (one network, trained for other lengths: no header tells them apart)" if len(fitting) > 1 else ""
+    alike = " (one network, trained twice: no header tells them apart)" if len(fitting) > 1 else ""
     reasons = Counter(
         next(part.reason for part in left_out if key.startswith(part.prefix)) for key in header if key not in set(used)
     )
@@ -208,9 +208,9 @@ def download(name: str, folder: Path) -> Path:
 
 def fetch(hub: Any, published: Published, partial: Path) -> Path:
     """Ask the hub; whatever it raises becomes one line with the way out."""
-    name, repository = published.name, published.repository
+    name, repository, there = published.name, published.repository, published.file_there or published.file
     try:
-        return Path(hub.hf_hub_download(repository, published.file, local_dir=partial))
+        return Path(hub.hf_hub_download(repository, there, local_dir=partial))
     except Exception as error:  # the hub's classes differ between its versions; what they say of themselves does not
         kinds = {kind.__name__ for link in chain(error) for kind in type(link).__mro__}
         status = next((s for s in map(status_of, chain(error)) if s is not None), None)
@@ -225,8 +225,8 @@ def fetch(hub: Any, published: Published, partial: Path) -> Path:
             ) from error
         if status is None and kinds & {"LocalEntryNotFoundError", "ConnectionError", "TimeoutError", "TransportError"}:
             raise InputError(
-                f"{name}: the hub cannot be reached; go online, or put {published.file} of {repository} into "
-                f"{partial.parent} by hand"
+                f"{name}: the hub cannot be reached; go online, or put {there} of {repository} into "
+                f"{partial.parent} by hand{f', as {published.file}' if there != published.file else ''}"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError(f"{name}: {repository} could not be fetched ({reason}); try again later") from error

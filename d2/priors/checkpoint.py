@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -18,23 +19,31 @@ import torch
 from torch import Tensor, nn
 
 from d2.errors import InputError
-from d2.priors import diffusers_layout, sv3d, svd
+from d2.priors import diffusers_layout, seva, sv3d, svd
+from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
 from d2.priors.diffusers_layout import Origin, as_it_is
-from d2.priors.first_stage import FirstStage
-from d2.priors.prior import Prior
+from d2.priors.first_stage import FirstStage, FirstStageConfig
+from d2.priors.prior import Prior, PriorConfig
 from d2.priors.published import LeftOut, Published
 from d2.priors.tensor_file import DTYPES, Entry, check_finite, mapped, read_header, read_shards
 
-PUBLISHED = {p.name: p for p in (svd.PUBLISHED_SVD, svd.PUBLISHED_SVD_XT, sv3d.PUBLISHED_SV3D_U, sv3d.PUBLISHED_SV3D_P)}
+PUBLISHED = {
+    p.name: p
+    for p in (
+        *(svd.PUBLISHED_SVD, svd.PUBLISHED_SVD_XT),
+        *(sv3d.PUBLISHED_SV3D_U, sv3d.PUBLISHED_SV3D_P),
+        *(seva.PUBLISHED_SEVA, seva.PUBLISHED_SEVA_1_0),
+    )
+}
 AUTOENCODERS = ("first_stage.", "prior.encoder.")  # activations of which pass the range of float16
 FACTS = ("first_stage.scale", "first_stage.shift")  # of the networks' state, what no file holds
 KINDS = {"video": "a video prior", "multiview": "a multi-view prior"}
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint holds, frozen."""
+    """What a checkpoint holds, frozen; of a prior of any cameras the first stage is that of the one it came with."""
 
-    prior: Prior
+    prior: Prior | CameraPrior
     first_stage: FirstStage
 
 
@@ -109,15 +118,56 @@ def load_pair(
         return load_published(Path(path), published, dtype=dtype, device=device, like=like)
 
     first = load(*video, None)
-    return first, load(*multiview, first)
+    second = load(*multiview, first)
+    if multiview[0].any_cameras:
+        second = second._replace(first_stage=image_decoder(*video, first, dtype=dtype, device=device, seed=seed))
+    return first, second
+
+
+def image_decoder(
+    video: Published,
+    path: Path | str,
+    loaded: Loaded,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    seed: int,  # of random weights
+) -> FirstStage:
+    """The decoder of single images that a video prior's official file keeps with its conditioning encoder.
+
+    A folder in diffusers' layout has none, so there it is the video prior's first stage.
+    """
+    if path != "random" and Path(path).is_dir():
+        return loaded.first_stage
+    assert isinstance(loaded.prior, Prior) and loaded.prior.config.encoder is not None
+    with torch.device("meta"):
+        config = FirstStageConfig(replace(loaded.prior.config.encoder, has_encoder=False))
+        stage = FirstStage(config, scale=video.scale_factor)
+    header = {} if path == "random" else read_header(Path(path))
+    own = torch.float32 if dtype == torch.float16 else dtype
+    state: dict[str, Tensor] = facts_of(config.channels, video.scale_factor, device)
+    for name, parameter in stage.autoencoder.named_parameters():
+        key = video.sources["prior.encoder."] + name
+        if path == "random":
+            tensor = random_weight(name, tuple(parameter.shape), f"{seed}/{video.name}")
+        elif key in header and header[key].shape == tuple(parameter.shape):
+            tensor = mapped(header[key])
+        else:
+            raise InputError(f"{path}: {key} is missing or of another shape; get {video.file} from {video.repository}")
+        check_finite(tensor, key, Path(path))
+        state[f"autoencoder.{name}"] = tensor.to(device, own, copy=True)
+    stage.load_state_dict(state, assign=True)
+    return stage.eval().requires_grad_(False)
 
 
 # ------------------------------------------------------------------------------------------------ networks
 
 
 def empty_networks(published: Published) -> nn.ModuleDict:
-    """Prior and first stage without memory: on the meta device."""
+    """What a file fills, without memory: prior and first stage; of a prior of any cameras its UNet alone."""
     with torch.device("meta"):
+        if isinstance(published.prior, CameraPriorConfig):
+            return nn.ModuleDict({"prior": CameraPrior(published.prior, with_tower=False)})
         stage = FirstStage(published.first_stage, scale=published.scale_factor)
         return nn.ModuleDict({"prior": Prior(published.prior), "first_stage": stage})
 
@@ -145,14 +195,24 @@ def assemble(
         own = torch.float32 if dtype == torch.float16 and name.startswith(AUTOENCODERS) else dtype
         tensor = weight(name, shape).to(device, own, copy=True, memory_format=torch.contiguous_format)
         state[name] = known[name] if equal(tensor, known.get(name)) else nn.Parameter(tensor, requires_grad=False)
-    channels = (published.first_stage.channels,)
-    facts = (torch.full(channels, published.scale_factor, device=device), torch.zeros(channels, device=device))
-    networks.load_state_dict(state | dict(zip(FACTS, facts, strict=True)), assign=True)
+    if isinstance(published.prior, CameraPriorConfig):
+        assert like is not None, f"{published.name} comes with a video prior, which has tower and autoencoder"
+        networks.load_state_dict(state, assign=True)
+        cameras = cast(CameraPrior, networks["prior"].eval().requires_grad_(False))
+        cameras.tower = like.prior.tower
+        return Loaded(cameras, like.first_stage)
+    facts = facts_of(published.first_stage.channels, published.scale_factor, device)
+    networks.load_state_dict(state | {f"first_stage.{name}": fact for name, fact in facts.items()}, assign=True)
     networks.eval().requires_grad_(False)
     loaded = Loaded(cast(Prior, networks["prior"]), cast(FirstStage, networks["first_stage"]))
     if like is not None:
         share_equal(loaded.prior, like.prior)
     return loaded
+
+
+def facts_of(channels: int, scale: float, device: torch.device | str) -> dict[str, Tensor]:
+    """Of a first stage's state, what no file holds."""
+    return {"scale": torch.full((channels,), scale, device=device), "shift": torch.zeros(channels, device=device)}
 
 
 def equal(tensor: Tensor, other: Tensor | None) -> bool:
@@ -162,7 +222,7 @@ def equal(tensor: Tensor, other: Tensor | None) -> bool:
     return torch.equal(tensor, other)
 
 
-def share_equal(prior: Prior, like: Prior) -> None:
+def share_equal(prior: nn.Module, like: nn.Module) -> None:
     """One module serves both priors where all its parameters are shared: the image tower, the conditioning encoder."""
     for part in ("tower", "encoder"):
         own, other = getattr(prior, part), getattr(like, part)
@@ -211,6 +271,7 @@ def layout(published: Published, *, folder: bool) -> tuple[dict[str, Origin], tu
     """Origin of every parameter in the official file or in diffusers' folder, and what is left out."""
     names = wanted(published)
     if folder:
+        assert isinstance(published.prior, PriorConfig)
         return diffusers_layout.origins(names, published.prior), diffusers_layout.LEFT_OUT
     sources = {
         name: Origin((theirs + name.removeprefix(ours),), as_it_is)

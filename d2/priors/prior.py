@@ -5,6 +5,7 @@ Axes: b sequences, t along a sequence, c h w. Images are in [-1, 1].
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ class Prior(nn.Module):
     """
 
     decoder: FirstStage | None
+    sigma_range = (0.0, math.inf)  # levels at which it says something
 
     def __init__(self, config: PriorConfig):
         super().__init__()

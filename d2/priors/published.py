@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from d2.priors.camera_prior import CameraPriorConfig
 from d2.priors.first_stage import FirstStageConfig
 from d2.priors.prior import PriorConfig
 
@@ -18,14 +19,18 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """A published prior. `embedder` is the place of the conditioning encoder in the conditioner."""
+    """A published prior. `embedder` is the place of the conditioning encoder in the conditioner.
+
+    The file of a prior of any cameras holds its UNet alone: image tower and autoencoder are those of the video prior
+    beside it, which has both.
+    """
 
     name: str
     kind: Literal["video", "multiview"]
-    prior: PriorConfig
+    prior: PriorConfig | CameraPriorConfig
     first_stage: FirstStageConfig
     scale_factor: float  # latents = scale_factor * z
-    embedder: int
+    embedder: int | None
     length: int  # frames or views it was trained on
     cond_aug: float
     repository: str
@@ -34,14 +39,23 @@ class Published:
     fps_id: float | None = None
     motion_bucket_id: float | None = None
     size: int = 576  # pixels of a side
+    any_length: bool = False  # whether it takes sequences longer than those it was trained on
+    file_there: str | None = None  # name of the file in the repository; None: as here
 
     @property
     def file(self) -> str:
         return f"{self.name}.safetensors"
 
     @property
+    def any_cameras(self) -> bool:
+        """Whether it is told cameras and known cells, and its file holds a UNet alone."""
+        return isinstance(self.prior, CameraPriorConfig)
+
+    @property
     def sources(self) -> dict[str, str]:
         """Prefixes of our parameters -> prefixes of the official file."""
+        if self.any_cameras:
+            return {"prior.unet.": ""}
         return {
             "prior.unet.": "model.diffusion_model.",
             "prior.tower.": f"{CLIP}visual.",
@@ -52,6 +66,8 @@ class Published:
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Of the official file."""
+        if self.any_cameras:
+            return ()
         encoder = self.sources["prior.encoder."]
         text = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.", "ln_final.")
         return (

@@ -369,6 +369,12 @@ def check_pipeline(case: Case) -> None:
     rest = [i for i in range(len(rig.poses)) if i not in known]
     assert len(rest) == meta["num_targets"]
     made: list[Made] = []
+
+    def noise(forward: int, step: int | None, *, length: int) -> Tensor:
+        found = given[f"noise.{forward}"] if step is None else given[f"step_noise.{forward}"][step]
+        assert len(found) == length
+        return found.float()
+
     views = make_views(
         load_prior(case.folder, meta["weights"], meta["image_tower"]),
         functools.partial(stub_encode, given["stub_encode"].float()),
@@ -377,7 +383,7 @@ def check_pipeline(case: Case) -> None:
         rig.take(known),
         rig.take(rest),
         recipe,
-        lambda k, step: (given[f"noise.{k}"] if step is None else given[f"step_noise.{k}"][step]).float(),
+        noise,
         two_passes=meta["two_pass"],
         on_forward=made.append,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2.matrix import camera_ring, columns, rows
 from d2.pipeline import make_clip, make_orbit, sample_one_axis, sample_scene
-from d2.priors.prior import Condition, denoiser
+from d2.priors.prior import Condition, Prior, denoiser
 from d2.rules import guidance, weights
 from d2.rules.frequency import LowPass, low_pass, reinitialised
 from d2.sampling import State, Term, initial_x
@@ -104,6 +104,7 @@ def check_conditions(case: Case, priors: Priors, orbit: Tensor, clip: Tensor) ->
     v, f, noise = len(orbit), len(clip), recorded(case)
     for name, prior, pictures, step in (("svd", priors.video, orbit, 0), ("sv3d", priors.multiview, clip, 1)):
         t = f if name == "svd" else v
+        assert isinstance(prior, Prior)
         scalars = {key: torch.zeros(len(pictures), t) for key, _ in prior.config.scalars}
         scalars["cond_aug"] += case.meta["cond_aug"][name]
         unit = noise("augmentation", tuple(pictures.shape), step=step)
