@@ -21,7 +21,7 @@ from torch import Tensor
 from d2.matrix import camera_ring, rig_of
 from d2.pipeline import Rules, sample_scene
 from d2.plan.planner import GIB, Choice, Plan, plan, render
-from d2.plan.rehearsal import Job
+from d2.plan.rehearsal import Workload
 from d2.priors.camera_prior import CameraCondition, CameraPrior, CameraPriorConfig
 from d2.priors.checkpoint import PUBLISHED, Loaded, random_published, random_weight
 from d2.priors.placement import place
@@ -70,7 +70,7 @@ def planned(
     """For a card of so many GiB; what is chosen is not given."""
     video, columns = PUBLISHED["svd_xt"], PUBLISHED[multiview]
     assert isinstance(video.prior, PriorConfig)
-    job = Job(
+    job = Workload(
         video.prior,
         columns.prior,
         video.first_stage,

@@ -17,14 +17,16 @@ import torch
 
 from d2.config import command_line
 from d2.config.checks import check
-from d2.config.schema import SampleConfig
-from d2.config.tiers import check_tier, load_priors, sizes
+from d2.data.sources import SEED_STRIDE, list_scenes
 from d2.errors import InputError
+from d2.files import absolute
 from d2.io import write_matrix
+from d2.job import Job
 from d2.matrix import ImageMatrix
+from d2.networks import load_priors
 from d2.pipeline import Rules
 from d2.priors.placement import place
-from d2.sample.job import SEED_STRIDE, load_scenes, make_rules, make_settings
+from d2.resolve import resolve
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import Composition, State
 from d2.scene import Scene
@@ -52,7 +54,7 @@ class SampledMatrix(ImageMatrix):
 class Sampler:
     """Frozen priors under rules and settings. It samples as many scenes as one likes; `load` makes one."""
 
-    config: SampleConfig
+    job: Job
     module: MatrixSampler
     device: torch.device
 
@@ -75,7 +77,7 @@ class Sampler:
         takes the configured one. `on_step` sees the state after every step of the joint sampling. What the user can
         mend is an InputError with one line.
         """
-        seed = self.config.seed if seed is None else seed
+        seed = self.job.seed if seed is None else seed
         if isinstance(scene, Scene):
             scene = scene._replace(seed=scene.seed + SEED_STRIDE * seed)
         else:
@@ -89,15 +91,14 @@ class Sampler:
         return SampledMatrix(matrix.pixels.cpu(), matrix.cameras, matrix.fps, latents)
 
     def _read(self, path: str | Path | None, seed: int) -> Scene:
-        scenes = self.config.scenes
+        source = self.job.source._replace(seed=seed)
         if path is not None:
-            scenes = replace(scenes, source="folder", path=str(path), first=0, count=None)
-        config = replace(self.config, seed=seed, scenes=scenes)
-        found = load_scenes(config, sizes(config))
-        if len(found.scenes) != 1:
-            names = ", ".join(scene.name for scene in found.scenes)
-            raise InputError(f"{path or scenes.source}: holds {len(found.scenes)} scenes ({names}); give one of them")
-        return found.scenes[0]
+            source = source._replace(kind="folder", path=absolute(path), first=0, count=None)
+        found = list_scenes(source)
+        if len(found) != 1:
+            names = ", ".join(scene.name for scene in found)
+            raise InputError(f"{path or source.kind}: holds {len(found)} scenes ({names}); give one of them")
+        return found[0].read()
 
 
 def load(*words: str, **choices: Any) -> Sampler:
@@ -112,35 +113,28 @@ def load(*words: str, **choices: Any) -> Sampler:
     unknown = sorted(functions.keys() - RULES.keys())
     if unknown:
         raise InputError(f"{unknown[0]}: no rule of that name; functions are taken as {', '.join(RULES)}")
-    config = _composed([*words, *(f"{key}={_written(choices[key])}" for key in choices if key not in functions)])
-    rules = make_rules(config)._replace(**{RULES[key]: function for key, function in functions.items()})
-    module = MatrixSampler(
-        load_priors(config),
-        rules,
-        make_settings(config),
-        num_frames=sizes(config).num_frames,
-        baselines=False,
-        offload=config.offload,
-    )
-    wants_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    job = _job([*words, *(f"{key}={_written(choices[key])}" for key in choices if key not in functions)])
+    rules = job.rules._replace(**{RULES[key]: function for key, function in functions.items()})
+    job = replace(job, rules=rules, reference=(rules, job.settings))
+    module = MatrixSampler(job, load_priors(job.networks))
+    wants_gpu = job.devices.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if wants_gpu else "cpu")
-    if config.offload == "none":
+    if job.offload == "none":
         module.to(device)
     else:
-        place(module.priors.present, device, config.offload)
-    return Sampler(config, module, device)
+        place(module.priors.present, device, job.offload)
+    return Sampler(job, module, device)
 
 
-def _composed(words: list[str]) -> SampleConfig:
-    """The configuration of `d2 sample` under these words, checked."""
+def _job(words: list[str]) -> Job:
+    """The job of `d2 sample` under these words."""
     command_line.start_clock()
     try:
-        config = command_line.composed("sample", command_line.readable(words)).config
+        composed = command_line.composed("sample", command_line.readable(words))
     except command_line.ERRORS as error:
         raise InputError(command_line.one_line(error)) from error
-    check(config)
-    check_tier(config)
-    return config
+    check(composed.config)
+    return resolve(composed.config, composed.text, composed.name, composed.label)
 
 
 def _written(value: Any) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from d2.config.command_line import Composed
-    from d2.config.schema import SampleConfig
+    from d2.job import Job
 
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 
@@ -143,53 +144,81 @@ def checkpoints(arguments: list[str]) -> int:
 
 
 def execute(command: str, composed: Composed, overrides: list[str], *, swept: bool = False) -> int:
-    """Run a command under its typed configuration, which `overrides` gave."""
+    """Resolve a configuration, which `overrides` gave, and run it; a finished point of a sweep is kept."""
+    from d2 import resolve
+
+    quiet()
+    config = composed.config
+    use_threads(config)
     if command == "train":
         from d2.train.job import train_command
 
-        quiet()
-        return train_command(composed.config, composed.label)
+        job, told = resolve.resolve_train(config), dataclasses.asdict(config)
+        return train_command(job, resolve.Logging(**vars(config.logger)), composed.label, told)
     if command == "evaluate":
         from d2.evaluate.job import evaluate
 
-        quiet()
-        return evaluate(composed.config)
+        return evaluate(resolve.resolve_evaluate(config))
     if command == "calibrate":
         from d2.sample.calibrate import calibrate
 
-        quiet()
-        return calibrate(composed.config, composed.text)
+        return calibrate(resolve.resolve(config, composed.text, composed.name, composed.label))
     if command == "reconstruct":
         from d2.recon.job import reconstruct_command
 
-        quiet()
-        return reconstruct_command(composed.config, composed.label)
+        return reconstruct_command(resolve.resolve_reconstruct(config, composed.label))
     if command == "report":
         from d2.study.report import report
 
-        quiet()
-        return report(composed.config, composed.text, composed.label)
-    from d2.config import command_line
-    from d2.sample.job import sample
-    from d2.study.job import study
+        return report(resolve.resolve_report(config, composed.text, composed.label))
+    return sample(composed, overrides, swept=swept)
 
-    quiet()
 
-    def variant(more: list[str]) -> tuple[SampleConfig, str]:
-        node = command_line.compose_command(command, [*overrides, *more])
-        node.variants, node.seeds, node.compare_to = {}, [], None  # a variant does not depend on the others
-        one = command_line.Composed(command, node, {})
-        refuse(one.config)
-        return one.config, one.text
+def sample(composed: Composed, overrides: list[str], *, swept: bool) -> int:
+    """A single run, a study, or the plan of either."""
+    from d2.files import absolute
+    from d2.plan.planning import planned, plans
+    from d2.recon.job import after_sampling
+    from d2.sample.job import sample as sample_job
+    from d2.study.job import rename, study
 
-    if composed.config.variants or composed.config.seeds:
-        return study(composed.config, variant, composed.name, composed.label)
-    code = sample(composed.config, composed.text, composed.label, composed.name)
-    if not swept:
-        from d2.recon.job import after_sampling
-
-        after_sampling(composed.config)
+    jobs, config = jobs_of(composed, overrides), composed.config
+    is_study = bool(config.variants or config.seeds)
+    if config.plan:
+        print(plans(jobs) if is_study else planned(jobs[0]))
+        return 0
+    if is_study:
+        return study(jobs, absolute(config.output_dir), config.compare_to)
+    (job,) = jobs
+    code = sample_job(job)
+    if swept:
+        rename(job.folder, job.variant)
+    elif job.assets is not None:
+        after_sampling(job.folder, **job.assets._asdict(), accelerator=job.devices.accelerator)
     return code
+
+
+def jobs_of(composed: Composed, overrides: list[str]) -> list[Job]:
+    """The runs of a command line of `d2 sample`."""
+    from d2.config import command_line
+    from d2.resolve import resolve_jobs
+
+    def variant(more: list[str]) -> Composed:
+        node = command_line.compose_command("sample", [*overrides, *more])
+        node.variants, node.seeds, node.compare_to = {}, [], None  # a variant does not depend on the others
+        one = command_line.Composed("sample", node, {})
+        refuse(one.config)
+        return one
+
+    return resolve_jobs(composed, variant)
+
+
+def use_threads(config: Any) -> None:
+    """Let PyTorch have as many threads as the configuration says."""
+    import torch
+
+    if hasattr(config, "trainer") and config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
 
 
 def sweep(command: str, overrides: list[str]) -> int:
@@ -217,7 +246,7 @@ def sweep(command: str, overrides: list[str]) -> int:
         if getattr(config, "objective", None):
             from d2.study.job import check_objective
 
-            check_objective(config)
+            check_objective(config.objective, num_variants=len(config.variants), num_seeds=len(config.seeds))
         if config.trainer.devices != 1:
             raise InputError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
     folder = command_line.sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
@@ -235,7 +264,7 @@ def sweep(command: str, overrides: list[str]) -> int:
         try:
             refuse(composed.config)
             with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
-                code = run_point(command, composed, [*job.overrides.task, f"output_dir={place}"])
+                code = execute(command, composed, [*job.overrides.task, f"output_dir={place}"], swept=True)
         except InputError as error:
             code = complain(str(error))
         codes.mkdir(parents=True, exist_ok=True)
@@ -244,7 +273,7 @@ def sweep(command: str, overrides: list[str]) -> int:
             return None
         from d2.study.job import objective_of
 
-        return objective_of(composed.config, composed.name)
+        return objective_of(Path(composed.config.output_dir), composed.name, composed.config.objective)
 
     GlobalHydra.instance().clear()
     own = sys.argv
@@ -266,16 +295,6 @@ def sweep(command: str, overrides: list[str]) -> int:
 
         sweep_results(folder)
     return said.pop() if len(said) == 1 else 3
-
-
-def run_point(command: str, composed: Composed, overrides: list[str]) -> int:
-    """One point, if it was not finished under this very configuration before."""
-    if command == "sample":
-        from d2.study.job import point_was_finished
-
-        if point_was_finished(composed.config, composed.text, composed.name):
-            return 0
-    return execute(command, composed, overrides, swept=True)
 
 
 def complain(message: str) -> int:

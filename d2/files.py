@@ -38,6 +38,12 @@ def asset(name: str) -> Path:
     raise InputError(f"{name}: not found beside or inside {package}; install d2 again")
 
 
+def absolute(path: str | Path) -> Path:
+    """Say where a path lies whatever the working folder becomes; `~` is home unless there is a file of that name."""
+    path = Path(path)
+    return (path if path.exists() else path.expanduser()).absolute()
+
+
 # --- nothing half-written --------------------------------------------------------------------------------------------
 
 

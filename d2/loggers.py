@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -23,7 +23,6 @@ from PIL import Image
 
 from d2 import __version__
 from d2.config.names import Label
-from d2.config.schema import LoggerConfig
 from d2.errors import InputError
 from d2.files import commit, csv_text, write_text
 
@@ -31,32 +30,43 @@ CURVE_AXIS = "sigma"  # what W&B draws curves against
 STEP_AXIS = "trainer/global_step"  # Lightning's name of the step that it logs beside figures
 
 
-def check_logger(config: LoggerConfig) -> None:
+class Logging(NamedTuple):
+    """Which logger a job has, and what W&B files its runs under."""
+
+    kind: str  # csv | wandb | tensorboard
+    project: str
+    entity: str | None  # user or team of W&B; None: the account's own
+    group: str | None  # None: the study's or sweep's name
+    tags: Sequence[str]  # beside preset and priors
+    offline: bool | None  # None: as WANDB_MODE says, else offline
+
+
+def check_logger(logging: Logging) -> None:
     """Raise a ValueError for a logger that could not start, before any work: no package, no account, no connection."""
-    if config.kind != "csv" and not importlib.util.find_spec(config.kind):
+    if logging.kind != "csv" and not importlib.util.find_spec(logging.kind):
         raise InputError(
-            f"logger={config.kind}: {config.kind} is not installed; in the clone, pip install -e '.[{config.kind}]'"
+            f"logger={logging.kind}: {logging.kind} is not installed; in the clone, pip install -e '.[{logging.kind}]'"
         )
-    if config.kind != "wandb":
+    if logging.kind != "wandb":
         return
-    if "/" in config.project:
-        team, _, project = config.project.partition("/")
+    if "/" in logging.project:
+        team, _, project = logging.project.partition("/")
         raise InputError(
-            f"logger.project={config.project}: a team is a key of its own; give logger.entity={team} "
+            f"logger.project={logging.project}: a team is a key of its own; give logger.entity={team} "
             f"logger.project={project}"
         )
-    if re.search(r"[\\#?%:]", config.project):
-        raise InputError(rf"logger.project={config.project}: W&B allows none of / \ # ? % : in the name of a project")
-    if wandb_mode(config) == "online" and not rank_zero_only.rank:
+    if re.search(r"[\\#?%:]", logging.project):
+        raise InputError(rf"logger.project={logging.project}: W&B allows none of / \ # ? % : in the name of a project")
+    if wandb_mode(logging) == "online" and not rank_zero_only.rank:
         _check_account()
 
 
-def wandb_mode(config: LoggerConfig) -> str:
+def wandb_mode(logging: Logging) -> str:
     """online, offline or disabled: WANDB_MODE=disabled wins, then the key, then WANDB_MODE; without any, offline."""
     told = os.environ.get("WANDB_MODE", "offline").replace("dryrun", "offline")
-    if told == "disabled" or config.offline is None:
+    if told == "disabled" or logging.offline is None:
         return told
-    return "offline" if config.offline else "online"
+    return "offline" if logging.offline else "online"
 
 
 def _check_account() -> None:
@@ -79,7 +89,7 @@ def _settings() -> Any:
 
 
 def start_loggers(
-    config: LoggerConfig,
+    logging: Logging,
     folder: Path,
     label: Label,
     told: Mapping[str, Any],  # the configuration and what else decides the result
@@ -88,15 +98,15 @@ def start_loggers(
     first_step: int = 0,  # of a training that goes on: what the log holds from there on is told anew
 ) -> list[Any]:
     """Start the loggers of one run, and tell them its configuration. W&B that is disabled is no logger."""
-    if config.kind == "wandb":
-        if wandb_mode(config) == "disabled":
+    if logging.kind == "wandb":
+        if wandb_mode(logging) == "disabled":
             return []
         # On other ranks than the first, Lightning gives the logger a dummy for its run.
-        run = None if rank_zero_only.rank else _wandb_run(config, folder, label, told, id_file)
+        run = None if rank_zero_only.rank else _wandb_run(logging, folder, label, told, id_file)
         if run is not None and first_step:
             run.log({}, step=first_step)  # W&B drops what comes at a step before the last one that it has
-        return [WandbLogger(project=config.project, experiment=run)]
-    if config.kind == "tensorboard":
+        return [WandbLogger(project=logging.project, experiment=run)]
+    if logging.kind == "tensorboard":
         logger = TensorBoardLogger(folder, "log", version="", purge_step=first_step or None)
     else:
         logger = _csv_logger(folder, first_step)
@@ -117,22 +127,22 @@ def _csv_logger(folder: Path, first_step: int) -> CSVLogger:
     return logger
 
 
-def _wandb_run(config: LoggerConfig, folder: Path, label: Label, told: Mapping[str, Any], id_file: Path | None) -> Any:
+def _wandb_run(logging: Logging, folder: Path, label: Label, told: Mapping[str, Any], id_file: Path | None) -> Any:
     import wandb
 
     try:
         run = wandb.init(
-            entity=config.entity,
-            project=config.project,
-            group=config.group or label.group,
+            entity=logging.entity,
+            project=logging.project,
+            group=logging.group or label.group,
             name=label.name,
             job_type=label.command,
-            tags=[*label.tags, *config.tags],
+            tags=[*label.tags, *logging.tags],
             config={**told, "version": __version__, "commit": commit()},
             id=None if id_file is None else kept_id(id_file),
             resume="allow",
             dir=folder,
-            mode=wandb_mode(config),  # type: ignore[arg-type]
+            mode=wandb_mode(logging),  # type: ignore[arg-type]
             settings=_settings(),
         )
     except wandb.Error as error:

@@ -21,6 +21,14 @@ RADIUS = 2.0  # distance of every camera from the origin; objects lie within 0.5
 FOV_Y_DEG = 33.8  # vertical field of view, that of SV3D's training renders (Voleti et al. 2024)
 
 
+class MatrixSize(NamedTuple):
+    """The size of a matrix of square pictures."""
+
+    num_views: int
+    num_frames: int
+    picture: int  # pixels of a side
+
+
 class Cameras(NamedTuple):
     """V cameras: without a rig they stand on a sphere of `RADIUS` and look at the origin, z up.
 

@@ -1,25 +1,35 @@
-"""Lightning's Trainer from its configuration."""
+"""Lightning's Trainer on the devices that a job is given."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from d2 import signals
-from d2.config.schema import TrainerConfig
 from d2.errors import InputError
 
 
-def make_trainer(config: TrainerConfig, folder: Path, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
-    """Every rank gets every scene: it is the sequences of a scene that are shared out."""
+class Devices(NamedTuple):
+    """What a job runs on, in Lightning's words."""
+
+    accelerator: str  # auto, cpu, gpu, …
+    devices: Any  # number of processes, or what else Lightning takes
+    strategy: str  # auto, ddp, ddp_fork, …
+
+
+def make_trainer(devices: Devices, folder: Path, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
+    """Make a trainer whose ranks all get every scene: the sequences of a scene are shared out.
+
+    An InputError names a device that is not there.
+    """
     try:
         return L.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            strategy=config.strategy,
+            accelerator=devices.accelerator,
+            devices=devices.devices,
+            strategy=devices.strategy,
             logger=loggers,
             callbacks=[StopsAtOnce(), *callbacks],
             use_distributed_sampler=False,
@@ -29,7 +39,8 @@ def make_trainer(config: TrainerConfig, folder: Path, loggers: list[Any], callba
             default_root_dir=folder,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:  # a device that is not there, a wrong name
-        asked = f"trainer.accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}"
+        asked = f"trainer.accelerator={devices.accelerator}, devices={devices.devices}"
+        asked += f", strategy={devices.strategy}"
         raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
 
 

@@ -22,6 +22,7 @@ from d2.files import asset, fingerprint
 from d2.noise import draw
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive
+from d2.resolve import resolve
 from d2.rules import renoise
 from d2.rules.calibrated import (
     Grams,
@@ -229,7 +230,7 @@ def job(small_networks: None, small_weights: list[str], tmp_path: Path) -> Calla
         short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=2", "trainer=cpu"]
         place = [f"output_dir={tmp_path / 'measured'}", "scenes.split=validation"]
         composed = command_line.composed("sample", [*small_weights, *short, *place, *overrides])
-        return calibrate(composed.config, composed.text)
+        return calibrate(resolve(composed.config, composed.text, composed.name, composed.label))
 
     return run
 

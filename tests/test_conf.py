@@ -16,12 +16,15 @@ from d2 import cli
 from d2.config import command_line
 from d2.config.binding import bind
 from d2.config.checks import check
+from d2.config.names import Label
 from d2.files import asset
 from d2.matrix import camera_ring
+from d2.pipeline import Rules
 from d2.priors import tiny
 from d2.priors.prior import Prior
-from d2.sample.job import make_rules, make_settings
+from d2.resolve import resolve
 from d2.sampling import Composition, Step, needed
+from d2.terms import Settings
 
 ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
     "trainer/ddp": "test_sample_job.py",
@@ -63,6 +66,11 @@ def composed(*overrides: str, command: str = "sample") -> Any:
     config = command_line.composed(command, command_line.readable(overrides)).config
     check(config)
     return config
+
+
+def resolved(config: Any) -> tuple[Rules, Settings]:
+    job = resolve(config, "", "", Label("", None, "sample", ()))
+    return job.rules, job.settings
 
 
 @pytest.fixture
@@ -154,7 +162,7 @@ def test_every_group_of_the_folder_is_a_group_of_a_command() -> None:
 
 def test_the_official_preset_is_the_published_run() -> None:
     config = composed("preset=official")
-    settings, rules = make_settings(config), make_rules(config)
+    rules, settings = resolved(config)
     assert (settings.num_steps, settings.sigma_max, settings.sigma_min, settings.rho) == (50, 700.0, 0.002, 7.0)
     plan = rules.renoise(settings.sigmas)
     assert len(plan) == 60 and [s.num_repeats for s in plan if s.repeat == 0] == [2] * 10 + [1] * 40
@@ -170,7 +178,8 @@ def test_the_official_preset_is_the_published_run() -> None:
 def test_the_default_is_the_short_preset() -> None:
     config = composed()
     assert config == composed("preset=official_short") != composed("preset=official")
-    plan = make_rules(config).renoise(make_settings(config).sigmas)
+    rules, settings = resolved(config)
+    plan = rules.renoise(settings.sigmas)
     assert len(plan) <= 25 and 60 <= plan[0].sigma <= 100
     assert sum(step.num_repeats == 2 and step.repeat == 0 for step in plan) == config.sampler.num_steps // 5
 
@@ -185,7 +194,8 @@ def test_the_preset_is_applied_before_what_is_on_the_command_line() -> None:
         assert "scale" not in config.weights["curve"] and config.sampler.num_steps == 50
     for line in (["preset=official", "renoise=none"], ["renoise=none", "preset=official"]):
         config = composed(*line)
-        assert len(make_rules(config).renoise(make_settings(config).sigmas)) == 50
+        rules, settings = resolved(config)
+        assert len(rules.renoise(settings.sigmas)) == 50
 
 
 def test_the_later_of_two_choices_wins() -> None:
@@ -196,14 +206,14 @@ def test_the_later_of_two_choices_wins() -> None:
 
 def test_a_rules_argument_on_the_command_line_reaches_the_rule() -> None:
     cameras = camera_ring(8)
-    weights = make_rules(composed("weights.curve.scale=0.3")).weights(STEP, cameras, 2)
+    weights = resolved(composed("weights.curve.scale=0.3"))[0].weights(STEP, cameras, 2)
     front, side = weights["multiview"][7, 0], weights["multiview"][1, 0]  # azimuths 360° and 90°
     assert front == pytest.approx(0.3) and side == pytest.approx(1 - 0.25 + 0.25 * 0.3)
 
     ones = torch.ones(1, 1, dtype=torch.float64)
     fields = {"video": ones, "multiview": 0 * ones}, {"video": 2 * ones, "multiview": 2 * ones}
-    own = needed(make_rules(composed()).compose, [], *fields)
-    mean = needed(make_rules(composed("composition.coefficients.uncond=mean")).compose, [], *fields)
+    own = needed(resolved(composed())[0].compose, [], *fields)
+    mean = needed(resolved(composed("composition.coefficients.uncond=mean"))[0].compose, [], *fields)
     assert not own["multiview"][0].any() and mean["multiview"][0].all()
 
 

@@ -384,10 +384,10 @@ def test_nothing_to_read_nothing_written(
         (["run=a", "metrics=[clip]"], "clip.file=null"),
         (["run=a", "features=c3d"], "features=c3d: choose world4d-encoder or i3d"),
         (["run=a", "features_resize=consistent4d"], "features_resize=consistent4d: world4d-encoder has its own"),
-        (["run=a", "features=i3d", "features_file=none.pt"], "features=i3d: none.pt is not there; put it there"),
+        (["run=a", "features=i3d", "features_file=none.pt"], "none.pt is not there; put it there"),
         (["run=a", "metrics=[lpips_vgg]"], "vgg16-397923af.pth: no such file; put torchvision's"),
         (["pred=a"], "truth=null: metrics=[reference, video] need it"),
-        (["run=a", "compare_to=b"], "compare_to=b: no results.csv and card.json there"),
+        (["run=a", "compare_to=b"], "/b: no results.csv and card.json there"),
         (["run=a", "size=3"], "size=3: out of range"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from wandb_files import WandbRun, read_runs
 
 from d2 import cli, loggers
-from d2.config.schema import LoggerConfig
+from d2.loggers import Logging
 
 STUDY = "variants={convex:[],video:[weights=video],columns:[weights=multiview]}"
 
@@ -22,6 +22,10 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb_config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def logging(project: str, offline: bool | None = None) -> Logging:
+    return Logging("wandb", project, None, None, (), offline)
 
 
 def logged(run: WandbRun, key: str) -> list[float]:
@@ -93,15 +97,15 @@ def test_no_account_is_one_line_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("given", "says"),
     [
-        (LoggerConfig("wandb", project="team/proj"), "give logger.entity=team logger.project=proj"),
-        (LoggerConfig("wandb", project="a:b"), "logger.project=a:b: W&B allows none of"),
+        (logging("team/proj"), "give logger.entity=team logger.project=proj"),
+        (logging("a:b"), "logger.project=a:b: W&B allows none of"),
     ],
 )
-def test_a_project_that_wandb_would_refuse_is_refused(config: LoggerConfig, says: str) -> None:
+def test_a_project_that_wandb_would_refuse_is_refused(given: Logging, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        loggers.check_logger(config)
+        loggers.check_logger(given)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_wandb_mode_counts_where_the_key_is_silent_and_disabled_wins(
 ) -> None:
     if told is not None:
         monkeypatch.setenv("WANDB_MODE", told)
-    assert loggers.wandb_mode(LoggerConfig("wandb", offline=offline)) == mode
+    assert loggers.wandb_mode(logging("d2", offline)) == mode
 
 
 def test_disabled_wandb_writes_nothing(

@@ -14,7 +14,7 @@ from d2.matrix import camera_ring
 from d2.nn.video_unet import Attention
 from d2.pipeline import Rules, sample_scene
 from d2.plan.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_advice, plan, render
-from d2.plan.rehearsal import Fused, Job, Meter, build, called, rehearse, shown_steps
+from d2.plan.rehearsal import Fused, Meter, Workload, build, called, rehearse, shown_steps
 from d2.priors import sv3d, svd, tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
@@ -30,13 +30,13 @@ RULES = Rules(
     composition.linear(coefficients=composition.convex),
     solver.euler,
 )
-SMALL = Job(VIDEO, MULTIVIEW, AUTOENCODER, RULES, num_views=3, num_frames=4, size=64)
-TINY = Job(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, RULES, num_views=4, num_frames=3, size=64)
+SMALL = Workload(VIDEO, MULTIVIEW, AUTOENCODER, RULES, num_views=3, num_frames=4, size=64)
+TINY = Workload(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, RULES, num_views=4, num_frames=3, size=64)
 TEMPORAL = FirstStageConfig(  # a decoder of clips, as the published one
     replace(tiny.UNFOLDED.autoencoder, in_channels=48, out_channels=48, ch=32, ch_mult=(1, 2), temporal_decoder=True),
     unshuffle=4,
 )
-PUBLISHED = Job(
+PUBLISHED = Workload(
     svd.SVD_XT,
     sv3d.SV3D_P,
     FirstStageConfig(svd.FIRST_STAGE),
@@ -50,7 +50,7 @@ ALL = Choice(None, None, "none", torch.float32)
 FREE = ("sequences_per_call", "decode_chunk", "offload")
 
 
-def real_run(job: Job, settings: Settings) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+def real_run(job: Workload, settings: Settings) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """A run on the CPU with its peaks of tensors, calls and batch items, by network."""
     assert isinstance(job.multiview, PriorConfig)
     priors = Priors(Prior(job.video).eval(), Prior(job.multiview).eval(), FirstStage(job.first_stage).eval())

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 from d2 import cli
 from d2.config import command_line
-from d2.config.schema import TrainerConfig
-from d2.config.tiers import load_priors, sizes
 from d2.data import world4d
+from d2.data.sources import Stream, list_scenes
 from d2.matrix import camera_ring
 from d2.metrics.clip import matrix_embeddings, neighbour_similarity
 from d2.metrics.features import FeatureNetwork, Resize
@@ -29,12 +28,13 @@ from d2.metrics.metric import METRIC_NAMES, matrix_metrics
 from d2.metrics.suite import Suite
 from d2.metrics.table import by_method
 from d2.metrics.video_sets import TRAVERSALS, set_features, video_distances
-from d2.sample.job import load_scenes, make_rules, make_settings
+from d2.networks import load_priors
+from d2.resolve import resolve
 from d2.sample.matrix_sampler import BASELINES, MatrixSampler
 from d2.sample.measure import Measure, measure_scene, run_figures
 from d2.sample.write import Origin, Write
 from d2.scene import Scene
-from d2.trainer import make_trainer
+from d2.trainer import Devices, make_trainer
 
 Predict = Callable[..., Path]
 SMALL = ["sampler.num_steps=2", "sampler.sequences_per_call=1", "matrix.num_views=3", "matrix.num_frames=3"]
@@ -63,17 +63,17 @@ def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_pa
     """A predict loop over four scenes with the callback, in so many processes: the run's folder."""
 
     def run(world: int, *, baselines: bool = False) -> Path:
+        line = [*small_weights, *SMALL, "scenes.count=4", f"baselines={baselines}"]
         command_line.start_clock()
-        config = command_line.composed("sample", [*small_weights, *SMALL, "scenes.count=4"]).config
-        scenes = load_scenes(config, sizes(config)).scenes
-        rules, settings = make_rules(config), make_settings(config)
-        module = MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=baselines)
+        given = command_line.composed("sample", line)
+        job = resolve(given.config, given.text, given.name, given.label)
+        module = MatrixSampler(job, load_priors(job.networks))
         folder = tmp_path / f"world_{world}"
         measure = Measure(lambda _: suite, folder)
         write = Write(folder, measure, Origin(folder.name, "rule", 7, "", {}, {}), pages=False)
-        trainer = TrainerConfig("cpu", world, "ddp_fork" if world > 1 else "auto")
-        loader = DataLoader(scenes, batch_size=None)  # type: ignore[arg-type]
-        make_trainer(trainer, folder, [], [measure, write]).predict(module, loader, return_predictions=False)
+        devices = Devices("cpu", world, "ddp_fork" if world > 1 else "auto")
+        loader = DataLoader(Stream(list_scenes(job.source)), batch_size=None)
+        make_trainer(devices, folder, [], [measure, write]).predict(module, loader, return_predictions=False)
         return folder
 
     return run
@@ -212,8 +212,8 @@ def test_the_command_measures_videos(d2_sample: Callable[..., int], tmp_path: Pa
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (["metrics=[reference,video]", "features_file=none.safetensors"], "features=world4d-encoder: none.safetensors"),
-        (["metrics=[video]", "features=i3d", "features_file=none.pt"], "features=i3d: none.pt is not there; put it"),
+        (["metrics=[reference,video]", "features_file=none.safetensors"], "none.safetensors"),
+        (["metrics=[video]", "features=i3d", "features_file=none.pt"], "none.pt is not there; put it"),
         (["metrics=[clip]"], "clip.file=null: metrics=[clip] needs a file of weights"),
         (["metrics=[clip]", "clip.file=none.pt"], "none.pt: no such file; put open_clip's weights of ViT-B-32 there"),
         (["metrics=[energy]"], "choose from [reference, video, clip], or [] for none"),

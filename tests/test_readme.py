@@ -89,11 +89,11 @@ def test_python_runs(block: Block, clone: Path) -> None:
 def test_commands_are_understood(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from d2.sample.job import make_rules
+    from d2.resolve import resolve
 
     def execute(command: str, composed: Any, overrides: list[str], *, swept: bool = False) -> int:
         if command == "sample":
-            make_rules(composed.config)
+            resolve(composed.config, composed.text, composed.name, composed.label)
         return 0
 
     monkeypatch.chdir(tmp_path)

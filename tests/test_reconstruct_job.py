@@ -78,9 +78,9 @@ def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path)
     [
         ([], "run, matrix, scenes.path: none is given"),
         (["run=a", "matrix=b"], "run and matrix are given"),
-        (["matrix=absent.safetensors"], "matrix=absent.safetensors: no such file"),
-        (["run=."], "run=.: holds no matrix.safetensors"),
-        (["scenes.path=."], "scenes.path=.: no cameras"),
+        (["matrix=absent.safetensors"], "absent.safetensors: no such file; give a matrix.safetensors"),
+        (["run=."], "holds no matrix.safetensors; give the output_dir of d2 sample"),
+        (["scenes.path=."], ": no cameras; a folder of pictures"),
         (["run=a", "recon.sh_degree=3"], "recon.sh_degree=3: out of range"),
         (["run=a", "recon=wobble"], "recon=wobble: no such choice"),
         (["matrix=seen/matrix.safetensors", "recon.hold=rows"], "recon.hold=rows: give diagonal"),
@@ -121,12 +121,17 @@ def test_a_run_ends_with_its_assets_where_they_are_asked_for(
     tmp_path: Path, reconstruct: object, pages: bool, made: bool
 ) -> None:
     from d2.config import command_line
+    from d2.resolve import resolve
 
     write_world(tmp_path / "out/test_0000")
     page = tmp_path / "out/test_0000/index.html"
     page.write_text("<h1>the matrix</h1>")
     overrides = [f"output_dir={tmp_path / 'out'}", *QUICK, f"reconstruct={str(reconstruct).lower()}", f"pages={pages}"]
-    job.after_sampling(command_line.composed("sample", overrides).config)
+    composed = command_line.composed("sample", overrides)
+    run = resolve(composed.config, composed.text, composed.name, composed.label)
+    assert (run.assets is not None) == made
+    if run.assets is not None:
+        job.after_sampling(run.folder, **run.assets._asdict(), accelerator="cpu")
     assert (tmp_path / "out/test_0000/asset/scene.safetensors").exists() == made
     assert ('href="asset/index.html"' in page.read_text()) == made and made == (
         page.parent / "asset/index.html"

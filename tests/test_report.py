@@ -135,7 +135,7 @@ def test_psnr_never_stands_alone(tmp_path: Path) -> None:
 def test_runs_that_share_a_name_keep_theirs_apart(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", {"rule": 10, "own": 20})
     b = write_run(tmp_path / "b", {"rule": 30}, scenes=SCENES[:3])
-    runs = read_runs([str(a), str(b)])
+    runs = read_runs({str(a): a, str(b): b})
     assert {figure.variant for figure in runs.figures} == {"a/rule", "b/rule", "own", "a/show_input", "b/show_input"}
     assert runs.places["b/rule"] == [b / "rule" / "seed_0"] and runs.places["own"] == [a / "own" / "seed_0"]
     page = report(f"runs=[{a},{b}]", "compare_to=a/rule", out=tmp_path / "report")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from d2 import cli
 from d2.config import command_line
+from d2.plan import planning
 from d2.sample import earlier
-from d2.study import job
 
 Run = Callable[..., int]
 
@@ -51,13 +51,12 @@ def test_paths_are_as_they_were_given_wherever_hydra_goes(
 
 
 @pytest.mark.parametrize("name", ["a long prompt " * 17, "log"])
-def test_a_scene_that_cannot_have_its_folder_is_refused_before_sampling(
-    d2_sample: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_a_scene_whose_name_cannot_be_a_folders_gets_one_that_can(d2_sample: Run, tmp_path: Path, name: str) -> None:
     picture(tmp_path / "pictures" / f"{name}.png")
-    assert d2_sample("scenes=folder", f"scenes.path='{tmp_path / 'pictures'}'", "metrics=[]") == 2
-    assert "its name is too long" in (said := capsys.readouterr().err) or "where the logger writes" in said
-    assert not (tmp_path / "out").exists()
+    line = ["scenes=folder", f"scenes.path='{tmp_path / 'pictures'}'", "metrics=[]"]
+    assert d2_sample(*line, "sampler.num_steps=1", "renoise=none") == 0
+    (scene,) = earlier.sampled_scenes(tmp_path / "out")
+    assert scene.name.startswith(("a long prompt", "scene_log")) and len(scene.name.encode()) <= 200
 
 
 def test_two_configurations_never_share_a_folder(
@@ -78,9 +77,9 @@ def test_two_configurations_never_share_a_folder(
 def test_a_run_that_was_stopped_says_of_which_configuration_it_is(tmp_path: Path) -> None:
     text = "seed: 1\nscenes:\n  count: 2\n# video: aaa\n"
     earlier.begin(tmp_path, text)
-    earlier.claim(tmp_path, text, overwrite=False)
+    earlier.refuse_another(tmp_path, text)
     with pytest.raises(ValueError, match=r"differs in scenes\.count, video; give another output_dir, or overwrite="):
-        earlier.claim(tmp_path, text.replace("2", "3").replace("aaa", "bbb"), overwrite=False)
+        earlier.refuse_another(tmp_path, text.replace("2", "3").replace("aaa", "bbb"))
     earlier.end(tmp_path, [])
     assert earlier.earlier_text(tmp_path) is None
 
@@ -88,8 +87,8 @@ def test_a_run_that_was_stopped_says_of_which_configuration_it_is(tmp_path: Path
 def test_a_study_plans_and_stops(
     d2_sample: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, seen = job.planned, []
-    monkeypatch.setattr(job, "planned", lambda *given: seen.append(given) or own(*given))
+    own, seen = planning.planned, []
+    monkeypatch.setattr(planning, "planned", lambda *given: seen.append(given) or own(*given))
     variants = "variants={a:[],same:[sampler.sigma_max=70],dearer:[sampler.num_steps=3]}"
     assert d2_sample(variants, "seeds=[0,1]", "plan=true", "renoise=none", "trainer.threads=1") == 0
     assert len(seen) == 2 and torch.get_num_threads() == 1

@@ -22,12 +22,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from d2.config import command_line
-from d2.config.tiers import load_priors, sizes
 from d2.data import world4d
+from d2.data.sources import list_scenes
 from d2.io import read_matrix, read_truth
 from d2.metrics.metric import METRIC_NAMES
+from d2.networks import load_priors
+from d2.resolve import resolve
 from d2.sample import write
-from d2.sample.job import load_scenes, make_rules, make_settings
 from d2.sample.matrix_sampler import MatrixSampler, SceneResult
 from d2.sample.write import Write
 from d2.scene import Scene
@@ -56,10 +57,9 @@ def sampler(small_networks: None, small_weights: list[str]) -> Callable[..., tup
 
     def make(*overrides: str) -> tuple[MatrixSampler, Scene]:
         short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3"]
-        config = command_line.composed("sample", [*small_weights, *short, *overrides]).config
-        scene = load_scenes(config, sizes(config)).scenes[0]
-        rules, settings = make_rules(config), make_settings(config)
-        return MatrixSampler(load_priors(config), rules, settings, num_frames=3, baselines=config.baselines), scene
+        given = command_line.composed("sample", [*small_weights, *short, *overrides])
+        job = resolve(given.config, given.text, given.name, given.label)
+        return MatrixSampler(job, load_priors(job.networks)), list_scenes(job.source)[0].read()
 
     return make
 

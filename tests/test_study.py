@@ -24,7 +24,7 @@ from d2.plan.cost import cell_evaluations
 from d2.rules import renoise, solver, weights
 from d2.rules.composition import convex, linear
 from d2.rules.nested import nested
-from d2.study import job as study
+from d2.sample.matrix_sampler import MatrixSampler
 from d2.study.results import table_text
 from d2.terms import Settings, Unary
 
@@ -121,18 +121,18 @@ def test_a_study_goes_on_with_the_scene_at_which_it_was_killed(
     line = [TWO, "scenes.count=3", "baselines=true"]
     assert d2_sample(*line, f"output_dir={tmp_path / 'straight'}") == 0
     predicted.clear()
-    own = study.MatrixSampler.predict_step
+    own = MatrixSampler.predict_step
 
     def kill(self: Any, batch: Any, batch_idx: int) -> Any:
         if batch.name == "test_0002":
             raise Killed
         return own(self, batch, batch_idx)
 
-    monkeypatch.setattr(study.MatrixSampler, "predict_step", kill)
+    monkeypatch.setattr(MatrixSampler, "predict_step", kill)
     with pytest.raises(BaseException):  # noqa: B017  (Lightning may wrap it)
         d2_sample(*line)
     assert not (tmp_path / "out" / "results.csv").exists()
-    monkeypatch.setattr(study.MatrixSampler, "predict_step", own)
+    monkeypatch.setattr(MatrixSampler, "predict_step", own)
     assert d2_sample(*line) == 0
     assert predicted == ["whole"] * 3 + ["columns"] * 3
     assert rows_of(tmp_path / "out" / "whole" / "metrics.csv") == rows_of(
@@ -149,12 +149,12 @@ def test_scenes_of_another_configuration_are_not_taken_for_its_own(
     d2_sample: Run, tmp_path: Path, predicted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert d2_sample("+variants={a:[]}", "scenes.count=2") == 0
-    own = study.MatrixSampler.predict_step
-    monkeypatch.setattr(study.MatrixSampler, "predict_step", lambda *_: (_ for _ in ()).throw(Killed()))
+    own = MatrixSampler.predict_step
+    monkeypatch.setattr(MatrixSampler, "predict_step", lambda *_: (_ for _ in ()).throw(Killed()))
     changed = ["+variants={a:['weights=video']}", "scenes.count=2"]
     with pytest.raises(BaseException):  # noqa: B017
         d2_sample(*changed)
-    monkeypatch.setattr(study.MatrixSampler, "predict_step", own)
+    monkeypatch.setattr(MatrixSampler, "predict_step", own)
     predicted.clear()
     assert d2_sample(*changed) == 0
     assert predicted == ["a"] * 2

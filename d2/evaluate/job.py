@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2.config.schema import EvaluateConfig
 from d2.errors import InputError, say
 from d2.evaluate import card
 from d2.evaluate.folders import (
@@ -34,13 +33,13 @@ from d2.evaluate.folders import (
     read_sample,
     read_true,
 )
-from d2.evaluate.networks import load_suite
 from d2.evaluate.summary import Evaluation, read_evaluation, summary
 from d2.files import commit, ensure_writable, read_metadata, write_json, write_tensors, write_text
 from d2.io import read_matrix
 from d2.metrics import features
 from d2.metrics.figures import ALL, EVALUATED, Figure, hash_of, weights_hash, write_figures
 from d2.metrics.intervals import Interval
+from d2.metrics.networks import Metrics, load_suite
 from d2.metrics.suite import (
     NEED_TRUTH,
     Measured,
@@ -52,58 +51,78 @@ from d2.metrics.suite import (
     set_figures,
 )
 from d2.scene import Truth
-from d2.trainer import make_trainer
+from d2.trainer import Devices, make_trainer
 
 
-def evaluate(config: EvaluateConfig) -> int:
+@dataclass(frozen=True)
+class EvaluateJob:
+    """All that decides an evaluation."""
+
+    sampled: Sequence[Path]  # folders of objects; several: samples of each
+    truth: Path | None
+    objects: Sequence[str] | None  # names; None: all
+    metrics: Metrics
+    size: int | None  # pixels both ways that all pictures are brought to; None: as they are
+    input_view: int | None  # left out of the figures NAME_unseen; None: as a run says
+    compare_to: Path | None  # another evaluation
+    folder: Path
+    seed: int  # of the bootstrap
+    devices: Devices
+
+    @property
+    def resize(self) -> features.Resize | None:
+        """How pictures come to `size`."""
+        if self.size is None:
+            return None
+        return features.Resize(self.size, "bicubic", antialias=True, crop=False)
+
+
+def evaluate(job: EvaluateJob) -> int:
     """Run the job. Returns the exit code: 0, or 3 if objects were left out."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    sampled = _folders(config.run if config.pred is None else config.pred)
-    truth = Path(config.truth) if config.truth else sampled[0] if config.run else None
-    suite = load_suite(config, torch.device("cpu"))
-    _check_truth(config, len(sampled), truth)
-    chosen = card.choices(suite, resize=resize_of(config), input_view=config.input_view)
-    other = read_evaluation(Path(config.compare_to)) if config.compare_to else None
+    sampled, truth = job.sampled, job.truth
+    suite = load_suite(job.metrics, "cpu")
+    _check_truth(job.metrics.names, len(sampled), truth)
+    chosen = card.choices(suite, resize=job.resize, input_view=job.input_view)
+    other = read_evaluation(job.compare_to) if job.compare_to else None
     if other is not None and (unlike := card.differing(chosen, other.choices)):
-        raise InputError(f"compare_to={config.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike")
+        raise InputError(f"compare_to={job.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike")
     needs_truth = bool(NEED_TRUTH & set(suite.metrics))
-    found = find_objects(sampled, truth, needs_truth=needs_truth, names=config.objects)
-    kept, failures = predict(config, suite, found, chosen)
+    found = find_objects(sampled, truth, needs_truth=needs_truth, names=job.objects)
+    kept, failures = predict(job, suite, found, chosen)
     if rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in failures:
         say(f"d2: left out: {line}")
-    folder = Path(config.output_dir)
+    folder = job.folder
     if not kept:
         _leave_nothing(folder)
         raise InputError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
     figures = [figure for each in kept.values() for figure in each.figures]
-    figures += set_figures([each.features for each in kept.values()], suite, seed=config.seed)
+    figures += set_figures([each.features for each in kept.values()], suite, seed=job.seed)
     figures = with_origin(figures, found.objects, sampled)
     write_figures(folder / "results.csv", figures, EVALUATED)
-    facts = about(config, found.objects, kept, failures)
+    facts = about(job.seed, found.objects, kept, failures)
     write_json(folder / "card.json", {"choices": chosen, "versions": card.versions(), "data": facts})
-    differences = {} if other is None else compared_sets(config, kept, other, suite)
+    differences = {} if other is None else compared_sets(job, kept, other, suite)
     sizes = set_sizes(kept)
-    text = summary(figures, other, differences, set_sizes=sizes, left_out=failures, seed=config.seed)
+    text = summary(figures, other, differences, set_sizes=sizes, left_out=failures, seed=job.seed)
     write_text(folder / "summary.md", text)
     print(text, end="")
     return 3 if failures else 0
 
 
 def predict(
-    config: EvaluateConfig, suite: Suite, found: Found, chosen: dict[str, Any]
+    job: EvaluateJob, suite: Suite, found: Found, chosen: dict[str, Any]
 ) -> tuple[dict[str, Measured], list[str]]:
     """One predict loop over the objects: what is finished afterwards, and one line for each object that is not."""
-    folder, kept, failures = Path(config.output_dir), {}, list(found.failures)
+    folder, kept, failures = job.folder, {}, list(found.failures)
     if not found.objects:
         return kept, failures
     keys = [card.key_of(chosen, card.versions(), files_state(each)) for each in found.objects]
-    trainer = make_trainer(config.trainer, folder, [], [])
+    trainer = make_trainer(job.devices, folder, [], [])
     ensure_writable(folder / "objects")
     loader = DataLoader(range(len(keys)), batch_size=None)  # type: ignore[arg-type]
-    trainer.predict(Evaluator(config, suite, found.objects, keys), loader, return_predictions=False)
+    trainer.predict(Evaluator(job, suite, found.objects, keys), loader, return_predictions=False)
     for each, key in zip(found.objects, keys, strict=True):
         result = read_kept(folder, each.name, key)
         assert result is not None, f"{each.name}: no rank measured it"
@@ -117,25 +136,25 @@ def predict(
 class Evaluator(L.LightningModule):
     """The predict loop over objects; a batch is an object's index."""
 
-    def __init__(self, config: EvaluateConfig, suite: Suite, objects: list[Candidate], keys: list[str]):
+    def __init__(self, job: EvaluateJob, suite: Suite, objects: list[Candidate], keys: list[str]):
         super().__init__()
-        self.config, self.suite, self.objects, self.keys = config, suite, objects, keys
-        self.folder = Path(config.output_dir)
+        self.job, self.suite, self.objects, self.keys = job, suite, objects, keys
 
     def on_predict_start(self) -> None:
         if self.device.type != "cpu":
-            self.suite = load_suite(self.config, self.device)
+            self.suite = load_suite(self.job.metrics, self.device)
 
     def predict_step(self, batch: int, batch_idx: int) -> None:
         if batch % self.trainer.world_size != self.trainer.global_rank:
             return
         each, key = self.objects[batch], self.keys[batch]
-        path = self.folder / "objects" / f"{each.name}.json"
-        if isinstance(read_kept(self.folder, each.name, key), Measured):
+        folder = self.job.folder
+        path = folder / "objects" / f"{each.name}.json"
+        if isinstance(read_kept(folder, each.name, key), Measured):
             return
         say(f"evaluating {each.name} ({batch + 1} of {len(self.objects)})")
         try:
-            result = measured(each, self.suite, self.config, self.device)
+            result = measured(each, self.suite, self.job, self.device)
         except ValueError as error:  # of this object's files; the others are evaluated all the same
             write_json(path, {"key": key, "failure": " ".join(str(error).split())})
             return
@@ -147,9 +166,9 @@ class Evaluator(L.LightningModule):
         self.trainer.strategy.barrier("evaluated")
 
 
-def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torch.device) -> Measured:
+def measured(each: Candidate, suite: Suite, job: EvaluateJob, device: torch.device) -> Measured:
     """Read and measure one object; a ValueError says what is wrong with its pictures."""
-    resize = resize_of(config)
+    resize = job.resize
     samples = [_fitted(read_sample(folder), resize) for folder in each.samples]
     true = None if each.truth is None else _fitted(read_true(each.truth), resize)
     first = samples[0].pixels.shape
@@ -160,7 +179,7 @@ def measured(each: Candidate, suite: Suite, config: EvaluateConfig, device: torc
         if shape != first:
             sizes = f"{shape[-1]}×{shape[-2]} beside {first[-1]}×{first[-2]}"
             raise InputError(f"pictures of {sizes}; bring both to one with size=N")
-    input_view = samples[0].input_view if config.input_view is None else config.input_view
+    input_view = samples[0].input_view if job.input_view is None else job.input_view
     if input_view is not None and input_view >= first[0]:
         raise InputError(f"input_view={input_view}: there are views 0 to {first[0] - 1}")
     truth = None if true is None else _truth(true, device)
@@ -222,20 +241,17 @@ def with_origin(figures: Sequence[Figure], objects: Sequence[Candidate], sampled
     return [replace(figure, **made, weights=weights.get(figure.scene, "")) for figure in figures]
 
 
-def compared_sets(
-    config: EvaluateConfig, kept: dict[str, Measured], other: Evaluation, suite: Suite
-) -> dict[str, Interval]:
+def compared_sets(job: EvaluateJob, kept: dict[str, Measured], other: Evaluation, suite: Suite) -> dict[str, Interval]:
     """The distances between sets minus those of another evaluation, over the objects that both have."""
-    files = {name: Path(config.compare_to or "") / "objects" / f"{name}.safetensors" for name in kept}
+    assert job.compare_to is not None
+    files = {name: job.compare_to / "objects" / f"{name}.safetensors" for name in kept}
     both = [name for name in kept if name in other.objects and files[name].is_file()]
     return set_differences(
-        [kept[name].features for name in both], [load_file(files[name]) for name in both], suite, seed=config.seed
+        [kept[name].features for name in both], [load_file(files[name]) for name in both], suite, seed=job.seed
     )
 
 
-def about(
-    config: EvaluateConfig, objects: list[Candidate], kept: dict[str, Measured], failures: list[str]
-) -> dict[str, Any]:
+def about(seed: int, objects: list[Candidate], kept: dict[str, Measured], failures: list[str]) -> dict[str, Any]:
     """What the numbers were measured on; where it lay is nobody's business."""
     names = ("views", "frames", "height", "width")
     shapes = sorted({tuple(each.shape) for each in kept.values()})
@@ -247,7 +263,7 @@ def about(
         "shapes": [dict(zip(names, shape, strict=True)) for shape in shapes],
         "layouts": {"samples": layouts, "truth": truths},
         "set_sizes": set_sizes(kept),
-        "bootstrap_seed": config.seed,
+        "bootstrap_seed": seed,
         "left_out": failures,
     }
 
@@ -262,19 +278,11 @@ def set_sizes(kept: dict[str, Measured]) -> dict[str, int]:
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def resize_of(config: EvaluateConfig) -> features.Resize | None:
-    return None if config.size is None else features.Resize(config.size, "bicubic", antialias=True, crop=False)
-
-
-def _check_truth(config: EvaluateConfig, count: int, truth: Path | None) -> None:
-    if truth is None and (needing := sorted(NEED_TRUTH & set(config.metrics))):
+def _check_truth(metrics: Sequence[str], count: int, truth: Path | None) -> None:
+    if truth is None and (needing := sorted(NEED_TRUTH & set(metrics))):
         raise InputError(f"truth=null: metrics=[{', '.join(needing)}] need it; give truth=FOLDER")
-    if "energy" in config.metrics and count < 2:
+    if "energy" in metrics and count < 2:
         raise InputError("metrics=[energy]: needs two samples of every object or more; give run=[FOLDER,FOLDER]")
-
-
-def _folders(given: Any) -> list[Path]:
-    return [Path(folder) for folder in ([given] if isinstance(given, str) else given)]
 
 
 def _fitted(pictures: Pictures, resize: features.Resize | None) -> Pictures:

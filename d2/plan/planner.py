@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from d2.errors import InputError
-from d2.plan.rehearsal import UNETS, Cast, Job, Rehearsal, build, rehearse
+from d2.plan.rehearsal import UNETS, Cast, Rehearsal, Workload, build, rehearse
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
 from d2.sampling import within
 from d2.terms import Settings
@@ -80,7 +80,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    job: Job,
+    workload: Workload,
     settings: Settings,
     choice: Choice,
     *,
@@ -91,25 +91,25 @@ def plan(
 
     A ValueError if nothing fits.
     """
-    cast = build(job, choice.dtype)
+    cast = build(workload, choice.dtype)
     rehearsals: dict[Choice, Rehearsal] = {}
 
     def seen(choice: Choice) -> Rehearsal:
         key = choice._replace(offload="none")  # on which no tensor but the weights depends
         if key not in rehearsals:
             chunks = {name: getattr(choice, name) for name in CHUNKS}
-            rehearsals[key] = rehearse(job, cast, replace(settings, **chunks))
+            rehearsals[key] = rehearse(workload, cast, replace(settings, **chunks))
         return rehearsals[key]
 
     def peaks(choice: Choice) -> list[Peak]:
         return peaks_of(seen(choice), cast, choice.offload)
 
     if memory is not None and free:
-        choice = choose(choice, free, memory, job, peaks)
-    steps = job.rules.renoise(settings.sigmas)
-    host = host_of(job, cast, choice, pinned=memory is not None)
+        choice = choose(choice, free, memory, workload, peaks)
+    steps = workload.rules.renoise(settings.sigmas)
+    host = host_of(workload, cast, choice, pinned=memory is not None)
     silent = silent_at(cast.priors.multiview.sigma_range, [step.sigma for step in steps])
-    return Plan(len(steps), work_of(seen(choice), job), peaks(choice), host, choice, memory, silent)
+    return Plan(len(steps), work_of(seen(choice), workload), peaks(choice), host, choice, memory, silent)
 
 
 def silent_at(sigma_range: tuple[float, float], sigmas: Sequence[float]) -> str:
@@ -128,11 +128,12 @@ def choose(
     choice: Choice,
     free: Collection[str],
     memory: int,
-    job: Job,
+    workload: Workload,
     peaks: Callable[[Choice], Sequence[Peak]],
 ) -> Choice:
     """The lightest offload, then the largest chunks that fit with a margin; what is not free is kept."""
-    largest: dict[str, int] = dict(zip(CHUNKS, (max(job.num_views, job.num_frames), job.num_frames), strict=True))
+    num_views, num_frames = workload.num_views, workload.num_frames
+    largest: dict[str, int] = dict(zip(CHUNKS, (max(num_views, num_frames), num_frames), strict=True))
     chunks = [name for name in CHUNKS if name in free]
     modes = OFFLOADS if "offload" in free else (choice.offload,)
 
@@ -168,9 +169,9 @@ def peaks_of(seen: Rehearsal, cast: Cast, offload: str) -> list[Peak]:
     ]
 
 
-def work_of(seen: Rehearsal, job: Job) -> list[Work]:
+def work_of(seen: Rehearsal, workload: Workload) -> list[Work]:
     """References first, then the joint sampling; of UNets sequences are counted rather than their frames."""
-    lengths: dict[str, int] = dict(zip(UNETS, (job.num_frames, job.num_views), strict=True))
+    lengths: dict[str, int] = dict(zip(UNETS, (workload.num_frames, workload.num_views), strict=True))
     return [
         Work(f"{part}: {name}", count.calls, count.items // lengths.get(name, 1), count.flops)
         for part, counts in (("reference", seen.reference), ("joint", seen.joint))
@@ -179,15 +180,15 @@ def work_of(seen: Rehearsal, job: Job) -> list[Work]:
     ]
 
 
-def host_of(job: Job, cast: Cast, choice: Choice, *, pinned: bool) -> dict[str, int]:
+def host_of(workload: Workload, cast: Cast, choice: Choice, *, pinned: bool) -> dict[str, int]:
     """What lies in host memory, besides what a CPU's run computes there."""
-    cells = job.num_views * job.num_frames
-    latents = cells * job.first_stage.channels * (job.size // job.first_stage.factor) ** 2
+    cells = workload.num_views * workload.num_frames
+    latents = cells * workload.first_stage.channels * (workload.size // workload.first_stage.factor) ** 2
     parts = {
         "process": int(PROCESS),
         "waiting weights": waiting_bytes(cast.priors.present, choice.offload, pinned=pinned),
         "noise": latents * 4,  # a draw of the whole matrix in float32
-        "pixels": 2 * cells * 3 * job.size**2 * 4,  # the result, and once more while it is written
+        "pixels": 2 * cells * 3 * workload.size**2 * 4,  # the result, and once more while it is written
     }
     return {name: size for name, size in parts.items() if size}
 

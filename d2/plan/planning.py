@@ -1,52 +1,96 @@
-"""`plan=true`: what a configuration would cost, before anything is loaded."""
+"""`plan=true`: what jobs would cost, before anything is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from d2.config.schema import SampleConfig
-from d2.config.tiers import DTYPES, is_tiny, sizes, weights_files
 from d2.errors import InputError
-from d2.pipeline import Rules
+from d2.job import Job
+from d2.matrix import camera_ring
 from d2.plan.planner import Choice, plan, render
-from d2.plan.rehearsal import Job
+from d2.plan.rehearsal import Workload, steps_by_kind
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
 from d2.priors.prior import PriorConfig
 from d2.priors.tensor_file import read_header
-from d2.terms import Settings
 
 
-def planned(config: SampleConfig, rules: Rules, settings: Settings) -> str:
+def planned(job: Job) -> str:
     """The plan as text: work, memory, and settings that fit the device it sees; what is given is kept."""
-    choice = choice_of(config)
+    choice = choice_of(job)
     unset = {"sequences_per_call": None, "decode_chunk": None, "offload": "none"}
     free = [name for name, default in unset.items() if getattr(choice, name) == default]
-    return render(plan(job_of(config, rules), settings, choice, memory=device_memory(config), free=free))
+    memory = device_memory(job.devices.accelerator)
+    return render(plan(workload_of(job), job.settings, choice, memory=memory, free=free))
 
 
-def choice_of(config: SampleConfig) -> Choice:
-    s = config.sampler
-    return Choice(s.sequences_per_call, s.decode_chunk, config.offload, DTYPES[config.precision])
+def plans(jobs: Sequence[Job]) -> str:
+    """What variants cost: each distinct plan is rehearsed once, and stands below all whose it is."""
+    rehearsed: dict[Hashable, str] = {}
+    names: dict[str, list[str]] = {}
+    for variant, job in {job.variant: job for job in jobs}.items():
+        work = plan_key(job)
+        if work not in rehearsed:
+            rehearsed[work] = planned(job)
+        names.setdefault(rehearsed[work], []).append(variant)
+    parts = [f"{', '.join(of)}\n{plan}" for plan, of in names.items()]
+    return "\n\n".join([*parts, f"{len(jobs)} runs; the plans are of one scene"])
 
 
-def job_of(config: SampleConfig, rules: Rules) -> Job:
+def plan_key(job: Job) -> Hashable:
+    """What a plan depends on: how many steps of each kind there are, and the functions that take their predictions."""
+    steps = job.rules.renoise(job.settings.sigmas)
+    kinds = steps_by_kind(steps, job.rules, camera_ring(job.size.num_views), job.size.num_frames)
+    counts = tuple((kind, len(of_kind)) for kind, of_kind in kinds.items())
+    levels = job.settings  # outside of which a published prior may say nothing
+    if job.networks.is_tiny:
+        levels = replace(levels, sigma_min=1.0, sigma_max=1.0, rho=1.0)
+    functions = (*targets(job.told["composition"]), *targets(job.told["solver"]))
+    return counts, levels, functions
+
+
+def targets(node: Any) -> Iterator[str]:
+    """The functions that the node of a rule names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from [value] if key == "_target_" else targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def choice_of(job: Job) -> Choice:
+    """The settings that memory depends on."""
+    settings = job.settings
+    return Choice(settings.sequences_per_call, settings.decode_chunk, job.offload, job.networks.dtype)
+
+
+def workload_of(job: Job) -> Workload:
     """What is to be sampled, by sizes alone."""
-    size = sizes(config)
-    if config.unary.prior == "cell":
+    if job.settings.unary is not None and job.settings.unary.prior == "cell":
         raise InputError("unary.prior=cell: no plan knows this network; take unary.prior=multiview")
-    if is_tiny(config):
-        stage = tiny.first_stage_of(read_header(Path(weights_files(config)["autoencoder"])))
-        return Job(tiny.VIDEO, tiny.MULTIVIEW, stage, rules, *size)
-    video, multiview = PUBLISHED[config.video.network], PUBLISHED[config.multiview.network]
+    if job.networks.is_tiny:
+        stage = tiny.first_stage_of(read_header(Path(job.networks.files["autoencoder"])))
+        return Workload(tiny.VIDEO, tiny.MULTIVIEW, stage, job.rules, *job.size)
+    video, multiview = PUBLISHED[job.networks.video], PUBLISHED[job.networks.multiview]
     assert isinstance(video.prior, PriorConfig)
-    return Job(video.prior, multiview.prior, video.first_stage, rules, *size, decoder=multiview.first_stage)
+    return Workload(
+        video.prior,
+        multiview.prior,
+        video.first_stage,
+        job.rules,
+        *job.size,
+        decoder=multiview.first_stage,
+    )
 
 
-def device_memory(config: SampleConfig) -> int | None:
-    """Bytes of the first accelerator that the trainer would take; None for a CPU."""
-    if config.trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+def device_memory(accelerator: str) -> int | None:
+    """Bytes of the first accelerator that a trainer would take; None for a CPU."""
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_properties(0).total_memory

@@ -33,7 +33,7 @@ from d2.terms import Priors, Settings
 UNETS = ("video", "multiview")
 
 
-class Job(NamedTuple):
+class Workload(NamedTuple):
     """What is to be sampled, and by which networks."""
 
     video: PriorConfig
@@ -140,11 +140,11 @@ class Cast(NamedTuple):
     counts: dict[str, Count]  # of the pass that runs
 
 
-def build(job: Job, dtype: torch.dtype) -> Cast:
+def build(workload: Workload, dtype: torch.dtype) -> Cast:
     with torch.device("meta"):
-        video, first_stage = Prior(job.video), FirstStage(job.first_stage)
-        priors = Priors(video, multiview_of(job, video), first_stage)
-        priors.multiview.decoder = None if job.decoder is None else FirstStage(job.decoder)
+        video, first_stage = Prior(workload.video), FirstStage(workload.first_stage)
+        priors = Priors(video, multiview_of(workload, video), first_stage)
+        priors.multiview.decoder = None if workload.decoder is None else FirstStage(workload.decoder)
     for holder in priors.present:
         holder.to(dtype).eval().requires_grad_(False)
     cast = Cast(priors, {}, Meter(), {})
@@ -154,11 +154,11 @@ def build(job: Job, dtype: torch.dtype) -> Cast:
     return cast
 
 
-def multiview_of(job: Job, video: Prior) -> Prior | CameraPrior:
+def multiview_of(workload: Workload, video: Prior) -> Prior | CameraPrior:
     """A prior of any cameras has its image tower from the video prior beside it, if it is as large."""
-    if not isinstance(job.multiview, CameraPriorConfig):
-        return Prior(job.multiview)
-    cameras = CameraPrior(job.multiview, with_tower=job.multiview.tower != job.video.tower)
+    if not isinstance(workload.multiview, CameraPriorConfig):
+        return Prior(workload.multiview)
+    cameras = CameraPrior(workload.multiview, with_tower=workload.multiview.tower != workload.video.tower)
     cameras.tower = cameras.tower or video.tower
     return cameras
 
@@ -220,14 +220,14 @@ def understudy(network: nn.Module, name: str, cast: Cast) -> None:
 # ------------------------------------------------------------------------------------------------------- rehearsing
 
 
-def rehearse(job: Job, cast: Cast, settings: Settings) -> Rehearsal:
+def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:
     """Run the job on the meta device, steps that evaluate the same not more often than it takes to see their peak."""
-    cameras, seed = camera_ring(job.num_views), 0
+    cameras, seed = camera_ring(workload.num_views), 0
     if settings.motion_bucket_id is None:
         settings = replace(settings, motion_bucket_id=0.0)  # the motion of nothing cannot be measured
     ranges = [prior.sigma_range for prior in cast.priors[:2]]
-    shown = shown_steps(job.rules.renoise(settings.sigmas), job.rules, cameras, job.num_frames, ranges)
-    rules = job.rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
+    shown = shown_steps(workload.rules.renoise(settings.sigmas), workload.rules, cameras, workload.num_frames, ranges)
+    rules = workload.rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
     stands_for = {(step.index, step.repeat): times for step, times in shown}
     short = replace(settings, num_steps=min(2, settings.num_steps))  # of references: the first and the last step
     cast.meter.peaks.clear()
@@ -237,9 +237,9 @@ def rehearse(job: Job, cast: Cast, settings: Settings) -> Rehearsal:
         return torch.empty(shape, device="meta")
 
     def references(on_step: Callable[[State], None]) -> tuple[Tensor, Tensor]:
-        clip = torch.empty(job.num_frames, 3, job.size, job.size, device="meta")
+        clip = torch.empty(workload.num_frames, 3, workload.size, workload.size, device="meta")
         given = (cast.priors, rules, short)
-        if job.picture:
+        if workload.picture:
             clip = make_clip(clip[0], len(clip), seed, *given, noise=noise, on_step=on_step)
         return clip, make_orbits(clip, cameras, seed, *given, noise=noise, on_step=on_step)
 

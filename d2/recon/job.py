@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from d2.config.binding import bind
 from d2.config.names import Label
 from d2.config.recipe import Recipe
-from d2.config.schema import ReconstructConfig, SampleConfig
 from d2.errors import InputError, say
 from d2.files import csv_text, ensure_writable, write_text
 from d2.io import read_matrix
-from d2.loggers import finish_loggers, log_figures, log_videos, start_loggers
+from d2.loggers import Logging, finish_loggers, log_figures, log_videos, start_loggers
 from d2.recon.capture import MIN_VIEWS, Capture, capture_matrix
 from d2.recon.motion import Motion
 from d2.recon.run import reconstruct
@@ -37,27 +34,39 @@ class Source(NamedTuple):
     read: Callable[[], tuple[Capture, Any]]  # the pictures, and what is measured besides, for `reconstruct`
 
 
-def reconstruct_command(config: ReconstructConfig, label: Label) -> int:
+@dataclass(frozen=True)
+class ReconstructJob:
+    """All that decides `d2 reconstruct`."""
+
+    sources: Sequence[Source]
+    folder: Path
+    recipe: Recipe
+    motion: Motion
+    seed: int
+    accelerator: str
+    logging: Logging
+    label: Label
+    told: Mapping[str, Any]  # the configuration, for loggers
+
+
+def reconstruct_command(job: ReconstructJob) -> int:
     """Run the job. Returns the exit code: 0, or 3 if some scenes of several could not be made."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    motion, folder = motion_of(config.recon), Path(config.output_dir)
-    sources = find_sources(config)
+    sources, folder = job.sources, job.folder
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
     ensure_writable(folder)
-    loggers = start_loggers(config.logger, folder, label, dataclasses.asdict(config))
+    loggers = start_loggers(job.logging, folder, job.label, job.told)
     for index, source in enumerate(sources):
         try:
             capture, more_figures = source.read()
             done = reconstruct(
                 capture,
-                config.recon,
-                motion,
+                job.recipe,
+                job.motion,
                 folder / source.name,
                 name=source.label,
-                seed=config.seed,
-                accelerator=config.trainer.accelerator,
+                seed=job.seed,
+                accelerator=job.accelerator,
                 loggers=loggers if len(sources) == 1 else (),  # steps of several fits would be drawn over each other
                 more_figures=more_figures,
             )
@@ -78,66 +87,60 @@ def reconstruct_command(config: ReconstructConfig, label: Label) -> int:
     return 3 if failures else 0
 
 
-def after_sampling(config: SampleConfig) -> None:
-    """Make an asset of every matrix of a run, in SCENE/asset, where `reconstruct` asks for it.
+def after_sampling(folder: Path, recipe: Recipe, motion: Motion, *, required: bool, accelerator: str) -> None:
+    """Make an asset of every matrix of a run, in SCENE/asset.
 
-    `auto` does so with pages and enough views, and says in one line what could not be made; `true` raises that.
+    What cannot be made is raised where it is required, else said in one line; too few views are passed over.
     """
-    if config.reconstruct is False or config.plan or rank_zero_only.rank:
+    if rank_zero_only.rank:
         return
-    if config.reconstruct == "auto" and not config.pages:
-        return
-    folder, motion = Path(config.output_dir), motion_of(config.recon)
     for source in matrices_of(folder, str(folder)):
         try:
             capture, more_figures = source.read()
-            if config.reconstruct == "auto" and capture.num_views < MIN_VIEWS:
+            if not required and capture.num_views < MIN_VIEWS:
                 continue
             reconstruct(
                 capture,
-                config.recon,
+                recipe,
                 motion,
                 folder / source.name / "asset",
                 name=source.label,
-                accelerator=config.trainer.accelerator,
+                accelerator=accelerator,
                 more_figures=more_figures,
             )
             link_asset(folder / source.name / "index.html", "asset/index.html")
         except InputError as error:
-            if config.reconstruct is True:
+            if required:
                 raise
             say(f"d2: no asset of {source.label}: {error}")
 
 
-def motion_of(recipe: Recipe) -> Motion:
-    """The motion that a configuration names."""
-    return bind(recipe.motion, "recon.motion")
-
-
-def find_sources(config: ReconstructConfig) -> list[Source]:
-    """What is to be reconstructed, in the order of names; ValueError where there is nothing."""
-    if config.matrix is not None:
-        path = Path(config.matrix)
+def find_sources(runs: Sequence[Path], matrix: Path | None, pictures: Path | None) -> list[Source]:
+    """What is to be reconstructed, in the order of names; an InputError where there is nothing."""
+    if matrix is not None:
+        path = matrix
         if not path.is_file():
             raise InputError(f"matrix={path}: no such file; give a matrix.safetensors")
         label = path.parent.name if path.name == MATRIX else path.stem
         return [Source("", label, partial(read_source, path))]
-    if config.scenes.path is not None:
-        return [Source(f.name, f.name, partial(read_folder, f)) for f in capture_folders(Path(config.scenes.path))]
-    runs = [config.run] if isinstance(config.run, str) else config.run
+    if pictures is not None:
+        folders = capture_folders(pictures)
+        return [Source(f.name, f.name, partial(read_folder, f)) for f in folders]
     several = len(runs) > 1
     return [
-        source._replace(name=f"{Path(run).name}/{source.name}", label=f"{Path(run).name}/{source.label}")
-        if several
-        else source
+        source._replace(name=f"{run.name}/{source.name}", label=f"{run.name}/{source.label}") if several else source
         for run in runs
-        for source in matrices_of(Path(run), f"run={run}")
+        for source in matrices_of(run, f"run={run}")
     ]
 
 
 def matrices_of(run: Path, said: str) -> Sequence[Source]:
     """The matrices of a run or a study, by the folders they lie in."""
-    paths = [path for path in sorted(run.rglob(MATRIX)) if not any(part.startswith(".") for part in path.parts[1:])]
+    paths = [
+        path
+        for path in sorted(run.rglob(MATRIX))
+        if not any(part.startswith(".") for part in path.relative_to(run).parts)
+    ]
     if not paths:
         raise InputError(f"{said}: holds no {MATRIX}; give the output_dir of d2 sample")
     names = [str(path.parent.relative_to(run)) for path in paths]

@@ -16,15 +16,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2.config.schema import SampleConfig
-from d2.config.tiers import check_tier, facts_of, load_priors, sizes
+from d2.data.sources import Stream, list_scenes
 from d2.errors import InputError
 from d2.files import csv_text, ensure_writable, write_json, write_text
+from d2.job import Job
+from d2.networks import load_priors
 from d2.noise import draw
 from d2.pipeline import shard_of
 from d2.rules.calibrated import FORMAT, Grams, averaged, by_half, errors, fit, levels, measured, stacked
 from d2.rules.composition import convex, linear
-from d2.sample.job import load_scenes, make_rules, make_settings
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import Prediction, Step
 from d2.scene import Scene
@@ -70,25 +70,19 @@ class GramMeter(MatrixSampler):
         return rule.combine(predictions, self.rules.weights(*place), self.rules.guidance(*place), x, step, {})[0]
 
 
-def calibrate(config: SampleConfig, text: str) -> int:
-    """Run the job; `text` is the configuration as YAML. Returns the exit code."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    check_tier(config)
-    size, folder = sizes(config), Path(config.output_dir)
-    rules, settings = make_rules(config), make_settings(config)
-    if config.scenes.source != "world4d":
-        raise InputError(f"scenes.source={config.scenes.source}: calibration needs truth; take scenes=world4d")
-    scenes = load_scenes(config, size).scenes
-    module = GramMeter(
-        load_priors(config), rules, settings, num_frames=size.num_frames, baselines=False, offload=config.offload
-    )
-    trainer = make_trainer(config.trainer, folder, [], [])
-    ensure_writable(folder)
-    results: Any = trainer.predict(module, DataLoader(scenes, batch_size=None))  # type: ignore[arg-type]
+def calibrate(job: Job) -> int:
+    """Measure the job's networks on its scenes, into its folder. Returns the exit code."""
+    if not job.source.has_truth:
+        raise InputError(f"scenes.source={job.source.kind}: calibration needs truth; take scenes=world4d")
+    scenes = list_scenes(job.source)
+    module = GramMeter(job, load_priors(job.networks))
+    trainer = make_trainer(job.devices, job.folder, [], [])
+    ensure_writable(job.folder)
+    results: Any = trainer.predict(module, DataLoader(Stream(scenes), batch_size=None))
     if rank_zero_only.rank == 0:
-        facts = {"split": config.scenes.split, "scenes": [s.name for s in scenes], **facts_of(config), "config": text}
-        write(folder, results, facts)
+        names = [scene.name for scene in scenes]
+        facts = {"split": job.source.split, "scenes": names, **job.facts, "config": job.config}
+        write(job.folder, results, facts)
     return 0
 
 

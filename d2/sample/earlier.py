@@ -7,7 +7,7 @@ A scene that is finished under it is not sampled again.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,26 @@ FREE = ("trainer", "logger", "plan", "save_every_seconds")  # keys that no resul
 SHOWN = 3  # a message names so many keys and counts the rest
 
 
-def claim(folder: Path, text: str, *, overwrite: bool) -> None:
-    """Refuse a folder with results of another configuration, or empty it where `overwrite` says so."""
+def refuse_another(folder: Path, text: str) -> None:
+    """Raise an InputError for a folder with results of another configuration."""
     held = earlier_text(folder)
     if held is None or not (keys := differing(held, text)):
         return
-    if not overwrite:
-        if not held:
-            raise InputError(
-                f"output_dir={folder}: holds scenes of an unknown configuration; give another output_dir, "
-                "or overwrite=true"
-            )
-        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    if not held:
         raise InputError(
-            f"output_dir={folder}: holds results of another configuration, which differs in {', '.join(keys[:SHOWN])}"
-            f"{more}; give another output_dir, or overwrite=true"
+            f"output_dir={folder}: holds scenes of an unknown configuration; give another output_dir, or overwrite=true"
         )
-    if rank_zero_only.rank == 0:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    raise InputError(
+        f"output_dir={folder}: holds results of another configuration, which differs in {', '.join(keys[:SHOWN])}"
+        f"{more}; give another output_dir, or overwrite=true"
+    )
+
+
+def clear_another(folder: Path, text: str) -> None:
+    """Remove what another configuration left in a folder."""
+    held = earlier_text(folder)
+    if held is not None and differing(held, text) and rank_zero_only.rank == 0:
         for scene in {*sampled_scenes(folder), *(path.parent for path in folder.glob(f"*/{STATE}"))}:
             shutil.rmtree(scene)
         for name in TABLES:
@@ -56,27 +59,28 @@ def begin(folder: Path, text: str) -> None:
         (folder / "config.yaml").unlink(missing_ok=True)
 
 
-def end(folder: Path, scenes: Sequence[Scene]) -> None:
-    """Note that all scenes are there."""
+def end(folder: Path, names: Iterable[str]) -> None:
+    """Note that all scenes, which go by these names, are there."""
     if rank_zero_only.rank == 0:
         (folder / BEGUN).unlink(missing_ok=True)
-        for scene in scenes:
-            (folder / scene.name / KEPT).unlink(missing_ok=True)
+        for name in names:
+            (folder / name / KEPT).unlink(missing_ok=True)
 
 
-def was_finished(folder: Path, text: str, scenes: Sequence[Scene]) -> bool:
+def was_finished(folder: Path, text: str, scenes: Iterable[Scene]) -> bool:
     """Whether a run came to its end under this configuration with these scenes, and all of it is still there."""
     held = earlier_text(folder)
     if held is None or (folder / BEGUN).exists() or differing(held, text):
         return False
-    of = {folder / scene.name: input_of(scene) for scene in scenes}
-    files = {place / name for place in of for name in ("matrix.safetensors", "metrics.json")}
-    if not all(file.exists() for file in files):
-        return False
-    figures = any((place / "metrics.json").read_text(encoding="utf-8") != "{}\n" for place in of)
-    if figures and not (folder / "results.csv").exists():
-        return False
-    return all(read_metadata(place / "matrix.safetensors").get("input") == wanted for place, wanted in of.items())
+    has_figures = False
+    for scene in scenes:
+        matrix, figures = (folder / scene.name / name for name in ("matrix.safetensors", "metrics.json"))
+        if not (matrix.exists() and figures.exists()):
+            return False
+        if read_metadata(matrix).get("input") != input_of(scene):
+            return False
+        has_figures |= figures.read_text(encoding="utf-8") != "{}\n"
+    return not has_figures or (folder / "results.csv").exists()
 
 
 def earlier_text(folder: Path) -> str | None:

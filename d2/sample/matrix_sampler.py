@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2.files import read_tensors, write_tensors
+from d2.job import Job
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.passes import Journal, Run, straight
 from d2.pipeline import Rules, Sampled, make_clip, make_orbits, sample_scene, to_pixels, under_one_prior
@@ -22,7 +23,7 @@ from d2.sampling import State
 from d2.scene import Scene
 from d2.shard import from_first
 from d2.shard import place as place_of_process
-from d2.terms import Priors, Settings, to_images
+from d2.terms import Priors, to_images
 
 BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
 
@@ -35,38 +36,37 @@ class SceneResult(NamedTuple):
 
 
 class MatrixSampler(L.LightningModule):
-    """Samples image matrices in `Trainer.predict`. `rules` and `settings` may be swapped between predict loops.
+    """Samples image matrices in `Trainer.predict`, job by job.
 
-    Orbits and clips of reference are made under the rules given at construction, once a scene, so that variants of the
-    joint sampling are compared under the same conditions.
+    Orbits and clips of reference are made under the job's own `reference`, once a scene, so that variants of the joint
+    sampling are compared under the same conditions.
     """
 
     priors: Priors
 
     def __init__(
         self,
+        job: Job,
         priors: Priors,
-        rules: Rules,
-        settings: Settings,
-        *,
-        num_frames: int,
-        baselines: bool,
-        offload: str = "none",
         references: Path | None = None,  # a folder that keeps them from one predict loop to the next
     ):
         super().__init__()
-        self.offload, self.placed = offload, False
-        if offload == "none":
+        self.offload, self.placed = job.offload, False
+        if self.offload == "none":
             self.networks = nn.ModuleList(priors.present)  # Lightning moves them
         object.__setattr__(self, "priors", priors)  # else they are placed where the offload wants them
-        self.rules, self.settings = rules, settings
-        self.reference_rules, self.reference_settings = rules, settings
-        self.num_frames, self.baselines = num_frames, baselines
-        self.references = references
+        self.rules, self.settings, self.baselines = job.rules, job.settings, job.baselines
+        self.reference_rules, self.reference_settings = job.reference
+        self.num_frames, self.references = job.size.num_frames, references
         self.folder: Path | None = None  # where scenes are kept: what is finished there is not sampled again
         self.save_every_seconds = 0.0  # of a scene that is being sampled; 0: never
         self.starts: list[Callable[[Scene, int], None]] = []  # called before a scene is sampled
         self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
+
+    def take(self, job: Job) -> None:
+        """Go on with this job, keeping scenes in its folder."""
+        self.rules, self.settings, self.baselines = job.rules, job.settings, job.baselines
+        self.folder, self.save_every_seconds = job.folder, job.save_every_seconds
 
     def on_predict_start(self) -> None:
         if self.offload != "none" and not self.placed:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from d2.config.names import Label
-from d2.config.schema import ReportConfig
 from d2.errors import InputError
 from d2.files import ensure_writable
-from d2.loggers import finish_loggers, start_loggers
+from d2.loggers import Logging, finish_loggers, start_loggers
 from d2.metrics.figures import ALL, COST, Figure, read_figures, write_figures
 from d2.metrics.intervals import Means, Values, by_scene, differences, means
 from d2.metrics.table import COLUMNS, is_ratio, mean_rows
@@ -35,30 +33,46 @@ class Runs(NamedTuple):
     places: dict[str, list[Path]]  # variant -> the folders of its scenes, one a seed
 
 
-def report(config: ReportConfig, text: str, label: Label) -> int:
-    """Write results.csv and index.html of the runs, and tell W&B under `label`. Returns the exit code."""
-    runs = read_runs(config.runs)
-    found, values = means(runs.figures, seed=config.seed), by_scene(runs.figures)
-    quality = quality_of(config.quality, found)
-    if config.compare_to is not None and config.compare_to not in found:
-        raise InputError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(found)}")
-    folder = Path(config.output_dir)
+@dataclass(frozen=True)
+class ReportJob:
+    """All that decides a report."""
+
+    runs: Mapping[str, Path]  # a folder as it was given -> where it lies
+    folder: Path
+    compare_to: str | None
+    quality: str | None
+    shown_scenes: int
+    seed: int  # of the bootstrap
+    logging: Logging
+    label: Label
+    text: str  # the configuration as YAML
+    told: Mapping[str, Any]  # the same, for loggers
+
+
+def report(job: ReportJob) -> int:
+    """Write results.csv and index.html of the runs, and tell W&B. Returns the exit code."""
+    runs = read_runs(job.runs)
+    found, values = means(runs.figures, seed=job.seed), by_scene(runs.figures)
+    quality = quality_of(job.quality, found)
+    if job.compare_to is not None and job.compare_to not in found:
+        raise InputError(f"compare_to={job.compare_to}: choose one of the variants, {', '.join(found)}")
+    folder = job.folder
     ensure_writable(folder)
-    wanted = config.logger.kind == "wandb"
-    loggers = start_loggers(config.logger, folder, label, dataclasses.asdict(config)) if wanted else []
-    tables = make_tables(found, runs, config)
+    wanted = job.logging.kind == "wandb"
+    loggers = start_loggers(job.logging, folder, job.label, job.told) if wanted else []
+    tables = make_tables(found, runs, job.compare_to, job.seed)
     charts = [ranking_charts(found), cost_charts(found, quality), sigma_charts(list(found), runs.places)]
-    examples = make_examples(values, runs.places, quality, config.shown_scenes)
+    examples = make_examples(values, runs.places, quality, job.shown_scenes)
     write_figures(folder / "results.csv", runs.figures)
     scenes = len({figure.scene for figure in runs.figures} - {ALL})
     write_index_page(
         folder / "index.html",
-        title="d2: " + ", ".join(dict.fromkeys(Path(run).resolve().name for run in config.runs)),
+        title="d2: " + ", ".join(dict.fromkeys(run.resolve().name for run in job.runs.values())),
         facts=f"{len(found)} variants · {scenes} scenes",
         tables=tables,
         charts=charts,
         examples=examples,
-        config=text,
+        config=job.text,
     )
     for logger in loggers:
         log_to_wandb(logger.experiment, tables=tables, charts=charts, examples=examples)
@@ -69,16 +83,16 @@ def report(config: ReportConfig, text: str, label: Label) -> int:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-def read_runs(folders: Sequence[str]) -> Runs:
+def read_runs(folders: Mapping[str, Path]) -> Runs:
     """All figures, a variant that two runs have under names of its own, and where the scenes of each lie."""
     if not folders:
         raise InputError("runs=[]: give folders that d2 sample wrote, runs=[DIR,DIR]")
-    tables = {folder: read_figures(Path(folder) / "results.csv") for folder in dict.fromkeys(folders)}
+    tables = {given: read_figures(folder / "results.csv") for given, folder in folders.items()}
     owners: dict[str, set[str]] = {}
     for folder, figures in tables.items():
         for figure in figures:
             owners.setdefault(figure.variant, set()).add(folder)
-    short = {folder: Path(folder).resolve().name for folder in tables}
+    short = {given: folder.resolve().name for given, folder in folders.items()}
     if len(set(short.values())) < len(short):
         short = {folder: folder for folder in tables}
     found, places = [], {}
@@ -86,7 +100,7 @@ def read_runs(folders: Sequence[str]) -> Runs:
         names = {v: f"{short[folder]}/{v}" if len(of) > 1 else v for v, of in owners.items()}
         found += [replace(figure, variant=names[figure.variant]) for figure in figures]
         for variant, run in dict.fromkeys((f.variant, f.run) for f in figures if f.config and f.sample != ALL):
-            places.setdefault(names[variant], []).append(place_of(Path(folder), run))
+            places.setdefault(names[variant], []).append(place_of(folders[folder], run))
     return Runs(found, places)
 
 
@@ -112,16 +126,16 @@ def badness(name: str, value: float) -> float:
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def make_tables(found: Means, runs: Runs, config: ReportConfig) -> list[Table]:
+def make_tables(found: Means, runs: Runs, compare_to: str | None, seed: int) -> list[Table]:
     said = "Means over scenes, a scene's seeds averaged first, with their 95 % bootstrap intervals; N: scenes. "
     said += (
         "PSNR alone rewards blur: read it beside sharpness (1 is ideal), retrieval and the energy score (low is good)."
     )
     tables = [Table("Figures", said, numbered(mean_rows(found), found))]
-    if config.compare_to is not None:
-        apart = differences(runs.figures, config.compare_to, seed=config.seed)
+    if compare_to is not None:
+        apart = differences(runs.figures, compare_to, seed=seed)
         said = "Scene by scene, on the scenes that both have."
-        heading = f"Paired differences from {config.compare_to}"
+        heading = f"Paired differences from {compare_to}"
         tables.append(Table(heading, said, numbered(mean_rows(apart, signed=True), found)))
     made = []
     for variant in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,10 @@ from torch import nn
 
 from d2 import signals
 from d2.config.names import Label
-from d2.config.schema import TrainConfig
 from d2.data import world4d
 from d2.errors import InputError, say
-from d2.files import asset, ensure_writable, fingerprint, write_array
-from d2.loggers import finish_loggers, start_loggers
+from d2.files import ensure_writable, fingerprint, write_array
+from d2.loggers import Logging, finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
@@ -33,10 +32,9 @@ from d2.train.data import Pictures, Sequences, ViewSet, WorldData, encoded, rend
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
 from d2.train.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
-from d2.trainer import StopsAtOnce, make_trainer
+from d2.trainer import Devices, StopsAtOnce, make_trainer
 
 Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
 
 
@@ -163,47 +161,14 @@ def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.C
     )
 
 
-def train_command(config: TrainConfig, label: Label) -> int:
-    """`d2 train` from its checked configuration; `label` is what loggers call the run."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    output_dir = Path(config.output_dir)
-    p = config.prior
-    job = TrainJob(
-        kind=p.kind,  # type: ignore[arg-type]
-        output_dir=output_dir,
-        cache_dir=Path(config.cache_dir),
-        autoencoder=Path(config.autoencoder or asset("checkpoints") / "tiny_autoencoder.safetensors"),
-        optimizer=OptimizerConfig(
-            lr=p.lr,
-            muon=p.optimizer == "muon",
-            max_steps=p.max_steps,
-            warmup_steps=p.warmup_steps,
-            decay_steps=p.decay_steps,
-            ema_decay=0.99 if p.kind == "video_encoder" else 0.999,  # of a run that short
-        ),
-        loss=LossConfig(singles=p.singles, log_sigma_mean=p.log_sigma_mean, log_sigma_std=p.log_sigma_std, drop=p.drop),
-        num_scenes=config.num_scenes,
-        num_validation_scenes=config.num_validation_scenes,
-        batch_size=p.batch_size,
-        decoder_steps=round(p.decoder_share * p.max_steps),
-        edge_weight=p.edge_weight,
-        latent_noise=p.latent_noise,
-        seed=config.seed,
-        init_from=Path(config.init_from) if config.init_from else None,
-        validate_every=config.validate_every,
-        save_every_minutes=config.save_every_minutes,
-        max_minutes=config.max_minutes,
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        strategy=config.trainer.strategy,
-        precision=PRECISIONS[config.precision],
-    )
-    make_trainer(config.trainer, output_dir, [], [])  # refuses a device that is not there before anything is rendered
+def train_command(job: TrainJob, logging: Logging, label: Label, told: Mapping[str, Any]) -> int:
+    """`d2 train`; `label` and `told` are what loggers call the run and are told of its configuration."""
+    devices = Devices(job.accelerator, job.devices, job.strategy)
+    make_trainer(devices, job.output_dir, [], [])  # refuses a device before anything is rendered
 
     def loggers(step: int) -> list[Any]:
-        told, id_file = dataclasses.asdict(config), output_dir / "checkpoints" / "wandb_id"
-        return start_loggers(config.logger, output_dir, label, told, id_file=id_file, first_step=step)
+        id_file = job.output_dir / "checkpoints" / "wandb_id"
+        return start_loggers(logging, job.output_dir, label, told, id_file=id_file, first_step=step)
 
     weights = train(job, loggers, [])
     if not rank_zero_only.rank:

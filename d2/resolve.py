@@ -1,0 +1,394 @@
+"""Configurations into jobs, once: every choice made, every rule bound, every path whole, and all that can be checked.
+
+Below this module no function takes a configuration. It lies above the rooms, as it knows what each of them wants.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from d2.config.binding import bind, moments_file
+from d2.config.command_line import RULES, Composed
+from d2.config.names import Label
+from d2.config.schema import (
+    EvaluateConfig,
+    ReconstructConfig,
+    ReportConfig,
+    SampleConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from d2.data.sources import Source, make_cameras
+from d2.errors import InputError
+from d2.evaluate.job import EvaluateJob
+from d2.files import absolute, asset, fingerprint
+from d2.job import Assets, Job
+from d2.loggers import Logging
+from d2.matrix import MatrixSize, camera_ring
+from d2.metrics.networks import Metrics
+from d2.metrics.video_sets import TRAVERSALS
+from d2.networks import Networks, choose_networks, matrix_size
+from d2.pipeline import Rules
+from d2.priors.sv3d import AZIMUTH_SIGN
+from d2.recon.job import ReconstructJob, find_sources
+from d2.sample.matrix_sampler import BASELINES
+from d2.sampling import needed
+from d2.study.report import ReportJob
+from d2.terms import Settings, Unary
+from d2.train.job import TrainJob
+from d2.train.prior_trainer import LossConfig, OptimizerConfig
+from d2.trainer import Devices
+
+FREE = {  # what variants may change; all else they share
+    *("sampler", "unary", "baselines", "variants", "seeds", "compare_to"),
+    *RULES,
+}
+
+
+# --- d2 sample -------------------------------------------------------------------------------------------------------
+
+
+def resolve_jobs(composed: Composed, compose: Callable[[list[str]], Composed]) -> list[Job]:
+    """Resolve a command line to its runs: one, or one a variant and seed, a seed's runs together.
+
+    `compose` gives a variant's configuration for its overrides. An InputError names what cannot be compared.
+    """
+    config = composed.config
+    base = resolve(config, composed.text, composed.name, composed.label)
+    if not (config.variants or config.seeds):
+        return [base]
+    variants = config.variants or {composed.name: []}
+    _check_study(config.metrics, config.seeds, base.source)
+    known = [*variants, *(BASELINES if config.baselines else ())]
+    if config.compare_to is not None and config.compare_to not in known:
+        raise InputError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(known)}")
+    first, label, jobs = next(iter(variants)), composed.label, []
+    for seed in config.seeds or [config.seed]:
+        for variant, overrides in variants.items():
+            baselines = config.baselines and variant == first  # they are the same for all variants
+            own = compose([f"seed={seed}", *overrides, f"baselines={baselines}"])
+            parts = [variant] * bool(config.variants) + [f"seed_{seed}"] * bool(config.seeds)
+            name = "/".join([label.name] * bool(label.group) + parts)
+            called = label._replace(name=name, group=label.group or base.folder.name)
+            job = resolve(own.config, own.text, variant, called)
+            _check_variant(job, {**base.told, "seed": seed})
+            jobs.append(
+                replace(
+                    job,
+                    folder=base.folder.joinpath(*parts),
+                    networks=base.networks,
+                    reference=base.reference,
+                    assets=None,
+                )
+            )
+    return jobs
+
+
+def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
+    """Resolve one configuration; `text` is its YAML, `variant` what its results go by."""
+    networks = choose_networks(
+        config.video.network,
+        config.multiview.network,
+        given={
+            "video.checkpoint": config.video.checkpoint,
+            "multiview.checkpoint": config.multiview.checkpoint,
+            "autoencoder": config.autoencoder,
+            "cell": config.cell,
+        },
+        precision=config.precision,
+        seed=config.seed,
+    )
+    size = matrix_size(networks, config.matrix.num_views, config.matrix.num_frames)
+    settings, source = _settings(config, networks, size.num_frames), _source(config, size)
+    listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
+    if networks.multiview == "sv3d_u" and listed:
+        raise InputError("multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation")
+    rules = make_rules({key: getattr(config, key) for key in RULES}, settings, size)
+    _check_moments(config.composition, networks)
+    motion = bind(config.recon.motion, "recon.motion")
+    wanted = config.reconstruct is True or (config.reconstruct == "auto" and config.pages)
+    return Job(
+        variant=variant,
+        seed=config.seed,
+        folder=absolute(config.output_dir),
+        config=text,
+        told=asdict(config),
+        label=label,
+        size=size,
+        networks=networks,
+        offload=config.offload,
+        rules=rules,
+        settings=settings,
+        reference=(rules, settings),
+        source=source,
+        metrics=_metrics_of_samples(config.metrics, config.features, config.features_file, vars(config.clip)),
+        baselines=config.baselines and source.has_truth,  # else nothing measures them
+        pages=config.pages,
+        save_every_seconds=config.save_every_seconds,
+        overwrite=config.overwrite,
+        devices=_devices(config.trainer),
+        logging=Logging(**vars(config.logger)),
+        assets=Assets(config.recon, motion, config.reconstruct is True) if wanted else None,
+    )
+
+
+def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Settings:
+    """The plain numbers of sampling."""
+    s, scenes = config.sampler, config.scenes
+    if not networks.is_tiny and config.video.motion_bucket_id is None:
+        raise InputError(f"video.motion_bucket_id=null: {networks.video} was told its own measure; give a number")
+    return Settings(
+        num_steps=s.num_steps,
+        sigma_min=s.sigma_min,
+        sigma_max=s.sigma_max,
+        rho=s.rho,
+        start=s.start,  # type: ignore[arg-type]
+        reinit=s.reinit,
+        conv_blend=config.multiview.conv_blend,
+        azimuth_sign=1 if networks.is_tiny else AZIMUTH_SIGN,
+        sequences_per_call=s.sequences_per_call,
+        encode_chunk=s.encode_chunk,
+        decode_chunk=s.decode_chunk,
+        anchor_frames=anchor_frames(scenes.anchor_frames, scenes.anchor_frame, config.video.window, num_frames),
+        video_window=config.video.window,
+        multiview_window=config.multiview.window,
+        multiview_dilation=config.multiview.dilation,
+        hold=tuple(s.hold),
+        unary=None if config.unary.prior is None else Unary(**asdict(config.unary)),
+        video_cond_aug=config.video.cond_aug,
+        multiview_cond_aug=config.multiview.cond_aug,
+        fps_id=config.video.fps_id,
+        motion_bucket_id=config.video.motion_bucket_id,
+    )
+
+
+def anchor_frames(given: Sequence[int] | None, first: int, window: int | None, num_frames: int) -> tuple[int, ...]:
+    """Frames that an orbit is sampled at: those given, or where half-overlapping windows of the rows start."""
+    if given is not None and (not given or first != 0):
+        raise InputError(f"scenes.anchor_frames={given}: give one frame or more, and no scenes.anchor_frame={first}")
+    if given is None and window is not None and window < num_frames:
+        if first != 0:
+            raise InputError(
+                f"scenes.anchor_frame={first}: rows in windows start at several; give scenes.anchor_frames"
+            )
+        given = (*range(0, num_frames - window, max(1, window // 2)), num_frames - window)
+    anchors = tuple(given or (first,))
+    for anchor in anchors:
+        if not 0 <= anchor < num_frames:
+            raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {num_frames - 1}")
+    return anchors
+
+
+def _source(config: SampleConfig, size: MatrixSize) -> Source:
+    """The scenes, unread."""
+    scenes, cameras = config.scenes, config.cameras
+    given = cameras.elevation_deg is not None or cameras.azimuth_deg is not None
+    if scenes.source == "world4d" and given:
+        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and azimuth_deg null")
+    return Source(
+        kind=scenes.source,
+        split=scenes.split,  # type: ignore[arg-type]
+        path=_absolute(scenes.path),
+        first=scenes.first,
+        count=scenes.count,
+        seed=config.seed,
+        size=size,
+        fps=scenes.fps,
+        start=config.frames.start,
+        stride=config.frames.stride,
+        image_frame_ratio=scenes.image_frame_ratio,
+        cameras=make_cameras(cameras.elevation_deg, cameras.azimuth_deg, size.num_views),
+        cut_out=config.matting.kind == "rembg",
+        matting_model=_absolute(config.matting.model),
+    )
+
+
+def make_rules(nodes: Mapping[str, Any], settings: Settings, size: MatrixSize) -> Rules:
+    """Bind the rules; what one finds wrong with its numbers it says now, at the first and last step."""
+    bound = {key: bind(node, key) for key, node in nodes.items()}
+    rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
+    plan, cameras = rules.renoise(settings.sigmas), camera_ring(size.num_views)
+    for step in (plan[0], plan[-1]):
+        weights = rules.weights(step, cameras, size.num_frames)
+        scales = rules.guidance(step, cameras, size.num_frames)
+        needs = needed(rules.compose, [], weights, scales)
+        if settings.unary is None and any(half.any() for half in needs.get("unary", ())):
+            raise InputError("unary.prior=null: the composition weighs cells by themselves; give multiview or video")
+    return rules
+
+
+def _metrics_of_samples(
+    names: Sequence[str], features: str, file: str | None, clip: Mapping[str, Any]
+) -> Metrics | None:
+    """What is measured of samples, as `d2 evaluate` would; `reference` brings `consistency` with it."""
+    if not names:
+        return None
+    more = ("consistency",) * ("reference" in names)
+    return _metrics((*names, *more), tuple(TRAVERSALS), features, file, None, clip)
+
+
+def _metrics(
+    names: Sequence[str],
+    traversals: Sequence[str],
+    features: str | None,
+    file: str | None,
+    resize: str | None,
+    clip: Mapping[str, Any],
+) -> Metrics:
+    path, clip_file = _absolute(file), _absolute(clip["file"])
+    names, traversals = tuple(names), tuple(traversals)
+    return Metrics(names, traversals, features, path, resize, clip_file, clip["model"], clip["text"])
+
+
+def _check_study(metrics: Sequence[str], seeds: Sequence[int], source: Source) -> None:
+    """Refuse what leaves nothing to compare."""
+    if "reference" not in metrics:
+        raise InputError(f"metrics={metrics}: a study compares figures; take metrics=[reference]")
+    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        raise InputError(f"seeds={seeds}: give different numbers, none below 0")
+    if not source.has_truth:
+        raise InputError(f"scenes.source={source.kind}: a study compares with truth; take scenes=world4d")
+
+
+def _check_variant(job: Job, base: Mapping[str, Any]) -> None:
+    """Variants share scenes, networks and outputs."""
+    for key, value in job.told.items():
+        if key not in FREE and value != base[key]:
+            raise InputError(f"variants.{job.variant}: changes {key}, which all variants share; give it to the study")
+
+
+def _check_moments(node: Any, networks: Networks) -> None:
+    """Refuse the tiny priors' moments for published ones; warn of any that are not those of the job's weights."""
+    if not isinstance(node, dict) or node.get("_target_") != "d2.rules.calibrated.fitted":
+        return
+    file = node.get("file")
+    if file is None and not networks.is_tiny:
+        raise InputError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
+    measured = json.loads(moments_file(file).read_text(encoding="utf-8")).get("facts", {})
+    files = {kind: networks.files[kind] for kind in ("video", "multiview")}
+    there = {k: path for k, path in files.items() if isinstance(path, Path) and path.exists()}
+    others = [kind for kind, path in there.items() if measured.get(kind) != fingerprint(path)]
+    if others:
+        warnings.warn(
+            f"composition.file={file or 'null'}: measured with other weights ({', '.join(others)}) than this run's; "
+            "d2 calibrate measures these",
+            stacklevel=2,
+        )
+
+
+# --- the other commands ----------------------------------------------------------------------------------------------
+
+
+def resolve_train(config: TrainConfig) -> TrainJob:
+    """Resolve `d2 train`."""
+    p = config.prior
+    shipped = asset("checkpoints") / "tiny_autoencoder.safetensors"
+    return TrainJob(
+        kind=p.kind,  # type: ignore[arg-type]
+        output_dir=absolute(config.output_dir),
+        cache_dir=absolute(config.cache_dir),
+        autoencoder=_absolute(config.autoencoder) or shipped,
+        optimizer=OptimizerConfig(
+            lr=p.lr,
+            muon=p.optimizer == "muon",
+            max_steps=p.max_steps,
+            warmup_steps=p.warmup_steps,
+            decay_steps=p.decay_steps,
+            ema_decay=0.99 if p.kind == "video_encoder" else 0.999,  # of a run that short
+        ),
+        loss=LossConfig(
+            singles=p.singles,
+            log_sigma_mean=p.log_sigma_mean,
+            log_sigma_std=p.log_sigma_std,
+            drop=p.drop,
+        ),
+        num_scenes=config.num_scenes,
+        num_validation_scenes=config.num_validation_scenes,
+        batch_size=p.batch_size,
+        decoder_steps=round(p.decoder_share * p.max_steps),
+        edge_weight=p.edge_weight,
+        latent_noise=p.latent_noise,
+        seed=config.seed,
+        init_from=_absolute(config.init_from),
+        validate_every=config.validate_every,
+        save_every_minutes=config.save_every_minutes,
+        max_minutes=config.max_minutes,
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        strategy=config.trainer.strategy,
+        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision],
+    )
+
+
+def resolve_evaluate(config: EvaluateConfig) -> EvaluateJob:
+    """Resolve `d2 evaluate`; the truth of runs lies beside their matrices."""
+    sampled = _folders(config.run if config.pred is None else config.pred)
+    return EvaluateJob(
+        sampled=sampled,
+        truth=_absolute(config.truth) or (sampled[0] if config.run else None),
+        objects=config.objects,
+        metrics=_metrics(
+            config.metrics,
+            config.traversals,
+            config.features,
+            config.features_file,
+            config.features_resize,
+            vars(config.clip),
+        ),
+        size=config.size,
+        input_view=config.input_view,
+        compare_to=_absolute(config.compare_to),
+        folder=absolute(config.output_dir),
+        seed=config.seed,
+        devices=_devices(config.trainer),
+    )
+
+
+def resolve_reconstruct(config: ReconstructConfig, label: Label) -> ReconstructJob:
+    """Resolve `d2 reconstruct`; an InputError where there is nothing to reconstruct."""
+    motion = bind(config.recon.motion, "recon.motion")
+    runs, matrix = _folders(config.run), _absolute(config.matrix)
+    return ReconstructJob(
+        sources=find_sources(runs, matrix, _absolute(config.scenes.path)),
+        folder=absolute(config.output_dir),
+        recipe=config.recon,
+        motion=motion,
+        seed=config.seed,
+        accelerator=config.trainer.accelerator,
+        logging=Logging(**vars(config.logger)),
+        label=label,
+        told=asdict(config),
+    )
+
+
+def resolve_report(config: ReportConfig, text: str, label: Label) -> ReportJob:
+    """Resolve `d2 report`."""
+    return ReportJob(
+        runs={run: absolute(run) for run in config.runs},
+        folder=absolute(config.output_dir),
+        compare_to=config.compare_to,
+        quality=config.quality,
+        shown_scenes=config.shown_scenes,
+        seed=config.seed,
+        logging=Logging(**vars(config.logger)),
+        label=label,
+        text=text,
+        told=asdict(config),
+    )
+
+
+def _devices(trainer: TrainerConfig) -> Devices:
+    return Devices(trainer.accelerator, trainer.devices, trainer.strategy)
+
+
+def _absolute(path: str | None) -> Path | None:
+    return absolute(path) if path else None
+
+
+def _folders(given: str | Sequence[str] | None) -> list[Path]:
+    return [absolute(run) for run in ([given] if isinstance(given, str) else given or ())]
