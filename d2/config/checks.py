@@ -152,9 +152,9 @@ def _check_sample(config: SampleConfig) -> None:
         )
     if config.unary.prior == "cell" and config.unary.told not in ("none", "anchor"):
         raise InputError(f"unary.told={config.unary.told}: the network of unary.prior=cell was told anchors alone")
-    unknown = set(config.metrics) - {"reference", "video", "clip"}
+    unknown = set(config.metrics) - {"reference", "self_psnr", "video", "clip"}
     if unknown:
-        raise InputError(f"metrics={sorted(unknown)}: choose from [reference, video, clip], or [] for none")
+        raise InputError(f"metrics={sorted(unknown)}: choose from [reference, self_psnr, video, clip], or [] for none")
 
 
 def _check_train(config: TrainConfig) -> None:

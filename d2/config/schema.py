@@ -120,7 +120,7 @@ class SampleConfig:
     output_dir: str = "outputs/sample"  # one configuration's results; another's are refused
     overwrite: bool = False  # remove what another configuration left in output_dir
     save_every_seconds: float = 60.0  # a state of the scene that is being sampled, to go on from; 0: never
-    metrics: list[str] = field(default_factory=lambda: ["reference"])  # of reference, video, clip; [] for none
+    metrics: list[str] = field(default_factory=lambda: ["reference"])  # reference, self_psnr, video, clip; [] for none
     features: str = "world4d-encoder"  # of metrics=[video]
     features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/
     clip: ClipConfig = field(default_factory=ClipConfig)  # of metrics=[clip]
@@ -205,7 +205,7 @@ class EvaluateConfig:
     pred: Any = None  # instead of run: a folder of objects, or a list of them
     truth: str | None = None  # folder of the same objects' truth; null: beside a run's matrices
     objects: list[str] | None = None  # names; null: all
-    metrics: list[str] = field(default_factory=lambda: ["reference", "consistency", "video"])
+    metrics: list[str] = field(default_factory=lambda: ["reference", "consistency", "video"])  # see docs/evaluation.md
     traversals: list[str] = field(default_factory=lambda: ["f", "v", "diag", "4d", "4d_columns"])  # of metrics=[video]
     features: str | None = "world4d-encoder"  # of videos; null: no figures of videos
     features_file: str | None = None  # of that network (of videomae a folder); null: the one in checkpoints/

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -17,6 +18,7 @@ from d2.metrics.frechet import KERNEL_DEGREE
 from d2.metrics.photometric import SOLID, TOLERANCE
 from d2.metrics.reference import DILATION, PSNR_CAP, VISIBLE
 from d2.metrics.suite import Suite
+from d2.recon.self_fit import RECIPE
 
 TRAVERSAL_TEXT = {
     "f": "rows: one video a view, along the frames",
@@ -50,6 +52,7 @@ def choices(
         "mask": MASK_TEXT,
         "energy_mask": DISC_TEXT,
         "photometric": PHOTOMETRIC_TEXT,
+        "self_fit": dataclasses.asdict(RECIPE) if "self_psnr" in suite.metrics else None,
         "perceptual": [{"name": d.name, "file": d.file, "sha256": d.sha256} for d in suite.distances],
         "video_features": None if suite.video is None else network_card(suite.video),
         "image_features": [network_card(network) for network in suite.images],

@@ -50,6 +50,7 @@ from d2.metrics.suite import (
     set_differences,
     set_figures,
 )
+from d2.recon.self_fit import fitted_matrix
 from d2.scene import Truth
 from d2.trainer import Devices, make_trainer
 
@@ -185,8 +186,10 @@ def measured(each: Candidate, suite: Suite, job: EvaluateJob, device: torch.devi
     truth = None if true is None else _truth(true, device)
     centred = all(layout_of(folder) == "ours" for folder in each.samples)
     has_depth = true is not None and true.depth is not None
-    cameras = read_matrix(each.samples[0]).cameras if centred and has_depth else None
-    if suite.places is not None and cameras is None:
+    cameras = read_matrix(each.samples[0]).cameras if centred else None
+    if "self_psnr" in suite.metrics and cameras is None:
+        raise InputError("metrics=[self_psnr]: wants cameras, as runs of d2 have; leave it out")
+    if suite.places is not None and (cameras is None or not has_depth):
         raise InputError("metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave it out")
     return measure(
         [sample.pixels.to(device) for sample in samples],
@@ -195,8 +198,9 @@ def measured(each: Candidate, suite: Suite, job: EvaluateJob, device: torch.devi
         true={} if truth is None else encoded(truth.pixels, suite),
         masked=true is not None and true.masks is not None,
         input_view=input_view,
-        pairs=seen_pairs(suite, truth, cameras),
-        centred=centred,
+        pairs=seen_pairs(suite, truth, cameras if has_depth else None),
+        cameras=cameras,
+        refit=fitted_matrix,
         scene=each.name,
     )
 

@@ -1,14 +1,18 @@
-"""How much neighbouring cells of a matrix differ: needs no truth, and means most beside it.
+"""How well the cells of a matrix agree: needs no truth, and means most beside it.
 
 Axes: v views, f frames, c h w. Pixels are in [0, 1], on white.
 
-A repeated picture has no change at all, noise has too much; the ratio to the true matrix's change should be 1.
+Neighbours change: a repeated picture has no change at all, noise has too much; the ratio to the true matrix's change
+should be 1. And all cells show one scene: one that is fitted to the matrix says what the matrix says.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from d2.metrics.reference import POOLED_NAMES, VISIBLE, measure_cells, pool
+from d2.scene import Truth
 
 CHANGE_NAMES = ("temporal_flicker", "cross_view_change")
 
@@ -28,6 +32,26 @@ def consistency_metrics(
     return changes | {f"{name}_ratio": _ratio(changes[name], true_changes[name]) for name in CHANGE_NAMES}
 
 
+def self_figures(
+    sample: Tensor,  # v f 3 h w
+    fitted: Tensor | None,  # v f 3 h w, the cells of a scene fitted to it; None: there is no such scene
+    truth: Truth | None,
+) -> dict[str, float]:
+    """self_psnr, self_psnr_masked, self_sharpness of the fit against the sample, higher where it is one scene. Against
+    the truth, asset_NAME of the fit for every figure of `reference`, and asset_gain, the dB of masked PSNR that it is
+    ahead of the sample. NaN without a fit.
+    """
+    white = torch.ones_like(sample) if fitted is None else fitted.to(sample)
+    shown = (sample < 1 - VISIBLE).any(dim=2, keepdim=True).to(sample)
+    own = _pooled(white, Truth(sample, shown, torch.zeros_like(shown)))
+    figures = {f"self_{name}": own[name] for name in ("psnr", "psnr_masked", "sharpness")}
+    if truth is not None:
+        asset, plain = _pooled(white, truth), _pooled(sample, truth)
+        figures |= {f"asset_{name}": asset[name] for name in POOLED_NAMES}
+        figures["asset_gain"] = asset["psnr_masked"] - plain["psnr_masked"]
+    return figures if fitted is not None else dict.fromkeys(figures, torch.nan)
+
+
 def temporal_flicker(
     matrix: Tensor,  # v f 3 h w
 ) -> float:
@@ -42,6 +66,10 @@ def cross_view_change(
     if len(matrix) == 1:
         return torch.nan
     return float((matrix.float().roll(-1, dims=0) - matrix.float()).abs().mean())
+
+
+def _pooled(sample: Tensor, truth: Truth) -> dict[str, float]:
+    return pool(measure_cells(sample, truth), torch.ones(sample.shape[:2], dtype=torch.bool, device=sample.device))
 
 
 def _ratio(change: float, true_change: float) -> float:

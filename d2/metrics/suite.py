@@ -5,7 +5,7 @@ Axes: v views, f frames, n pictures or videos, c h w, d features. `matrix` means
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from d2.matrix import Cameras
 from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_similarity, text_similarity
-from d2.metrics.consistency import consistency_metrics
+from d2.metrics.consistency import consistency_metrics, self_figures
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.features import FeatureNetwork, feature_maps
 from d2.metrics.figures import ALL, JOINT, Figure
@@ -28,8 +28,13 @@ from d2.scene import Truth
 
 PERCEPTUAL = ("lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg")
 IMAGE_NETWORKS = ("clip", "efficientnet")
-METRICS = ("reference", "consistency", "video", "energy", "legacy", "features_3d", *IMAGE_NETWORKS, *PERCEPTUAL)
-NEED_TRUTH = frozenset(METRICS) - {"consistency", *IMAGE_NETWORKS}
+METRICS = (
+    *("reference", "consistency", "self_psnr", "video", "energy", "legacy", "features_3d"),
+    *IMAGE_NETWORKS,
+    *PERCEPTUAL,
+)
+NEED_TRUTH = frozenset(METRICS) - {"consistency", "self_psnr", *IMAGE_NETWORKS}
+Refit = Callable[[Tensor, Cameras], Tensor | None]  # v f 3 h w -> the same, as a scene fitted to it says it
 
 
 class Suite(NamedTuple):
@@ -61,7 +66,8 @@ def measure(
     masked: bool,  # whether the truth's masks are known; else they are no part of any figure
     input_view: int | None,  # None: no view is told apart as seen
     pairs: Sequence[Seen] | None,  # `seen_pairs` of the truth
-    centred: bool,  # whether all cameras are those of d2, so that the object's disc is known beforehand
+    cameras: Cameras | None,  # None: not those of d2, so that the object's disc is not known beforehand
+    refit: Refit | None = None,  # of metrics=[self_psnr]
     scene: str = "",  # its name
     variant: str = JOINT,  # what sampled
 ) -> Measured:
@@ -80,10 +86,13 @@ def measure(
             errors = feature_metrics(*both, pairs)
             figures |= {f"{name}[{suite.places.name}]": value for name, value in errors.items()}
         figures |= dict(_feature_figures(own, true, suite))
+        if "self_psnr" in suite.metrics:
+            assert refit is not None and cameras is not None
+            figures |= self_figures(sample, refit(sample, cameras), truth if masked else None)
         found += [(str(index), name, value) for name, value in figures.items()]
     if "energy" in suite.metrics:
         assert truth is not None
-        mask = object_disc(*truth.pixels.shape[-2:]) if centred else None
+        mask = object_disc(*truth.pixels.shape[-2:]) if cameras is not None else None
         energy = energy_score(torch.stack(list(samples)), truth.pixels, mask)
         names = ("energy", "energy_error", "energy_spread")
         found += [(ALL, name, value) for name, value in zip(names, energy, strict=True)]
@@ -143,8 +152,9 @@ def sets_of(objects: Sequence[Mapping[str, Tensor]], name: str) -> tuple[list[Te
 
 
 def without_truth(suite: Suite) -> Suite:
-    """What is left for a scene without truth in a run that measures the others against theirs: picture features."""
-    metrics = tuple(name for name in suite.metrics if name in IMAGE_NETWORKS)
+    """What is left for a scene without truth in a run that measures the others against theirs: picture features, and
+    the matrix against its own fit."""
+    metrics = tuple(name for name in suite.metrics if name in ("self_psnr", *IMAGE_NETWORKS))
     return suite._replace(metrics=metrics, video=None, distances=())
 
 

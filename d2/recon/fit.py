@@ -48,13 +48,17 @@ class SceneFit(L.LightningModule):
         self.capture = self.capture.to(self.device)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        cells = self.capture.of(self.cells(self.global_step))
-        rendered = self.render(cells.cameras, cells.frame.to(cells.pixels))
-        loss = self.loss(rendered, cells)
-        error = (rendered.colour.detach() - cells.pixels).square().mean()
-        self.log("train/psnr", -10 * error.log10())
+        loss, psnr = self.step_loss(self.global_step)
+        self.log("train/psnr", psnr)
         self.log("train/loss", loss)
         return loss
+
+    def step_loss(self, step: int) -> tuple[Tensor, Tensor]:
+        """The loss of a step, and the PSNR of its pictures in dB."""
+        cells = self.capture.of(self.cells(step))
+        rendered = self.render(cells.cameras, cells.frame.to(cells.pixels))
+        error = (rendered.colour.detach() - cells.pixels).square().mean()
+        return self.loss(rendered, cells), -10 * error.log10()
 
     def cells(self, step: int) -> Tensor:
         """The pictures of a step: every picture comes once before any comes again; a function of (seed, step)."""

@@ -35,9 +35,11 @@ def fit_figures(
     held: Tensor,  # p, bool
 ) -> dict[str, float]:
     """train_NAME on the fitted pictures, held_NAME on the held, for psnr, psnr_masked, ssim, sharpness and, of a whole
-    matrix, own_view and own_frame; self_psnr on all: how nearly a 4D scene can say what the matrix says."""
+    matrix, own_view and own_frame; self_psnr, _psnr_masked and _sharpness on all: how nearly a 4D scene can say what
+    the matrix says."""
     cells, whole = picture_cells(rendered, capture.pixels, capture.masks, capture)
-    figures = {"self_psnr": pool(cells, torch.ones_like(held))["psnr"]}
+    every = pool(cells, torch.ones_like(held))
+    figures = {f"self_{name}": every[name] for name in ("psnr", "psnr_masked", "sharpness")}
     for side, where in (("train", ~held), ("held", held)):
         if where.any():
             figures |= {f"{side}_{name}": value for name, value in pool(cells, where).items() if _told(name, whole)}

@@ -17,6 +17,7 @@ from torch import Tensor
 from d2.metrics.baselines import true_orbit_repeated
 from d2.metrics.figures import JOINT, Figure
 from d2.metrics.suite import Measured, Suite, encoded, measure, seen_pairs, set_figures, without_truth
+from d2.recon.self_fit import fitted_matrix
 from d2.sample.kept import Kept, read_kept
 from d2.sample.matrix_sampler import MatrixSampler, SceneResult
 from d2.scene import Scene
@@ -47,7 +48,8 @@ class Measure(L.Callback):
         assert isinstance(pl_module, MatrixSampler)
         self.names[batch_idx], self.of_scene = batch.name, {}
         if self.suite is not None and isinstance(outputs, SceneResult) and is_mine(trainer, batch_idx):
-            self.of_scene = measure_scene(self.suite, all_methods(pl_module, outputs, batch), batch)
+            methods = all_methods(pl_module, outputs, batch, self.suite.metrics)
+            self.of_scene = measure_scene(self.suite, methods, batch)
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         meet()  # all scenes are written
@@ -61,13 +63,15 @@ def is_mine(trainer: L.Trainer, index: int) -> bool:
     return index % trainer.world_size == trainer.global_rank
 
 
-def all_methods(module: MatrixSampler, result: SceneResult, scene: Scene) -> dict[str, Tensor]:
+def all_methods(module: MatrixSampler, result: SceneResult, scene: Scene, metrics: Sequence[str]) -> dict[str, Tensor]:
     """The sample, and where truth is known the baselines, the oracle and the ceiling: name -> v f 3 h w."""
     methods = {JOINT: result.sampled.matrix.pixels}
     if scene.truth is not None and result.baselines:
         methods |= result.baselines
         methods["true_orbit_repeated"] = true_orbit_repeated(scene.truth, module.settings.anchor_frames[0])
         methods["autoencoder_ceiling"] = module.ceiling(scene.truth.pixels)
+        if "self_psnr" in metrics:
+            methods["truth"] = scene.truth.pixels  # what the scene of a matrix without fault is worth
     return methods
 
 
@@ -83,7 +87,8 @@ def measure_scene(suite: Suite, methods: Mapping[str, Tensor], scene: Scene) -> 
         masked=True,
         input_view=scene.cameras.input_view,
         pairs=seen_pairs(suite, truth, scene.cameras),
-        centred=True,
+        cameras=scene.cameras,
+        refit=fitted_matrix,
         scene=scene.name,
     )
     return {name: one([pixels.cpu()], variant=name) for name, pixels in methods.items()}
