@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2.nn.autoencoder import Autoencoder, AutoencoderConfig, ModeEncoder
 from d2.nn.clip import ImageTower, ImageTowerConfig, resize
 from d2.nn.embedding import sinusoidal
+from d2.nn.linear import gated_gelu, linear
 from d2.nn.video_unet import TemporalConv, VideoUNet, VideoUNetConfig
 from d2.priors.precondition import precondition
 
@@ -245,3 +246,40 @@ def test_an_embedding_turns_by_its_frequencies() -> None:
     turned = torch.exp(2j * torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))
     torch.testing.assert_close(there, here * turned)
     assert sinusoidal(torch.tensor([3]), 4).dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------ fused layers
+
+
+def test_fused_layers_and_their_derivatives_are_those_in_double_precision() -> None:
+    """In float32 on a CPU oneDNN takes bias, sum and gated GELU along; in float64 torch's own functions run."""
+    draw = torch.Generator().manual_seed(3)
+    x, plus, weight, bias = (
+        torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+        for shape in ((2, 7, 12), (2, 7, 20), (20, 12), (20,))
+    )
+    for inputs in ((x, weight), (x, weight, bias), (x, weight, bias, plus)):
+        single = [value.detach().float().requires_grad_() for value in inputs]
+        out, expected = linear(*single), F.linear(*inputs[:3]) + (plus if len(inputs) == 4 else 0)
+        close(out, expected)
+        grads = torch.autograd.grad(out.square().sum(), single)
+        for grad, exact in zip(grads, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+            close(grad, exact)
+    value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
+    for grads_wanted in (False, True):  # without a backward pass the GELU goes with the product
+        with torch.set_grad_enabled(grads_wanted):
+            close(gated_gelu(*(p.detach().float() for p in (x, weight, bias))), value * F.gelu(gate))
+
+
+def close(out: Tensor, expected: Tensor) -> None:
+    """Within 1e-6 of the largest value."""
+    assert out.dtype == torch.float32 and expected.dtype == torch.float64
+    assert (out - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_a_single_token_spares_the_norm_and_changes_nothing(unet: nn.Module) -> None:
+    """What a query attends to of one token is the token: as twice the same token, where softmax and norm are taken."""
+    given = inputs(tokens=1)
+    once = unet(**given, num_frames=FRAMES, image_only=on())
+    twice = unet(**given | {"context": given["context"].expand(-1, 2, -1)}, num_frames=FRAMES, image_only=on())
+    torch.testing.assert_close(once, twice, rtol=1e-9, atol=1e-9)

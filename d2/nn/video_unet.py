@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from d2.nn.embedding import sinusoidal
+from d2.nn.linear import Linear, gated_gelu
 
 GROUPS = 32  # of every GroupNorm in the published networks
 
@@ -121,7 +122,7 @@ class VideoUNet(nn.Module):
                 self.output_blocks.append(nn.ModuleList(layers))
         assert not skips
         last = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        self.out = nn.Sequential(nn.GroupNorm(config.groups, channels), nn.SiLU(), last)
+        self.out = nn.Sequential(nn.GroupNorm(config.groups, channels), nn.SiLU(inplace=True), last)
 
     def forward(
         self,
@@ -180,12 +181,12 @@ class ResBlock(nn.Module):
                 return nn.Conv2d(channels, out_channels, 3, padding=1)
             return TemporalConv(channels, out_channels, video_kernel_size)
 
-        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), conv(channels))
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(inplace=True), conv(channels))
         if emb_channels is not None:
-            self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb_channels, out_channels))
+            self.emb_layers = nn.Sequential(nn.Identity(), Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(groups, out_channels),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Identity(),  # the place of a dropout that is zero in every published configuration
             zeroed(conv(out_channels)),
         )
@@ -202,8 +203,8 @@ class ResBlock(nn.Module):
             shift = self.emb_layers(embedding)
             if x.ndim == 5:
                 shift = rearrange(shift, "(b t) c -> b c t", t=x.shape[2])
-            h = h + shift[..., None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+            h = h.add_(shift[..., None, None])
+        return self.out_layers(h).add_(self.skip_connection(x))
 
 
 class VideoResBlock(ResBlock):
@@ -289,12 +290,12 @@ class VideoTransformer(nn.Module):
         self.channels = channels
         args = (channels, config.num_head_channels, config.context_dim)
         self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(SpatialBlock(*args) for _ in range(depth))
         self.time_stack = nn.ModuleList(TemporalBlock(*args) for _ in range(depth))
         self.time_pos_embed = mlp(channels, 4 * channels, channels)
         self.time_mixer = Mixer()
-        self.proj_out = zeroed(nn.Linear(channels, channels))
+        self.proj_out = zeroed(Linear(channels, channels))
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (b t) c h w
         tokens = self.proj_in(rearrange(self.norm(x), "bt c h w -> bt (h w) c"))
@@ -306,7 +307,8 @@ class VideoTransformer(nn.Module):
                 clips = tokens.unflatten(0, (-1, given.num_frames)) + position  # b t s c
                 clips = temporal_block(clips, given.context[:: given.num_frames])
                 tokens = self.time_mixer(tokens, clips.flatten(0, 1), given.image_only)
-        return x + rearrange(self.proj_out(tokens), "bt (h w) c -> bt c h w", h=x.shape[2])
+        skip = rearrange(x, "bt c h w -> bt (h w) c")
+        return rearrange(self.proj_out(tokens, skip), "bt (h w) c -> bt c h w", h=x.shape[2])
 
 
 class SpatialBlock(nn.Module):
@@ -325,9 +327,10 @@ class SpatialBlock(nn.Module):
         given: Given,
     ) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attn1(y, y if given.blend is None else given.blend.mix(y, given.num_frames))
-        x = x + self.attn2(self.norm2(x), given.context)
-        return x + self.ff(self.norm3(x))
+        around = y if given.blend is None else given.blend.mix(y, given.num_frames)
+        x = self.attn1(y, around, plus=x)
+        x = self.attn2.of_norm(self.norm2, x, given.context)
+        return self.ff(self.norm3(x), plus=x)
 
 
 class TemporalBlock(nn.Module):
@@ -348,55 +351,73 @@ class TemporalBlock(nn.Module):
         x: Tensor,  # b t s c
         context: Tensor,  # b n d
     ) -> Tensor:
-        x = x + self.ff_in(self.norm_in(x))
-        y = self.norm1(x)
-        x = x + self.attn1.over_frames(y)
-        x = x + self.attn2(self.norm2(x).flatten(1, 2), context).view_as(x)
-        return x + self.ff(self.norm3(x))
+        x = self.ff_in(self.norm_in(x), plus=x)
+        x = self.attn1.over_frames(self.norm1(x), plus=x)
+        x = self.attn2.of_norm(self.norm2, x.flatten(1, 2), context).view_as(x)
+        return self.ff(self.norm3(x), plus=x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of the queries x to keys and values made of the context."""
+    """Multi-head attention of the queries x to keys and values made of the context; plus a tensor like x."""
 
     def __init__(self, channels: int, context_dim: int, head_channels: int):
         super().__init__()
         self.head_channels = head_channels
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_dim, channels, bias=False)
-        self.to_v = nn.Linear(context_dim, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(context_dim, channels, bias=False)
+        self.to_v = Linear(context_dim, channels, bias=False)
+        self.to_out = nn.Sequential(Linear(channels, channels))
 
     def forward(
         self,
         x: Tensor,  # b s c
         context: Tensor,  # b n d
+        plus: Tensor | None = None,  # b s c
     ) -> Tensor:  # b s c
         if context.shape[1] == 1:  # the softmax over a single key is one, whatever the query
-            return self.to_out(self.to_v(context)).expand_as(x)
+            token = self.to_out(self.to_v(context))
+            return token.expand_as(x) if plus is None else plus + token
         q, k, v = (self.heads(p) for p in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.to_out[0](attended, plus)
+
+    def of_norm(
+        self,
+        norm: nn.Module,
+        x: Tensor,  # b s c
+        context: Tensor,  # b n d
+    ) -> Tensor:  # b s c
+        """x plus what its norm attends to; the norm is spared where a single token leaves nothing to ask."""
+        return self(x if context.shape[1] == 1 else norm(x), context, plus=x)
 
     def over_frames(
         self,
         x: Tensor,  # b t s c
+        plus: Tensor | None = None,  # b t s c
     ) -> Tensor:  # b t s c
         """Self-attention along t of every pixel. Pixels stand beside the heads, where no axis has to be moved."""
         q, k, v = (self.heads(p.flatten(2)) for p in (self.to_q(x), self.to_k(x), self.to_v(x)))  # b (s heads) t c
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return self.to_out[0](attended, plus)
 
     def heads(self, tokens: Tensor) -> Tensor:  # b n (heads c) -> b heads n c
         return tokens.unflatten(2, (-1, self.head_channels)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """Linear, gated GELU, linear (GEGLU: Shazeer 2020), four times as wide inside."""
+    """Linear, gated GELU, linear, four times as wide inside; plus a tensor like x."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.Sequential(GatedGELU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(GatedGELU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(
+        self,
+        x: Tensor,  # ... c
+        plus: Tensor | None = None,  # ... c
+    ) -> Tensor:  # ... c
+        gated, _, out = self.net
+        return out(gated(x), plus)
 
 
 class GatedGELU(nn.Module):
@@ -405,13 +426,11 @@ class GatedGELU(nn.Module):
         self.proj = nn.Linear(channels, 2 * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """value * gelu(gate); the halves of `proj` apart, which spares the backward pass a large concatenation."""
-        (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        return F.linear(x, value, value_bias) * F.gelu(F.linear(x, gate, gate_bias))
+        return gated_gelu(x, self.proj.weight, self.proj.bias)
 
 
 def mlp(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, out_channels))
+    return nn.Sequential(Linear(channels, hidden), nn.SiLU(), Linear(hidden, out_channels))
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
