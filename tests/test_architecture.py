@@ -58,7 +58,7 @@ LAYERS = {
     "d2.config.schema": ("d2.config.recipe",),
     "d2.config.checks": ("d2.config.schema",),
     "d2.config.names": ("d2.files",),
-    "d2.config.paths": (),
+    "d2.config.paths": ("d2.files",),
     "d2.config.command_line": (
         "d2.config.binding",
         "d2.config.names",

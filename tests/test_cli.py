@@ -282,7 +282,9 @@ def test_the_help_of_a_command_names_its_groups_and_keys_that_exist(
 
 
 def test_help_version_and_configuration_wait_for_no_network(tmp_path: Path) -> None:
-    for line in (["--help"], ["--version"], ["sample", "--help"], ["sample", "nosuch=1"], ["sample", "--cfg", "job"]):
+    help_and_version = (["--help"], ["--version"], ["sample", "--help"])
+    refused = (["sample", "nosuch=1"], ["sample", "sampler.num_steps=-3"])  # by its name, by its range
+    for line in (*help_and_version, *refused, ["sample", "--cfg", "job"]):
         code = f"import sys; from d2 import cli; cli.run({line}); assert 'torch' not in sys.modules"
         done = script(sys.executable, "-c", code, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

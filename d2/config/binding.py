@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from d2.errors import InputError
-from d2.files import asset, sha256_of
+from d2.files import asset
 from d2.rules.calibrated import Grams, from_plain
 from d2.sampling import Composition
 
@@ -115,18 +115,6 @@ def rule_node(target: str, key: str) -> dict[str, Any]:
     kept = (bool, int, float, str, list, type(None))
     numbers = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and isinstance(p.default, kept)}
     return {"_target_": target, "_partial_": any(p.kind is not p.KEYWORD_ONLY for p in parameters), **numbers}
-
-
-def rule_files(node: Any) -> dict[str, str]:
-    """File -> SHA-256 of the users' files that the rules of a configuration lie in, or read."""
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return {}
-    named = (str(node.get("_target_", "")).rpartition(":")[0], str(node.get("file") or ""))
-    paths = [Path(name) for name in named if Path(name).is_file()]
-    found = {str(path): sha256_of(path) for path in paths}
-    return {k: v for value in node.values() for k, v in rule_files(value).items()} | found
 
 
 def _check_arguments(function: Callable[..., Any], target: str, given: dict[str, Any], key: str) -> None:

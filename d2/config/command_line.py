@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from d2.config.names import Label, did_you_mean, experiments
-from d2.config.paths import as_path, literal, quoted
+from d2.config.paths import as_path, literal, quoted, rule_files
 from d2.config.schema import register
 from d2.errors import InputError
 from d2.files import asset
@@ -64,8 +64,6 @@ class Composed:
         name: str | None = None,
         group: str | None = None,
     ):
-        from d2.config.binding import rule_files
-
         one_clock()
         OmegaConf.resolve(node)
         self.config: Any = OmegaConf.to_object(node)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+from d2.files import sha256_of
 
 PATHS = {
     *("output_dir", "cache_dir", "scenes.path", "matting.model", "autoencoder", "cell", "init_from"),
@@ -63,3 +67,15 @@ def _is_grammatical(override: str) -> bool:
     except HydraException:
         return False
     return True
+
+
+def rule_files(node: Any) -> dict[str, str]:
+    """File -> SHA-256 of the users' files that the rules of a configuration lie in, or read."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return {}
+    named = (str(node.get("_target_", "")).rpartition(":")[0], str(node.get("file") or ""))
+    paths = [Path(name) for name in named if Path(name).is_file()]
+    found = {str(path): sha256_of(path) for path in paths}
+    return {k: v for value in node.values() for k, v in rule_files(value).items()} | found
