@@ -148,8 +148,12 @@ def lemniscate(start: Start, count: int) -> Path:
 
 
 def roll(start: Start, count: int) -> Path:
-    """The picture turns about its middle; the axis is the way from the origin to the target, as published."""
-    up = turned(-start.pose[:3, 1], F.normalize(start.target, dim=0), round_once(count))
+    """The picture turns about its middle; the axis is the way from the origin to the target, as published.
+
+    Where the target is the origin it is the way that the camera looks.
+    """
+    axis = F.normalize(start.target, dim=0) if start.target.any() else start.forward
+    up = turned(-start.pose[:3, 1], axis, round_once(count))
     return Path(looking_at(start.position.expand(count, 3), start.target, up), same_lens(start, count))
 
 
@@ -217,6 +221,8 @@ def scene_frame(
     Middle and distance are medians. An InputError says that the cameras are all in one place.
     """
     poses = poses.double()
+    if (poses[:, :3, 3] - poses[0, :3, 3]).norm(dim=1).max() < 1e-9 * (1 + poses[0, :3, 3].norm()):
+        raise InputError("cameras: all stand in one place, so the scene has no size; give cameras that move")
     mean_up = F.normalize(-poses[:, :3, 1].mean(dim=0), dim=0)
     v, c = torch.linalg.cross(mean_up, up), float(mean_up @ up)
     cross = torch.tensor([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]], dtype=torch.float64)
@@ -230,8 +236,8 @@ def scene_frame(
         points = positions - (positions * forward).sum(dim=-1, keepdim=True) * forward
     centre = points.quantile(0.5, dim=0)
     distance = float((positions - centre).norm(dim=-1).quantile(0.5))
-    if distance < 1e-6:
-        raise InputError("cameras: all stand in one place, so the scene has no size; give cameras that move")
+    if distance == 0:
+        raise InputError("cameras: most stand in the middle of what they look at; give cameras around the scene")
     frame = torch.eye(4, dtype=torch.float64)
     frame[:3, :3], frame[:3, 3] = rotation, -centre
     frame[:3] /= distance

@@ -18,6 +18,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from d2.cameras import Rig
 from d2.errors import InputError
 from d2.files import csv_text, read_tensors, staged, staged_folder, write_json, write_tensors, write_text
 from d2.matrix import FOV_Y_DEG, Cameras, ImageMatrix, camera_to_world
@@ -47,6 +48,7 @@ def write_matrix(folder: Path, matrix: ImageMatrix, truth: Truth | None, metadat
         "pixels": _to_uint8(matrix.pixels),
         "azimuth_rad": cameras.azimuth_rad.double(),
         "elevation_rad": cameras.elevation_rad.double(),
+        **({} if cameras.rig is None else cameras.rig._asdict()),
     }
     if matrix.latents is not None:
         tensors["latents"] = matrix.latents.half()
@@ -80,7 +82,8 @@ def read_matrix(path: Path) -> ImageMatrix:
     lacking += [name for name in ("input_view", "fps") if name not in metadata]
     if lacking:
         raise InputError(f"{path}: not a matrix, it lacks {', '.join(lacking)}; give one of d2 sample")
-    cameras = Cameras(tensors["azimuth_rad"], tensors["elevation_rad"], int(metadata["input_view"]))
+    rig = Rig(tensors["poses"], tensors["intrinsics"]) if {"poses", "intrinsics"} <= tensors.keys() else None
+    cameras = Cameras(tensors["azimuth_rad"], tensors["elevation_rad"], int(metadata["input_view"]), rig)
     latents = tensors["latents"].float() if "latents" in tensors else None
     return ImageMatrix(tensors["pixels"].float() / 255, cameras, float(metadata["fps"]), latents)
 
@@ -185,14 +188,24 @@ def write_transforms(
     fov = math.radians(FOV_Y_DEG)
     focal = size / 2 / math.tan(fov / 2)
     matrices = camera_to_world(cameras).tolist()
+    lenses = [{}] * len(matrices) if cameras.rig is None else [in_pixels(k, size) for k in cameras.rig.intrinsics]
     frames = [
-        {"file_path": frame_path, "transform_matrix": matrix, "time": frame / max(1, num_frames - 1)}
-        for matrix, row in zip(matrices, frame_paths, strict=True)
+        {"file_path": frame_path, "transform_matrix": matrix, "time": frame / max(1, num_frames - 1), **lens}
+        for matrix, lens, row in zip(matrices, lenses, frame_paths, strict=True)
         for frame, frame_path in zip(range(num_frames), row, strict=True)
     ]
+    if cameras.rig is not None:
+        write_json(path, {"camera_model": "OPENCV", "w": size, "h": size, "fps": fps, "frames": frames})
+        return
     pinhole = {"camera_model": "OPENCV", "camera_angle_x": fov, "camera_angle_y": fov, "fl_x": focal, "fl_y": focal}
     centre = {"cx": size / 2, "cy": size / 2, "w": size, "h": size}
     write_json(path, {**pinhole, **centre, "fps": fps, "frames": frames})
+
+
+def in_pixels(intrinsics: Tensor, size: int) -> dict[str, float]:
+    """Normalised intrinsics (3 3) as the numbers of a frame of transforms.json."""
+    (fl_x, _, cx), (_, fl_y, cy), _ = (size * intrinsics).tolist()
+    return {"fl_x": fl_x, "fl_y": fl_y, "cx": cx, "cy": cy}
 
 
 def write_dnerf(
@@ -207,6 +220,11 @@ def write_dnerf(
     look: so positions are scaled by 2 and the object lies 3 to 5 away. Nothing is held out, all three hold every
     picture: a sampled matrix is data to be fitted, and no truth to be tested on.
     """
+    angle = math.radians(FOV_Y_DEG)
+    if cameras.rig is not None:
+        angle = 2 * math.atan(0.5 / float(cameras.rig.intrinsics[0, 0, 0]))
+        if not torch.allclose(cameras.rig.intrinsics, cameras.rig.intrinsics[:1], atol=1e-9):
+            return  # these tables have one angle for all
     matrices = camera_to_world(cameras)
     matrices[:, :3, 3] *= DNERF_SCALE
     frames = [
@@ -216,7 +234,7 @@ def write_dnerf(
         for frame, frame_path in zip(range(num_frames), row, strict=True)
     ]
     for split in ("train", "val", "test"):
-        write_json(folder / f"transforms_{split}.json", {"camera_angle_x": math.radians(FOV_Y_DEG), "frames": frames})
+        write_json(folder / f"transforms_{split}.json", {"camera_angle_x": angle, "frames": frames})
 
 
 # --- the orbit, as matrices and as a film ----------------------------------------------------------------------------

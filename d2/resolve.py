@@ -16,6 +16,7 @@ from d2.config.binding import bind, moments_file
 from d2.config.command_line import RULES, Composed
 from d2.config.names import Label
 from d2.config.schema import (
+    CamerasConfig,
     EvaluateConfig,
     ReconstructConfig,
     ReportConfig,
@@ -23,7 +24,9 @@ from d2.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
-from d2.data.sources import Source, make_cameras
+from d2.data.camera_file import TABLE, read_table
+from d2.data.rigs import Wanted, make_cameras
+from d2.data.sources import Source
 from d2.errors import InputError
 from d2.evaluate.job import EvaluateJob
 from d2.files import absolute, asset, fingerprint
@@ -103,7 +106,8 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         precision=config.precision,
         seed=config.seed,
     )
-    size = matrix_size(networks, config.matrix.num_views, config.matrix.num_frames)
+    num_views = config.matrix.num_views or _listed_cameras(config)
+    size = matrix_size(networks, num_views, config.matrix.num_frames)
     settings, source = _settings(config, networks, size.num_frames), _source(config, size)
     listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
     if networks.multiview == "sv3d_u" and listed:
@@ -187,13 +191,13 @@ def anchor_frames(given: Sequence[int] | None, first: int, window: int | None, n
 def _source(config: SampleConfig, size: MatrixSize) -> Source:
     """The scenes, unread."""
     scenes, cameras = config.scenes, config.cameras
-    given = cameras.elevation_deg is not None or cameras.azimuth_deg is not None
-    if scenes.source == "world4d" and given:
-        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and azimuth_deg null")
+    if scenes.source == "world4d" and cameras != CamerasConfig():
+        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and all others as they are")
+    wanted = _wanted_cameras(cameras)
     return Source(
-        kind=scenes.source,
+        kind="views" if scenes.views else scenes.source,
         split=scenes.split,  # type: ignore[arg-type]
-        path=_absolute(scenes.path),
+        path=_absolute(scenes.views or scenes.path),
         first=scenes.first,
         count=scenes.count,
         seed=config.seed,
@@ -202,10 +206,22 @@ def _source(config: SampleConfig, size: MatrixSize) -> Source:
         start=config.frames.start,
         stride=config.frames.stride,
         image_frame_ratio=scenes.image_frame_ratio,
-        cameras=make_cameras(cameras.elevation_deg, cameras.azimuth_deg, size.num_views),
+        cameras=make_cameras(wanted, size.num_views),
+        camera_file=wanted.path,
         cut_out=config.matting.kind == "rembg",
         matting_model=_absolute(config.matting.model),
     )
+
+
+def _wanted_cameras(cameras: CamerasConfig) -> Wanted:
+    return Wanted(**{**vars(cameras), "path": _absolute(cameras.path)})
+
+
+def _listed_cameras(config: SampleConfig) -> int | None:
+    """How many cameras a file says, where one does."""
+    folder = _absolute(config.scenes.views)
+    file = _absolute(config.cameras.path) if folder is None else folder / TABLE
+    return None if file is None else len(read_table(file).names)
 
 
 def make_rules(nodes: Mapping[str, Any], settings: Settings, size: MatrixSize) -> Rules:

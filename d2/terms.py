@@ -150,6 +150,11 @@ def multiview_term(
             f"scenes.views: {1 + len(others.views)} known views, and this multi-view prior is told one picture; "
             "take multiview=seva or tiny_camera, or one clip"
         )
+    if cameras.rig is not None:
+        raise InputError(
+            "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of radius 2; "
+            "take multiview=seva or tiny_camera, or cameras.preset=ring without radius and fov_deg"
+        )
     v, f = cameras.num_views, len(references)
     window = settings.multiview_window or v
     cut = columns(v, f) if window >= v else column_windows(v, f, window, settings.multiview_dilation)

@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "sampler.reinit": (0, 100),
     "matrix.num_views": (1, 1024),
     "matrix.num_frames": (1, 1024),
+    "cameras.input_view": (0, 1023),
     "frames.start": (0, 1_000_000),
     "frames.stride": (1, 100_000),
     "scenes.count": (1, 1_000_000),
@@ -79,6 +80,10 @@ CHOICES: dict[str, tuple[str | bool, ...]] = {
     "sampler.start": ("noise", "multiview"),
     "scenes.source": ("world4d", "folder"),
     "scenes.split": ("test", "validation"),
+    "cameras.preset": (
+        *("ring", "orbit", "spiral", "lemniscate", "roll", "zoom-in", "zoom-out", "dolly-zoom-in", "dolly-zoom-out"),
+        *("move-forward", "move-backward", "move-up", "move-down", "move-left", "move-right"),
+    ),
     "video.network": ("tiny", "svd", "svd_xt"),
     "multiview.network": ("tiny", "sv3d_u", "sv3d_p", "seva", "seva_1_0"),
     "unary.prior": ("multiview", "video", "cell"),
@@ -134,7 +139,11 @@ def _check_sample(config: SampleConfig) -> None:
         )
     if config.scenes.source == "world4d" and config.scenes.count is None:
         raise InputError("scenes.count=null: scenes=world4d has no end; give scenes.count=N")
-    if config.scenes.source == "folder" and not config.scenes.path:
+    if config.scenes.views and (config.scenes.source != "folder" or config.scenes.path or config.cameras.path):
+        raise InputError(
+            f"scenes.views={config.scenes.views}: take scenes=folder, and neither scenes.path nor cameras.path"
+        )
+    if config.scenes.source == "folder" and not (config.scenes.path or config.scenes.views):
         raise InputError(
             "scenes.path=null: scenes=folder needs scenes.path=PATH, a folder of frames, a video or a picture"
         )

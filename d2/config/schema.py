@@ -39,6 +39,11 @@ class MatrixConfig:
 class CamerasConfig:
     elevation_deg: Any = None  # one number or one a view; null: the scene's own, or 10 for a folder's scenes
     azimuth_deg: list[float] | None = None  # relative to the input view, which comes last with 360; null: an even ring
+    radius: Any = None  # distance from the origin, one number or one a view; null: 2
+    fov_deg: Any = None  # field of view, one number or one a view; null: 33.8
+    preset: str = "ring"  # or a path that starts at the input's camera, as spiral or move-up; docs/priors.md lists them
+    path: str | None = None  # transforms.json of nerfstudio or D-NeRF: its cameras in their order
+    input_view: int = 0  # which camera of the path took the input
 
 
 @dataclass
@@ -54,6 +59,7 @@ class ScenesConfig:
     count: int | None = 1  # scenes, ≥ 1; null: all of a folder's
     first: int = 0  # index of the first scene
     path: str | None = None  # of a folder's scenes
+    views: str | None = None  # instead of path: a folder of synchronised clips, with a transforms.json of all cameras
     anchor_frame: int = 0  # the frame whose orbit tells the rows what each view looks like
     anchor_frames: list[int] | None = None  # of rows in windows, one a window; null: as many as half overlaps need
     image_frame_ratio: float | None = 0.8  # larger side of the object's box over the frame's; null keeps the scale

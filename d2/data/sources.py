@@ -5,31 +5,29 @@ Axes: v views.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch.utils.data import IterableDataset
 
 from d2.data import world4d
+from d2.data.camera_file import read_table, read_views, square_clip
 from d2.data.folder import list_clips, read_clip, scene_name
 from d2.data.matting import cut_out
 from d2.data.preprocess import preprocess_clip
 from d2.errors import InputError
-from d2.matrix import Cameras, MatrixSize, camera_ring
+from d2.matrix import Cameras, MatrixSize
 from d2.scene import Scene
 
 SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
-FOLDER_ELEVATION_DEG = 10.0  # of a user's own camera when not given, as in the published program
 
 
 class Source(NamedTuple):
     """Scenes that have not been read: which they are, and what is made of each."""
 
-    kind: str  # world4d | folder
+    kind: str  # world4d | folder | views: one scene of several clips
     split: world4d.Split  # of world4d
     path: Path | None  # of a folder's scenes
     first: int  # index of the first scene
@@ -40,7 +38,8 @@ class Source(NamedTuple):
     start: int  # first frame taken
     stride: int  # every n-th after it
     image_frame_ratio: float | None  # larger side of the object's box over the frame's; None keeps the scale
-    cameras: Cameras  # of a folder's scenes; those of world4d bring their own
+    cameras: Cameras  # of a folder's scenes; the others bring their own
+    camera_file: Path | None  # that these cameras come from
     cut_out: bool  # whether RGB frames of a folder are matted
     matting_model: Path | None  # None: the one that rembg keeps
 
@@ -63,6 +62,8 @@ def list_scenes(source: Source) -> list[Unread]:
         indices = range(source.first, source.first + source.count)
         return [Unread(f"{source.split}_{i:04d}", partial(read_world, source, i)) for i in indices]
     assert source.path is not None
+    if source.kind == "views":
+        return [Unread(scene_name(source.path), partial(read_known_views, source))]
     clips = list_clips(source.path)
     chosen = list(enumerate(clips))[source.first :][: source.count]
     if not chosen:
@@ -82,9 +83,21 @@ def read_folder(source: Source, path: Path, index: int) -> Scene:
     clip = read_clip(path, num_frames=source.size.num_frames, start=source.start, stride=source.stride)
     if source.cut_out:
         clip = cut_out(clip, model=source.matting_model)
-    pixels, masks = preprocess_clip(clip, size=source.size.picture, image_frame_ratio=source.image_frame_ratio)
+    if source.camera_file is not None:  # what is known of a lens holds for the picture as it was taken
+        pixels, masks = square_clip(clip, source.size.picture, read_table(source.camera_file))
+    else:
+        pixels, masks = preprocess_clip(clip, size=source.size.picture, image_frame_ratio=source.image_frame_ratio)
     seed = index + SEED_STRIDE * source.seed
     return Scene(clip.name, seed, pixels, masks, source.cameras, source.fps)
+
+
+def read_known_views(source: Source) -> Scene:
+    """Read several synchronised clips of one scene, with their cameras and those that are wanted."""
+    assert source.path is not None
+    frames, size = source.size.num_frames, source.size.picture
+    views = read_views(source.path, num_frames=frames, start=source.start, stride=source.stride, size=size)
+    seed, name = SEED_STRIDE * source.seed, scene_name(source.path)
+    return Scene(name, seed, views.pixels, views.masks, views.cameras, source.fps, others=views.others)
 
 
 class Stream(IterableDataset[Scene]):
@@ -113,24 +126,3 @@ def refuse_unreadable(source: Source) -> None:
     stream = Stream(list_scenes(source))
     if next(iter(stream), None) is None:
         raise InputError(stream.failures[0])
-
-
-def make_cameras(elevation_deg: Any, azimuth_deg: list[float] | None, num_views: int) -> Cameras:
-    """Make the cameras of a user's scene: one elevation or one a view, on an even ring or at given azimuths.
-
-    An InputError names the key with too few or impossible angles.
-    """
-    elevation = FOLDER_ELEVATION_DEG if elevation_deg is None else elevation_deg
-    listed = elevation if isinstance(elevation, list) else [elevation] * num_views
-    if len(listed) != num_views or not all(isinstance(e, (int, float)) and -90 < e < 90 for e in listed):
-        raise InputError(
-            f"cameras.elevation_deg={elevation}: give one number, or one a view ({num_views}), between -90 and 90"
-        )
-    ring = camera_ring(num_views, torch.deg2rad(torch.tensor(listed, dtype=torch.float64)))
-    if azimuth_deg is None:
-        return ring
-    if len(azimuth_deg) != num_views or not math.isclose(azimuth_deg[-1], 360):
-        raise InputError(
-            f"cameras.azimuth_deg={azimuth_deg}: give one number a view ({num_views}), the last, the input view's, 360"
-        )
-    return ring._replace(azimuth_rad=torch.deg2rad(torch.tensor(azimuth_deg, dtype=torch.float64)))

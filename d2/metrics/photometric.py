@@ -150,6 +150,8 @@ def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:
 
 def camera_axes(cameras: Cameras) -> Tensor:  # v 3 3, float64
     """World to camera: its rows point to the right, down and along the optical axis."""
+    if cameras.rig is not None:
+        return cameras.rig.poses[:, :3, :3].mT
     a, e = cameras.azimuth_rad, cameras.elevation_rad
     right = torch.stack([-a.sin(), a.cos(), torch.zeros_like(a)], dim=-1)
     ahead = -camera_positions(cameras) / RADIUS

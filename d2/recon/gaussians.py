@@ -72,6 +72,10 @@ class Projected(NamedTuple):
 
 def ring_pinholes(cameras: Cameras, size: int) -> Pinholes:
     """The cameras of a square matrix of `size` pixels, float32."""
+    if cameras.rig is not None:
+        poses, lens = cameras.rig.poses, (size * cameras.rig.intrinsics).float()
+        focal, centre = torch.stack([lens[:, 0, 0], lens[:, 1, 1]], dim=-1), lens[:, :2, 2]
+        return Pinholes(torch.linalg.inv(poses).float(), focal, centre, size, size)
     focal = size / 2 / math.tan(math.radians(FOV_Y_DEG) / 2)
     origin = torch.zeros(3, dtype=torch.float64)
     return orbit_pinholes(cameras.azimuth_rad, cameras.elevation_rad, origin, RADIUS, (focal, focal), (size, size))
