@@ -192,7 +192,7 @@ def _source(config: SampleConfig, size: MatrixSize) -> Source:
     """The scenes, unread."""
     scenes, cameras = config.scenes, config.cameras
     if scenes.source == "world4d" and cameras != CamerasConfig():
-        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and all others as they are")
+        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and the others null")
     wanted = _wanted_cameras(cameras)
     return Source(
         kind="views" if scenes.views else scenes.source,
