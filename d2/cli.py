@@ -16,17 +16,18 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2 import __version__, signals
+from d2 import __version__, launch, signals
 from d2.allocator import keep_freed_memory
 from d2.config import help as pages
 from d2.config.names import did_you_mean
-from d2.errors import InputError, say
-from d2.files import asset
+from d2.errors import InputError
+from d2.files import asset, is_out_of_room
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,19 +35,27 @@ if TYPE_CHECKING:
     from d2.config.command_line import Composed
     from d2.job import Job
 
+MANY = ("sample", "train", "evaluate", "calibrate")  # the commands that can use several devices
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
     signals.install(loading=True)
+    launch.end_with_parent()
     logging.getLogger("d2._torchvision").setLevel(logging.ERROR)  # what a command says on stderr is its own
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
     except signals.Stopped as stopped:
         signals.announce(stopped)
-        # Lightning kills all processes when one exits with a code
-        signals.leave(0 if signals.is_child() else stopped.exit_code)
+        signals.leave(stopped.exit_code)
+    except Exception:
+        if not launch.is_watched():
+            raise
+        launch.last_words(traceback.format_exc())
+        signals.leave(1)
+    if launch.is_watched():  # an interpreter that holds a process group takes its time to fold up
+        signals.leave(code)
     sys.exit(code)
 
 
@@ -77,6 +86,11 @@ def run(argv: list[str]) -> int:
         return complain(command_line.one_line(error))
     except InputError as error:
         return complain(str(error))
+    except OSError as error:
+        if not is_out_of_room(error):
+            raise
+        way_out = "mend that and start the same command again: what is finished is kept"
+        return complain(f"{error.filename or 'output_dir'}: {error.strerror}; {way_out}")
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -90,9 +104,13 @@ def run_command(command: str, arguments: list[str]) -> int:
         return 0
     if options.multirun:
         return sweep(command, overrides)
-    composed = command_line.composed(command, overrides)
+    composed, point = command_line.composed(command, overrides), launch.point()
     refuse(composed.config)
-    return execute(command, composed, overrides)
+    if command in MANY and (count := launch.processes(composed.config)):
+        return launch.launch([command, *arguments], count, composed.config.trainer.num_nodes)
+    if point:  # of a sweep, by whose names its results go
+        composed.name, composed.label = point["name"], composed.label._replace(**point["label"])
+    return execute(command, composed, overrides, swept=bool(point))
 
 
 def refuse(config: Any) -> None:
@@ -247,8 +265,6 @@ def sweep(command: str, overrides: list[str]) -> int:
             from d2.study.job import check_objective
 
             check_objective(config.objective, num_variants=len(config.variants), num_seeds=len(config.seeds))
-        if config.trainer.devices != 1:
-            raise InputError(f"trainer.devices={config.trainer.devices}: a point of a sweep (-m) runs on one device")
     folder = command_line.sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
     codes, fixed = folder / ".codes", command_line.fixed_keys(overrides)
     shutil.rmtree(codes, ignore_errors=True)
@@ -261,10 +277,15 @@ def sweep(command: str, overrides: list[str]) -> int:
         name = ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
         composed = command_line.Composed(command, node, job.runtime.choices, name=name, group=folder.name)
         composed.label = composed.label._replace(name=",".join(swept))
+        line = [*job.overrides.task, f"output_dir={place}"]
         try:
             refuse(composed.config)
             with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
-                code = execute(command, composed, [*job.overrides.task, f"output_dir={place}"], swept=True)
+                if count := launch.processes(composed.config):
+                    names = {"name": composed.name, "label": {"name": composed.label.name, "group": folder.name}}
+                    code = launch.launch([command, *line], count, composed.config.trainer.num_nodes, names)
+                else:
+                    code = execute(command, composed, line, swept=True)
         except InputError as error:
             code = complain(str(error))
         codes.mkdir(parents=True, exist_ok=True)
@@ -299,7 +320,7 @@ def sweep(command: str, overrides: list[str]) -> int:
 
 def complain(message: str) -> int:
     """One line on stderr; the exit code of a mistake that the user can mend."""
-    say(f"d2: {' '.join(message.split())}")
+    launch.last_words(f"d2: {' '.join(message.split())}")
     return 2
 
 

@@ -7,24 +7,32 @@ moves the file there when it is complete.
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import functools
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from d2.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+LOCK = ".lock"
+LOCK_SECONDS = 3.0  # for which a process that is ending may still hold a folder
 
 # --- what ships with d2 ----------------------------------------------------------------------------------------------
 
@@ -51,11 +59,53 @@ def ensure_writable(folder: Path) -> None:
     """Makes the output folder; ValueError if it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
+        probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # other ranks try too
     except OSError as error:
         raise InputError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an output folder for this process alone; an InputError names who holds it.
+
+    The system lets go of it when the process ends, however it does.
+    """
+    made = not folder.exists()
+    ensure_writable(folder)
+    path = folder / LOCK
+    file = _lock(path, time.monotonic() + LOCK_SECONDS)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with suppress(OSError):  # something was written there
+                folder.rmdir()
+
+
+def _lock(path: Path, deadline: float) -> TextIO:
+    """The open file, once nobody else has locked it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read() or "another process"
+                raise InputError(
+                    f"output_dir={path.parent}: {holder} writes there; wait for it, or give another output_dir"
+                ) from None
+        file.close()
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -97,6 +147,11 @@ def settle(folder: Path) -> tuple[Path, Path]:
     return partial, old
 
 
+def is_out_of_room(error: OSError) -> bool:
+    """Whether a disk is full, or may not be written, so that there is nothing wrong with the program."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
@@ -112,12 +167,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file, the same bytes for the same tensors and metadata."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with staged(path) as partial:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
-        )
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(own, partial, dict(metadata))
+        except SafetensorError as error:  # which holds the system's error in its text
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         _sort_metadata(partial)
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from PIL import Image
 
 from d2 import __version__
 from d2.config.names import Label
-from d2.errors import InputError
+from d2.errors import InputError, say
 from d2.files import commit, csv_text, write_text
 
+FINISH_SECONDS = 120.0  # that a finished run waits for W&B
 CURVE_AXIS = "sigma"  # what W&B draws curves against
 STEP_AXIS = "trainer/global_step"  # Lightning's name of the step that it logs beside figures
 
@@ -229,4 +231,14 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
     for logger in loggers:
         logger.finalize("success")
         if isinstance(logger, WandbLogger) and not rank_zero_only.rank:
-            logger.experiment.finish()
+            _finish_wandb(logger.experiment)
+
+
+def _finish_wandb(run: Any) -> None:
+    """Send what is left, and leave it in its files where the server does not take it."""
+    sending = threading.Thread(target=run.finish, daemon=True)
+    sending.start()
+    sending.join(FINISH_SECONDS)
+    if sending.is_alive():
+        way_out = f"send it later, wandb sync {Path(run.dir).parent}"
+        say(f"d2: logger=wandb: the server has not answered for {FINISH_SECONDS:.0f} seconds; {way_out}")

@@ -337,6 +337,7 @@ def resolve_train(config: TrainConfig) -> TrainJob:
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
+        num_nodes=config.trainer.num_nodes,
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision],
     )
 
@@ -399,7 +400,7 @@ def resolve_report(config: ReportConfig, text: str, label: Label) -> ReportJob:
 
 
 def _devices(trainer: TrainerConfig) -> Devices:
-    return Devices(trainer.accelerator, trainer.devices, trainer.strategy)
+    return Devices(trainer.accelerator, trainer.devices, trainer.strategy, trainer.num_nodes, trainer.timeout_seconds)
 
 
 def _absolute(path: str | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,7 +48,7 @@ def spread(work: Callable[[Tensor], Tensor], count: int) -> Tensor:
     """`work` on one index at a time, every rank its share; all results in order, on every rank: count ..."""
     rank, world = place()
     mine = torch.arange(count)[rank::world]
-    results = [work(index) for index in mine.split(1)]
+    results = [work(index) for index in mine.split(1) if len(index)]  # of none there is one part, which is empty
     share = torch.cat(results) if results else work(torch.zeros(1, dtype=torch.long))[:0]
     padded = share.new_zeros(-(-count // world), *share.shape[1:])
     padded[: len(share)] = share
@@ -67,6 +68,11 @@ def from_first(make: Callable[[], T]) -> T:
     if world > 1:
         dist.broadcast_object_list(made, src=0)
     return made[0]
+
+
+def waited_too_long(error: RuntimeError) -> bool:
+    """Whether a collective gave up on another process that still holds its connection: gloo's and NCCL's words."""
+    return bool(re.search(r"[Tt]imed out|[Tt]imeout", str(error))) and dist.is_initialized()
 
 
 def place() -> tuple[int, int]:

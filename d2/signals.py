@@ -104,7 +104,7 @@ def announce(stopped: Stopped) -> None:
 
 def is_child() -> bool:
     """Whether another process of this command started this one."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0 or "D2_NOTES" in os.environ
 
 
 def leave(code: int) -> NoReturn:

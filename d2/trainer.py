@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 
-from d2 import signals
+from d2 import launch, signals
 from d2.errors import InputError
 
 
@@ -18,6 +24,8 @@ class Devices(NamedTuple):
     accelerator: str  # auto, cpu, gpu, …
     devices: Any  # number of processes, or what else Lightning takes
     strategy: str  # auto, ddp, ddp_fork, …
+    num_nodes: int = 1  # machines, each with so many devices
+    timeout_seconds: float = 1800.0  # for which a process waits for another
 
 
 def make_trainer(devices: Devices, folder: Path, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -29,7 +37,9 @@ def make_trainer(devices: Devices, folder: Path, loggers: list[Any], callbacks: 
         return L.Trainer(
             accelerator=devices.accelerator,
             devices=devices.devices,
-            strategy=devices.strategy,
+            num_nodes=devices.num_nodes,
+            strategy=strategy(devices),
+            plugins=[environment()],
             logger=loggers,
             callbacks=[StopsAtOnce(), *callbacks],
             use_distributed_sampler=False,
@@ -38,10 +48,26 @@ def make_trainer(devices: Devices, folder: Path, loggers: list[Any], callbacks: 
             enable_checkpointing=False,
             default_root_dir=folder,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:  # a device that is not there, a wrong name
+    # a device that is not there, a wrong name, srun -n
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         asked = f"trainer.accelerator={devices.accelerator}, devices={devices.devices}"
         asked += f", strategy={devices.strategy}"
         raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
+
+
+def strategy(devices: Devices) -> Any:
+    """Lightning's, with our limit on how long a process waits for another."""
+    many = devices.devices != 1 or devices.num_nodes > 1
+    if launch.is_launched() and devices.strategy in ("auto", "ddp") and many:
+        return DDPStrategy(timeout=timedelta(seconds=devices.timeout_seconds))
+    return devices.strategy
+
+
+def environment() -> ClusterEnvironment:
+    """Who started the processes: srun, torchrun, or else d2 itself, in a batch job too."""
+    if launch.in_srun():
+        return SLURMEnvironment(auto_requeue=False)
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 class StopsAtOnce(L.Callback):
@@ -60,7 +86,7 @@ class StopsAtOnce(L.Callback):
         signals.reinstall()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Tell the processes that this one has started."""
+        """Tell the processes that Lightning has started (strategy=ddp_fork)."""
         launcher = trainer.strategy.launcher
         if isinstance(exception, signals.Stopped) and launcher is not None:
             launcher.kill(exception.signum)

@@ -51,6 +51,7 @@ LAYERS = {
         "d2.views",
     ),
     "d2.signals": (),
+    "d2.launch": ("d2.signals",),
     "d2.progress": (),
     "d2": ("d2._torchvision",),
     # --- configuration: what a command is told
@@ -69,7 +70,7 @@ LAYERS = {
     "d2.config.describe": ("d2.config.command_line", "d2.config.schema"),
     "d2.config.help": ("d2.config.describe", "d2.config.names", "d2.files"),
     "d2.config.binding": ("d2.files", "d2.rules.calibrated", "d2.sampling"),
-    "d2.trainer": ("d2.signals",),
+    "d2.trainer": ("d2.launch", "d2.signals"),
     "d2.loggers": ("d2.config.names", "d2.files"),
     # --- what is decided before a job begins
     "d2.networks": ("d2.files", "d2.matrix", "d2.priors", "d2.terms"),
@@ -201,6 +202,7 @@ LAYERS = {
         "d2.config",
         "d2.evaluate",
         "d2.files",
+        "d2.launch",
         "d2.loggers",
         "d2.priors.catalog",
         "d2.job",

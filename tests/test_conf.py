@@ -28,6 +28,7 @@ from d2.terms import Settings
 
 ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
     "trainer/ddp": "test_sample_job.py",
+    "trainer/slurm": "test_launch.py",
     "logger/wandb": "test_loggers.py",
     "video/svd": "test_published_sampling.py",
     "video/svd_xt": "test_published_sampling.py",

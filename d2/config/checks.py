@@ -38,6 +38,8 @@ RANGES: dict[str, tuple[float, float]] = {  # key -> smallest and largest value 
     "multiview.dilation": (1, 1024),
     "unary.cond_aug": (0, 10),
     "trainer.threads": (1, 1024),
+    "trainer.num_nodes": (1, 100_000),
+    "trainer.timeout_seconds": (1, 1_000_000),
     "prior.lr": (0, 1),
     "prior.max_steps": (1, 10_000_000),
     "prior.warmup_steps": (1, 10_000_000),

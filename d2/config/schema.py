@@ -98,6 +98,8 @@ class TrainerConfig:
     accelerator: str = "auto"  # as Lightning names it: auto, cpu, gpu, …
     devices: Any = 1  # number of processes, or what else Lightning takes
     strategy: str = "auto"  # as Lightning names it: auto, ddp, ddp_fork, …
+    num_nodes: int = 1  # machines, each with so many devices
+    timeout_seconds: float = 1800.0  # for which a process waits for another before the job ends
     threads: int | None = None  # of each process on a CPU; null: PyTorch's choice
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from d2.errors import InputError
-from d2.files import read_metadata, write_text
+from d2.files import locked, read_metadata, write_text
 from d2.sample.kept import KEPT
 from d2.sample.state import STATE, input_of
 from d2.scene import Scene
@@ -24,6 +25,13 @@ BEGUN = ".begun"  # holds the configuration under which a run's scenes are being
 TABLES = ("config.yaml", "metrics.csv", "set_metrics.csv", "results.csv", "index.html", BEGUN)
 FREE = ("trainer", "logger", "plan", "save_every_seconds")  # keys that no result depends on
 SHOWN = 3  # a message names so many keys and counts the rest
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, by its first process."""
+    with locked(folder) if rank_zero_only.rank == 0 else nullcontext():
+        yield
 
 
 def refuse_another(folder: Path, text: str) -> None:

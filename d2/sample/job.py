@@ -22,18 +22,20 @@ from d2.networks import load_priors
 from d2.plan.cost import of_methods
 from d2.plan.planner import out_of_memory_advice
 from d2.plan.planning import choice_of
-from d2.sample.earlier import begin, clear_another, end, refuse_another, was_finished
+from d2.sample.earlier import begin, clear_another, end, held, refuse_another, was_finished
 from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sample.measure import Measure
 from d2.sample.progress import SamplerProgress
 from d2.sample.write import Origin, Write
+from d2.shard import waited_too_long
 from d2.trainer import make_trainer
 
 
 def sample(job: Job) -> int:
     """Run one job. Returns the exit code: 0, or 3 if scenes were left out."""
-    failures = run([job])
+    with held(job.folder):
+        failures = run([job])
     if rank_zero_only.rank:  # Lightning kills all processes when one of them exits with a code
         return 0
     for line in failures:
@@ -94,6 +96,13 @@ def predict(job: Job, module: MatrixSampler, stream: Stream) -> None:
         trainer.predict(module, DataLoader(stream, batch_size=None), return_predictions=False)
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory_advice(error, choice_of(job))) from error
+    except RuntimeError as error:
+        if not waited_too_long(error):
+            raise
+        raise InputError(
+            f"trainer.timeout_seconds={job.devices.timeout_seconds:g}: a process has not answered for so long; "
+            "start the same command again to go on from the last state, or give more seconds"
+        ) from error
 
 
 def load_metrics(job: Job, device: torch.device | str) -> Suite | None:

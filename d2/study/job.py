@@ -20,6 +20,7 @@ from d2.job import Job
 from d2.metrics.figures import COST, read_figures, write_figures
 from d2.metrics.intervals import by_scene
 from d2.metrics.metric import METRIC_NAMES
+from d2.sample.earlier import held
 from d2.sample.job import run
 from d2.study.results import OF_SAMPLES, study_figures, sweep_figures, write_summary
 
@@ -32,12 +33,12 @@ def study(jobs: Sequence[Job], folder: Path, compare_to: str | None) -> int:
     What was sampled to its end by the same configuration is not run again.
     """
     references = folder / REFERENCES
-    _remove(references)  # of a study that was killed
-    run(jobs, references)
-    if rank_zero_only.rank == 0:
-        _remove(references)
-        figures = study_figures(folder, [job.folder for job in jobs])
-        write_summary(folder, figures, compare_to)
+    with held(folder):
+        _remove(references)  # of a study that was killed
+        run(jobs, references)
+        if rank_zero_only.rank == 0:
+            _remove(references)
+            write_summary(folder, study_figures(folder, [job.folder for job in jobs]), compare_to)
     return 0
 
 

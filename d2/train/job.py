@@ -32,7 +32,7 @@ from d2.train.data import Pictures, Sequences, ViewSet, WorldData, encoded, rend
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
 from d2.train.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
-from d2.trainer import Devices, StopsAtOnce, make_trainer
+from d2.trainer import Devices, StopsAtOnce, environment, make_trainer
 
 Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
 VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
@@ -62,6 +62,7 @@ class TrainJob:
     accelerator: str = "auto"
     devices: Any = 1  # each with batches of its own
     strategy: str = "auto"
+    num_nodes: int = 1
     precision: Any = "32-true"
 
     @property
@@ -143,6 +144,8 @@ def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.C
         accelerator=job.accelerator,
         devices=job.devices,
         # keys and queries of an attention over a single context token get no gradient
+        num_nodes=job.num_nodes,
+        plugins=[environment()],
         strategy="ddp_find_unused_parameters_true" if job.strategy == "ddp" else job.strategy,
         use_distributed_sampler=False,
         precision=job.precision,
@@ -163,7 +166,7 @@ def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.C
 
 def train_command(job: TrainJob, logging: Logging, label: Label, told: Mapping[str, Any]) -> int:
     """`d2 train`; `label` and `told` are what loggers call the run and are told of its configuration."""
-    devices = Devices(job.accelerator, job.devices, job.strategy)
+    devices = Devices(job.accelerator, job.devices, job.strategy, job.num_nodes)
     make_trainer(devices, job.output_dir, [], [])  # refuses a device before anything is rendered
 
     def loggers(step: int) -> list[Any]:

@@ -1,0 +1,179 @@
+"""Several processes of one command on this machine: the one place that starts them, watches them and ends them.
+
+Lightning would start the others from the first, and when one dies the rest wait for it. Here a parent that samples
+nothing starts them all. The first that fails ends the others within seconds, and what it had to say is what is said;
+each leaves its last words in a file instead of on stderr, since those that only lost a neighbour have nothing to tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2 import signals
+from d2.errors import say
+
+NOTES = "D2_NOTES"  # of the environment: the folder for last words
+POINT = "D2_POINT"  # and the names of a sweep's point
+PATIENCE = signals.GRACE_SECONDS + 2  # seconds that the others have to note where they stand
+GOOD = (0, 3)  # exit codes of a process that came to its end
+
+
+def is_launched() -> bool:
+    """Whether this is one of several processes already, whoever started them: d2, torchrun or srun."""
+    return "LOCAL_RANK" in os.environ or (in_srun() and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+
+
+def in_srun() -> bool:
+    """Whether srun started this process. A batch script has SLURM's other variables too, but is one process."""
+    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+
+
+def processes(config: Any) -> int:
+    """How many processes a command wants to be started as on this node; 0 where there is nothing to start."""
+    trainer = getattr(config, "trainer", None)
+    if trainer is None or is_launched() or getattr(config, "plan", False) or trainer.strategy not in ("auto", "ddp"):
+        return 0
+    count = device_count(trainer.devices, trainer.accelerator)
+    return count if count > 1 or trainer.num_nodes > 1 else 0
+
+
+def device_count(devices: Any, accelerator: str) -> int:
+    """How many devices Lightning would take for `trainer.devices`."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1):
+        import torch
+
+        return 1 if accelerator == "cpu" else max(1, torch.cuda.device_count())
+    return devices if isinstance(devices, int) else 1
+
+
+def launch(arguments: Sequence[str], count: int, num_nodes: int, point: Mapping[str, Any] | None = None) -> int:
+    """Run `d2 ARGUMENTS` as `count` processes of one group, the share of this node. Returns the exit code.
+
+    `point` are the names that the results of a sweep's point go by.
+    """
+    signals.loaded()
+    node = int(os.environ.get("NODE_RANK", "0"))
+    port = os.environ.get("MASTER_PORT") or str(free_port())
+    common = {
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": port,
+        "NODE_RANK": str(node),
+        "WORLD_SIZE": str(count * num_nodes),
+        POINT: json.dumps(point),
+    }
+    own = [{"LOCAL_RANK": str(i), "RANK": str(node * count + i)} for i in range(count)]
+    with tempfile.TemporaryDirectory(prefix="d2-") as notes:
+        processes = [start(arguments, {**common, **each, NOTES: notes}, count) for each in own]
+        return watch(processes, [Path(notes) / each["RANK"] for each in own])
+
+
+def start(arguments: Sequence[str], own: Mapping[str, str], count: int) -> subprocess.Popen[bytes]:
+    """One process, with its share of the machine's cores unless told otherwise."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    return subprocess.Popen([sys.executable, "-m", "d2", *arguments], env={**threads, **os.environ, **own})
+
+
+def watch(processes: Sequence[subprocess.Popen[bytes]], notes: Sequence[Path]) -> int:
+    """Wait for all; end them when one fails, or when this process is asked to stop."""
+    try:
+        while True:
+            codes = [process.poll() for process in processes]
+            if any(code not in (None, *GOOD) for code in codes):
+                break
+            if None not in codes:
+                return max(code for code in codes if code is not None)
+            time.sleep(0.05)
+    except signals.Stopped as stopped:
+        end(processes, stopped.signum)
+        raise
+    first = first_to_fail(codes, notes)
+    end(processes, signal.SIGTERM)
+    code = codes[first] or 1
+    if code < 0:
+        died = f"d2: rank {notes[first].name} was ended by {signal.Signals(-code).name}"
+        say(f"{died}{', out of memory?' if code == -signal.SIGKILL else ''}; start the same command again to go on")
+    elif notes[first].exists():
+        say(notes[first].read_text(encoding="utf-8").rstrip())
+    else:
+        say(f"d2: rank {notes[first].name} ended with code {code}")
+    return code if code > 0 else 1
+
+
+def first_to_fail(codes: Sequence[int | None], notes: Sequence[Path]) -> int:
+    """Of those that failed, the one that was killed, else the one that noted it first: the others lost a neighbour."""
+
+    def when(rank: int) -> tuple[bool, float]:
+        code = codes[rank] or 0
+        return code >= 0, notes[rank].stat().st_mtime if notes[rank].exists() else float("inf")
+
+    return min((rank for rank, code in enumerate(codes) if code not in (None, *GOOD)), key=when)
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
+    """Ask those that are left to stop, and kill them if they do not."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signum)
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- in one of the processes -----------------------------------------------------------------------------------------
+
+
+def point() -> dict[str, Any] | None:
+    """The names of the sweep's point that this process is started for, if it is."""
+    return json.loads(os.environ.get(POINT, "null"))
+
+
+def is_watched() -> bool:
+    """Whether `launch` started this process."""
+    return NOTES in os.environ
+
+
+def last_words(text: str) -> None:
+    """Say why a command ends; one of several processes notes it, and whoever started them says it."""
+    notes = os.environ.get(NOTES)
+    if notes is None:
+        say(text)
+        return
+    path = Path(notes) / os.environ["RANK"]
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+
+
+def end_with_parent() -> None:
+    """End this process, if `launch` started it, when the one that did is gone."""
+    if not is_watched():
+        return
+    parent = os.getppid()
+
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch_parent, daemon=True).start()

@@ -1,0 +1,257 @@
+"""Commands of several processes: each way of launching makes the same bits, and what goes wrong ends all of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from d2 import files, launch, loggers, signals
+from d2.errors import InputError
+from d2.sample import write
+
+Run = Callable[..., int]
+
+
+# --- processes that are watched --------------------------------------------------------------------------------------
+
+
+def child(code: str, *, ready: Path | None = None) -> subprocess.Popen[bytes]:
+    """A process of plain Python, once it has made the file `ready`."""
+    process = subprocess.Popen([sys.executable, "-c", f"import os, signal, sys, time\n{code}"])
+    while ready is not None and not ready.exists():
+        time.sleep(0.01)
+    return process
+
+
+def watched(codes: Sequence[str], folder: Path) -> tuple[int, float]:
+    """The exit code of processes watched together, and the seconds it took."""
+    began = time.monotonic()
+    code = launch.watch([child(code) for code in codes], [folder / str(i) for i in range(len(codes))])
+    return code, time.monotonic() - began
+
+
+def noting(folder: Path, rank: int, text: str, code: int, after: float = 0.0) -> str:
+    """A process that says why it ends."""
+    return f"time.sleep({after}); open({str(folder / str(rank))!r}, 'w').write({text!r}); os._exit({code})"
+
+
+def test_the_first_that_fails_ends_all_and_alone_is_heard(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lost = noting(tmp_path, 0, "Connection closed by peer", 1, after=0.6)
+    code, took = watched([lost, noting(tmp_path, 1, "d2: the reason", 2, after=0.1), "time.sleep(60)"], tmp_path)
+    assert code == 2 and took < 30 and capfd.readouterr().err == "d2: the reason\n"
+
+
+def test_a_killed_rank_is_named_before_those_that_lost_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    killed = "time.sleep(0.1); os.kill(os.getpid(), signal.SIGKILL)"
+    code, took = watched([noting(tmp_path, 0, "Connection closed by peer", 1), killed], tmp_path)
+    assert code == 1 and took < 30
+    said = capfd.readouterr().err
+    assert said == "Connection closed by peer\n" or "rank 1 was ended by SIGKILL, out of memory?" in said
+
+
+def test_ends_of_their_own_are_the_largest_code(tmp_path: Path) -> None:
+    assert watched(["", "sys.exit(3)"], tmp_path)[0] == 3
+
+
+def test_a_signal_reaches_all(tmp_path: Path) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open({!r}, 'w'); time.sleep(60)"
+    heard = "open({!r}, 'w'); time.sleep(60)"
+    ready = [tmp_path / "ready.0", tmp_path / "ready.1"]
+    processes = [child(code.format(str(path)), ready=path) for code, path in zip((heard, deaf), ready, strict=True)]
+    launch.PATIENCE = 0.5
+    try:
+        launch.end(processes, signal.SIGTERM)
+    finally:
+        launch.PATIENCE = signals.GRACE_SECONDS + 2
+    assert [process.wait(10) for process in processes] == [-signal.SIGTERM, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "env", "count"),
+    [
+        (1, 1, {}, 0),
+        (2, 1, {}, 2),
+        ([0, 3], 1, {}, 2),
+        ("auto", 1, {}, 0),
+        (1, 2, {}, 1),
+        (2, 1, {"LOCAL_RANK": "0"}, 0),  # torchrun, or ourselves
+        (2, 1, {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}, 0),  # srun
+        (2, 1, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, 2),  # a batch script
+    ],
+)
+def test_who_starts_processes(
+    devices: Any, nodes: int, env: dict[str, str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "SLURM_STEP_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    trainer = SimpleNamespace(devices=devices, num_nodes=nodes, accelerator="cpu", strategy="auto")
+    assert launch.processes(SimpleNamespace(trainer=trainer)) == count
+
+
+# --- each way of launching -------------------------------------------------------------------------------------------
+
+
+def torchrun(rank: int, world: int) -> dict[str, str]:
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    return {name: str(value) for name, value in own.items()} | {"TORCHELASTIC_RUN_ID": "7"}
+
+
+def srun(rank: int, world: int) -> dict[str, str]:
+    own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_STEP_ID": 0, "SLURM_JOB_ID": 7}
+    own |= {"SLURM_NTASKS": world, "SLURM_STEP_NUM_TASKS": world, "SLURM_NTASKS_PER_NODE": world}
+    return {name: str(value) for name, value in own.items()} | {"SLURM_JOB_NAME": "d2", "SLURM_NODELIST": "localhost"}
+
+
+def spawned(rank: int, world: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(world)}
+
+
+def two_nodes(rank: int, world: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": "0", "NODE_RANK": str(rank), "WORLD_SIZE": str(world)}
+
+
+@pytest.fixture
+def ranks(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """`d2 sample` in processes with the environment of a way of launching: their exit codes."""
+
+    def run(way: Callable[[int, int], dict[str, str]], world: int, *line: str) -> list[int]:
+        port, children = str(launch.free_port()), []
+        for rank in range(world):
+            pid = os.fork()
+            if pid == 0:
+                code = 99
+                try:
+                    os.environ.update(way(rank, world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                    rank_zero_only.rank = rank
+                    code = d2_sample(*line, "trainer.threads=1")
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            children.append(pid)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+    return run
+
+
+@pytest.mark.slow
+def test_every_way_and_number_of_ranks_makes_the_same_bits(
+    ranks: Callable[..., list[int]], d2_sample: Run, tmp_path: Path
+) -> None:
+    """Each denoises its share of the sequences, one a call."""
+    line = ["sampler.sequences_per_call=1", "renoise=none", "metrics=[]", "trainer=ddp", "trainer.accelerator=cpu"]
+    one = [*line[:-2], "trainer=cpu", "trainer.threads=1"]
+    assert d2_sample(*one, f"output_dir={tmp_path / 'one'}") == 0
+    matrix = load_file(tmp_path / "one" / "test_0000" / "matrix.safetensors")
+    places = {
+        (srun, 2): ["trainer=slurm", "trainer.accelerator=cpu"],
+        (spawned, 5): [],
+        (spawned, 2): [],
+        (spawned, 3): [],
+        (torchrun, 2): [],
+    }
+    for (way, world), more in {**places, (two_nodes, 2): ["trainer.devices=1", "trainer.num_nodes=2"]}.items():
+        place = tmp_path / f"{way.__name__}{world}"
+        more = more or [f"trainer.devices={world}"]
+        assert ranks(way, world, *line, *more, f"output_dir={place}") == [0] * world, way
+        other = load_file(place / "test_0000" / "matrix.safetensors")
+        assert all(torch.equal(matrix[name], other[name]) for name in matrix), (way, world)
+
+
+def test_a_batch_job_without_srun_runs_as_one_device(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert d2_sample("renoise=none", "metrics=[]") == 0
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_in_one_folder(d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with files.locked(out):
+        files.LOCK_SECONDS = 0.2
+        try:
+            assert d2_sample() == 2
+        finally:
+            files.LOCK_SECONDS = 3.0
+    said = capfd.readouterr().err
+    assert f"d2: output_dir={out}: process {os.getpid()} on " in said and said.count("\n") == 1
+    assert not out.exists()
+    assert d2_sample("renoise=none", "metrics=[]") == 0 and not (out / ".lock").exists()
+
+
+def test_a_full_disk_is_one_line_and_what_is_finished_stays(
+    d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = write.write_matrix
+
+    def full(folder: Path, *more: Any) -> None:
+        if "test_0001" in folder.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        own(folder, *more)
+
+    monkeypatch.setattr(write, "write_matrix", full)
+    assert d2_sample("scenes.count=2", "renoise=none") == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "No space left on device; mend that and start the same command again" in said
+    assert (tmp_path / "out" / "test_0000" / "matrix.safetensors").exists()
+    monkeypatch.setattr(write, "write_matrix", own)
+    assert d2_sample("scenes.count=2", "renoise=none") == 0
+
+
+def test_tensors_on_a_full_disk_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        files.write_tensors(tmp_path / "x", {"a": torch.zeros(1)}, {})
+    assert files.is_out_of_room(error.value) and not list(tmp_path.iterdir())
+
+
+def test_a_server_that_stops_answering_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loggers, "FINISH_SECONDS", 0.1)
+    run = SimpleNamespace(finish=lambda: time.sleep(5), dir=str(tmp_path / "run-1" / "files"))
+    loggers._finish_wandb(run)
+    assert f"the server has not answered for 0 seconds; send it later, wandb sync {tmp_path / 'run-1'}" in (
+        capfd.readouterr().err
+    )
+
+
+def test_what_is_not_finite_leaves_the_last_good_state(
+    d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from d2 import sampling
+
+    own, calls = sampling.check_term, []
+
+    def broken(term: Any, prediction: Any, sigma: float) -> None:
+        calls.append(term.name)  # counting the cost asks each prior twice, the orbit has two steps
+        if len(calls) > 8:
+            raise InputError(f"{term.name}, sequence 1: its answer is not finite at noise level {sigma:.4g}")
+        own(term, prediction, sigma)
+
+    monkeypatch.setattr(sampling, "check_term", broken)
+    assert d2_sample("renoise=none") == 2
+    assert "sequence 1: its answer is not finite at noise level" in capfd.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "out" / "test_0000" / "state.safetensors").exists()
