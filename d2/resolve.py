@@ -22,7 +22,6 @@ from d2.config.schema import (
     ReportConfig,
     SampleConfig,
     TrainConfig,
-    TrainerConfig,
 )
 from d2.data.camera_file import TABLE, read_table
 from d2.data.rigs import Wanted, make_cameras
@@ -106,7 +105,7 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         precision=config.precision,
         seed=config.seed,
     )
-    num_views = config.matrix.num_views or _listed_cameras(config)
+    num_views = config.matrix.num_views or _listed_cameras(config.scenes.views, config.cameras.path)
     size = matrix_size(networks, num_views, config.matrix.num_frames)
     settings, source = _settings(config, networks, size.num_frames), _source(config, size)
     listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
@@ -135,7 +134,7 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         pages=config.pages,
         save_every_seconds=config.save_every_seconds,
         overwrite=config.overwrite,
-        devices=_devices(config.trainer),
+        devices=_devices(vars(config.trainer)),
         logging=Logging(**vars(config.logger)),
         assets=Assets(config.recon, motion, config.reconstruct is True) if wanted else None,
     )
@@ -193,7 +192,7 @@ def _source(config: SampleConfig, size: MatrixSize) -> Source:
     scenes, cameras = config.scenes, config.cameras
     if scenes.source == "world4d" and cameras != CamerasConfig():
         raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and the others null")
-    wanted = _wanted_cameras(cameras)
+    wanted = Wanted(**{**vars(cameras), "path": _absolute(cameras.path)})
     return Source(
         kind="views" if scenes.views else scenes.source,
         split=scenes.split,  # type: ignore[arg-type]
@@ -213,14 +212,10 @@ def _source(config: SampleConfig, size: MatrixSize) -> Source:
     )
 
 
-def _wanted_cameras(cameras: CamerasConfig) -> Wanted:
-    return Wanted(**{**vars(cameras), "path": _absolute(cameras.path)})
-
-
-def _listed_cameras(config: SampleConfig) -> int | None:
-    """How many cameras a file says, where one does."""
-    folder = _absolute(config.scenes.views)
-    file = _absolute(config.cameras.path) if folder is None else folder / TABLE
+def _listed_cameras(views: str | None, path: str | None) -> int | None:
+    """How many cameras a file says, where one does: that of a folder of views, or one of its own."""
+    folder = _absolute(views)
+    file = _absolute(path) if folder is None else folder / TABLE
     return None if file is None else len(read_table(file).names)
 
 
@@ -362,7 +357,7 @@ def resolve_evaluate(config: EvaluateConfig) -> EvaluateJob:
         compare_to=_absolute(config.compare_to),
         folder=absolute(config.output_dir),
         seed=config.seed,
-        devices=_devices(config.trainer),
+        devices=_devices(vars(config.trainer)),
     )
 
 
@@ -399,8 +394,8 @@ def resolve_report(config: ReportConfig, text: str, label: Label) -> ReportJob:
     )
 
 
-def _devices(trainer: TrainerConfig) -> Devices:
-    return Devices(trainer.accelerator, trainer.devices, trainer.strategy, trainer.num_nodes, trainer.timeout_seconds)
+def _devices(trainer: Mapping[str, Any]) -> Devices:
+    return Devices(*(trainer[name] for name in Devices._fields))
 
 
 def _absolute(path: str | None) -> Path | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from d2.config import checks
 from d2.config.command_line import compose_command
 from d2.config.describe import ROOTS, keys, plain
 from d2.files import asset
@@ -33,15 +32,17 @@ def key_table(command: str) -> list[str]:
     """Every key of a command: its default when nothing is given, what is allowed, what it means."""
     values = composed(command)
     lines = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for key, kind, comment in keys(ROOTS[command]):
-        meaning = re.sub(r"^\w+( \| \w+)+(: |$)", "", comment).replace(" | ", " or ")  # choices have a column
-        allowed = kind
-        if key in checks.RANGES:
-            low, high = checks.RANGES[key]
-            allowed = f"{kind}, {plain(low)} … {plain(high)}"
-        elif key in checks.CHOICES:
-            allowed = " or ".join(f"`{plain(choice)}`" for choice in checks.CHOICES[key])
-        lines.append(f"| `{key}` | `{plain(OmegaConf.select(values, key))}` | {allowed} | {meaning} |")
+    for key in keys(ROOTS[command]):
+        allowed, meaning = key.kind, key.meaning.replace(" | ", " or ")
+        if "range" in key.allowed:
+            low, high = key.allowed["range"]
+            allowed = f"{key.kind}, {plain(low)} … {plain(high)}"
+        elif key.choices:
+            allowed = " or ".join(f"`{choice}`" for choice in key.choices)
+        elif key.members:
+            allowed = f"list of {key.members}"
+        value = plain(OmegaConf.select(values, key.name))
+        lines.append(f"| `{key.name}` | `{value}` | {allowed} | {meaning} |")
     return lines
 
 

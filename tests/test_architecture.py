@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,9 +56,10 @@ LAYERS = {
     "d2.progress": (),
     "d2": ("d2._torchvision",),
     # --- configuration: what a command is told
-    "d2.config.recipe": (),
-    "d2.config.schema": ("d2.config.recipe",),
-    "d2.config.checks": ("d2.config.schema",),
+    "d2.config.bounds": (),
+    "d2.config.recipe": ("d2.config.bounds",),
+    "d2.config.schema": ("d2.config.bounds", "d2.config.recipe"),
+    "d2.config.checks": ("d2.config.bounds", "d2.config.schema"),
     "d2.config.names": ("d2.files",),
     "d2.config.paths": ("d2.files",),
     "d2.config.command_line": (
@@ -371,6 +373,29 @@ def test_the_linter_sees_a_wrong_import(tmp_path: Path, path: str, code: str, sa
     (tmp_path / "d2" / path).write_text(code)
     found = violations(read_modules(tmp_path))
     assert any(line.startswith(said) for line in found) if said else found == []
+
+
+def takes_configuration(tree: ast.AST, types: set[str]) -> Iterator[str]:
+    """The functions of a module with a parameter that is annotated with one of these types."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            told = " ".join(ast.unparse(each.annotation) for each in given if each.annotation)
+            if types & set(re.findall(r"\w+", told)):
+                yield node.name
+
+
+def test_a_configuration_is_resolved_once() -> None:
+    """Below resolve.py no function takes a configuration; above it, ten do at most."""
+    schema = ast.parse((ROOT / "d2" / "config" / "schema.py").read_text(encoding="utf-8"))
+    types = {node.name for node in schema.body if isinstance(node, ast.ClassDef)}
+    found = {}
+    for path in sorted((ROOT / "d2").rglob("*.py")):
+        names = list(takes_configuration(ast.parse(path.read_text(encoding="utf-8")), types))
+        if names:
+            found[path.relative_to(ROOT / "d2").as_posix()] = names
+    assert found.keys() <= {"config/checks.py", "resolve.py"} and "resolve" in found["resolve.py"]
+    assert sum(map(len, found.values())) <= 10, found
 
 
 def test_importing_d2_is_light_and_asks_no_network() -> None:

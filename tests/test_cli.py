@@ -181,7 +181,7 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("sampler.sigma_min=90", "sampler.sigma_min=90.0: give at most sampler.sigma_max=80.0"),
         ("sampler.start=orbit", "sampler.start=orbit: choose noise or multiview"),
         ("seed=-1", "seed=-1: out of range"),
-        ("metrics=[nosuch]", "choose from [reference, video, clip]"),
+        ("metrics=[nosuch]", "choose from [reference, self_psnr, video, clip]"),
         ("matrix.num_views=two", "matrix.num_views=two"),
         ("scenes.anchor_frame=3", "scenes.anchor_frame=3: the clip has frames 0 to 2"),
         ("scenes.count=null", "scenes.count=null"),

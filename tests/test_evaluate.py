@@ -373,8 +373,8 @@ def test_nothing_to_read_nothing_written(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ([], "run, pred: neither is given; give one"),
-        (["run=a", "pred=b"], "run, pred: a and b are both given; give one"),
+        ([], "run, pred: none is given; give one"),
+        (["run=a", "pred=b"], "run, pred: run and pred are given; give one"),
         (["run=3"], "3: no such folder"),
         (["run=a", "metrics=[refrence]"], "metrics=['refrence']: choose from [reference, consistency, "),
         (["run=a", "traversals=[]"], "traversals=[]: choose from [f, v, diag, 4d, 4d_columns]"),

@@ -14,7 +14,7 @@ from d2.matrix import camera_ring
 from d2.nn.video_unet import Attention
 from d2.pipeline import Rules, sample_scene
 from d2.plan.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_advice, plan, render
-from d2.plan.rehearsal import Fused, Meter, Workload, build, called, rehearse, shown_steps
+from d2.plan.rehearsal import Fused, Meter, Workload, called, rehearse, shown_steps
 from d2.priors import sv3d, svd, tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
@@ -85,7 +85,7 @@ def test_the_rehearsal_is_what_a_run_on_the_cpu_does(
         job = job._replace(rules=RULES._replace(guidance=partial(guidance.per_term, video=one, multiview=one)))
     settings = Settings(num_steps=2, conv_blend=blend, sequences_per_call=per_call, decode_chunk=chunk)
     peaks, calls, items = real_run(job, settings)
-    seen = rehearse(job, build(job, torch.float32), settings)
+    seen = rehearse(job, job.cast(torch.float32), settings)
     for name, peak in peaks.items():
         assert abs(seen.peaks[name] - peak) < 0.25 * peak, name
     assert max(seen.peaks.values()) == pytest.approx(max(peaks.values()), rel=0.1)
@@ -95,7 +95,7 @@ def test_the_rehearsal_is_what_a_run_on_the_cpu_does(
 
 
 def test_more_sequences_a_call_take_more_memory_and_the_same_operations() -> None:
-    cast, settings = build(TINY, torch.float32), Settings(num_steps=4)
+    cast, settings = TINY.cast(torch.float32), Settings(num_steps=4)
     seen = [rehearse(TINY, cast, replace(settings, sequences_per_call=n)) for n in (1, 2, 4)]
     peaks = [each.peaks["video"] for each in seen]
     assert peaks[0] < peaks[1] < peaks[2]
@@ -238,7 +238,7 @@ def test_attention_is_counted_without_its_table_of_scores() -> None:
 )
 def test_operations_of_the_published_networks(name: str, shape: tuple[int, ...], tflop: float) -> None:
     """Within 1 % (two digits' rounding for the tower) of what is known of them, bar what a single key lets us leave."""
-    cast = build(PUBLISHED, torch.bfloat16)
+    cast = PUBLISHED.cast(torch.bfloat16)
     left_out = [0.0]
 
     def note(attention: Attention, args: tuple[Tensor, Tensor]) -> None:

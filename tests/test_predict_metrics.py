@@ -216,7 +216,7 @@ def test_the_command_measures_videos(d2_sample: Callable[..., int], tmp_path: Pa
         (["metrics=[video]", "features=i3d", "features_file=none.pt"], "none.pt is not there; put it"),
         (["metrics=[clip]"], "clip.file=null: metrics=[clip] needs a file of weights"),
         (["metrics=[clip]", "clip.file=none.pt"], "none.pt: no such file; put open_clip's weights of ViT-B-32 there"),
-        (["metrics=[energy]"], "choose from [reference, video, clip], or [] for none"),
+        (["metrics=[energy]"], "choose from [reference, self_psnr, video, clip], or [] for none"),
         (["metrics=[video]", "features=c3d"], "features=c3d: choose world4d-encoder or i3d"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from d2.plan.cost import cell_evaluations
 from exact_world import ended, sample, terms_of
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from d2.errors import InputError
 from d2.matrix import camera_ring, raster
 from d2.noise import draw
 from d2.pipeline import Rules
-from d2.plan.cost import cell_evaluations
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive, wasserstein2
 from d2.rules import renoise, scaffold, solver

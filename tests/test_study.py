@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import AUTOENCODER, MULTIVIEW, VIDEO
 
 from d2 import cli
 from d2.io import read_matrix, read_truth
@@ -20,7 +21,7 @@ from d2.metrics.figures import COST, EVALUATED, SAMPLED, Figure, read_figures, w
 from d2.metrics.intervals import by_scene, differences, means
 from d2.metrics.table import mean_rows
 from d2.pipeline import Rules
-from d2.plan.cost import cell_evaluations
+from d2.plan.rehearsal import Workload, cell_evaluations
 from d2.rules import renoise, solver, weights
 from d2.rules.composition import convex, linear
 from d2.rules.nested import nested
@@ -225,23 +226,29 @@ def two(step: Any, cameras: Any, num_frames: int) -> Any:
 def test_the_cost_of_a_rule_is_counted_by_hand() -> None:
     v, f, n = 4, 3, 5
     settings = Settings(num_steps=n)
-    assert cell_evaluations(rules(), settings, v, f) == 2 * n * v * f  # scale 1: the conditional halves alone
-    assert cell_evaluations(rules(guidance=two), settings, v, f) == 4 * n * v * f
+    workload = Workload(VIDEO, MULTIVIEW, AUTOENCODER, rules(), v, f, 64)
+    cast = workload.cast(torch.float32)
+
+    def cells(rules: Rules, settings: Settings = settings) -> int:
+        return cell_evaluations(workload._replace(rules=rules), cast, settings)
+
+    assert cells(rules()) == 2 * n * v * f  # scale 1: the conditional halves alone
+    assert cells(rules(guidance=two)) == 4 * n * v * f
     alone = rules(weights=partial(weights.alone, term="video"))
-    assert cell_evaluations(alone, settings, v, f) == n * v * f
-    assert cell_evaluations(rules(solver=solver.heun), settings, v, f) == 2 * (2 * n - 1) * v * f
+    assert cells(alone) == n * v * f
+    assert cells(rules(solver=solver.heun)) == 2 * (2 * n - 1) * v * f
     vrs = rules(renoise=partial(renoise.vrs, steps=2, repeats=2))
-    assert cell_evaluations(vrs, settings, v, f) == 2 * (n + 2) * v * f
+    assert cells(vrs) == 2 * (n + 2) * v * f
     unary = Settings(num_steps=n, unary=Unary())
 
     def three(w: Any, scales: Any) -> Any:
         zero = torch.zeros_like(w["video"])
         return {name: (zero, torch.ones_like(zero)) for name in ("video", "multiview", "unary")}
 
-    assert cell_evaluations(rules(compose=linear(coefficients=three)), unary, v, f) == 3 * n * v * f
+    assert cells(rules(compose=linear(coefficients=three)), unary) == 3 * n * v * f
     again = rules(compose=nested(steps=3, sigma_low=1.0))  # each step once more, and the first residual
     above = sum(sigma >= 1 for sigma in settings.sigmas)
-    assert cell_evaluations(again, settings, v, f) == 2 * (n + 4 * above) * v * f
+    assert cells(again) == 2 * (n + 4 * above) * v * f
 
 
 def test_the_table_of_a_run_holds_the_cost_of_its_own_rule(d2_sample: Run, tmp_path: Path) -> None:

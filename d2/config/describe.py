@@ -6,8 +6,8 @@ import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -24,14 +24,36 @@ ROOTS = {
 }
 
 
+class Key(NamedTuple):
+    """One plain value of a configuration."""
+
+    name: str  # dotted
+    kind: str  # its type
+    allowed: Mapping[str, Any]  # "range": low and high; "choices", or "several" of which it is a list
+    meaning: str
+
+    @property
+    def choices(self) -> list[str]:
+        return [plain(choice) for choice in self.allowed.get("choices", ())]
+
+    @property
+    def members(self) -> str:
+        """What a list may hold."""
+        return ", ".join(self.allowed.get("several", ()))
+
+
 def values_and_meanings(command: str) -> dict[str, tuple[str, str]]:
     """Key -> its value when nothing is given, and what it means."""
-    values = compose_command(command, [])
-    return {key: (plain(OmegaConf.select(values, key)), meaning) for key, _, meaning in keys(ROOTS[command])}
+    values, found = compose_command(command, []), {}
+    for key in keys(ROOTS[command]):
+        parts = (" | ".join(key.choices), key.members, key.meaning)
+        meaning = ": ".join(part for part in parts if part)
+        found[key.name] = (plain(OmegaConf.select(values, key.name)), meaning)
+    return found
 
 
-def keys(root: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Key, type and comment of every plain value; rules are groups of their own."""
+def keys(root: type, prefix: str = "") -> Iterator[Key]:
+    """Every plain value of a configuration; rules are groups of their own."""
     said = comments(root)
     for field in dataclasses.fields(root):
         key = prefix + field.name
@@ -39,7 +61,7 @@ def keys(root: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
             yield from keys(field.default_factory, f"{key}.")  # type: ignore[arg-type]
         elif key not in (*RULES, "recon.motion"):
             kind = str(field.type).replace(" | None", "").replace("Any", "")
-            yield key, re.sub(r"\[.*", "", kind), said.get(field.name, "")
+            yield Key(key, re.sub(r"\[.*", "", kind), field.metadata, said[field.name])
 
 
 def comments(root: type) -> dict[str, str]:
@@ -47,11 +69,12 @@ def comments(root: type) -> dict[str, str]:
     source = inspect.getsource(root).splitlines()
     (tree,) = ast.parse("\n".join(source)).body
     assert isinstance(tree, ast.ClassDef)
-    return {
-        node.target.id: source[node.lineno - 1].partition("  # ")[2]
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            lines = source[node.lineno - 1 : node.end_lineno]  # a long one may be broken before its comment
+            found[node.target.id] = "".join(line.partition("  # ")[2] for line in lines)
+    return found
 
 
 def plain(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from d2.errors import InputError
-from d2.plan.rehearsal import UNETS, Cast, Rehearsal, Workload, build, rehearse
+from d2.plan.rehearsal import UNETS, Cast, Rehearsal, Workload, rehearse
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
 from d2.sampling import within
 from d2.terms import Settings
@@ -86,12 +86,13 @@ def plan(
     *,
     memory: int | None = None,  # bytes of the device; None: a CPU
     free: Collection[str] = (),  # fields of the choice that may be changed
+    cast: Cast | None = None,  # of another plan for the same networks, which knows what they cost
 ) -> Plan:
     """What the job costs under a choice, the free fields of which become those that fit the device best.
 
     A ValueError if nothing fits.
     """
-    cast = build(workload, choice.dtype)
+    cast = cast or workload.cast(choice.dtype)
     rehearsals: dict[Choice, Rehearsal] = {}
 
     def seen(choice: Choice) -> Rehearsal:
@@ -171,7 +172,7 @@ def peaks_of(seen: Rehearsal, cast: Cast, offload: str) -> list[Peak]:
 
 def work_of(seen: Rehearsal, workload: Workload) -> list[Work]:
     """References first, then the joint sampling; of UNets sequences are counted rather than their frames."""
-    lengths: dict[str, int] = dict(zip(UNETS, (workload.num_frames, workload.num_views), strict=True))
+    lengths: dict[str, int] = dict(zip(UNETS, (workload.num_frames, workload.num_views, 1), strict=True))
     return [
         Work(f"{part}: {name}", count.calls, count.items // lengths.get(name, 1), count.flops)
         for part, counts in (("reference", seen.reference), ("joint", seen.joint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,37 +10,65 @@ from typing import Any
 
 import torch
 
-from d2.errors import InputError
 from d2.job import Job
 from d2.matrix import camera_ring
+from d2.pipeline import under_one_prior
 from d2.plan.planner import Choice, plan, render
-from d2.plan.rehearsal import Workload, steps_by_kind
+from d2.plan.rehearsal import Cast, Workload, cast_of, cell_evaluations, steps_by_kind
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
 from d2.priors.prior import PriorConfig
 from d2.priors.tensor_file import read_header
 
+_counting_cast = functools.lru_cache(1)(cast_of)
 
-def planned(job: Job) -> str:
+
+def planned(job: Job, cast: Cast | None = None) -> str:
     """The plan as text: work, memory, and settings that fit the device it sees; what is given is kept."""
     choice = choice_of(job)
     unset = {"sequences_per_call": None, "decode_chunk": None, "offload": "none"}
     free = [name for name, default in unset.items() if getattr(choice, name) == default]
     memory = device_memory(job.devices.accelerator)
-    return render(plan(workload_of(job), job.settings, choice, memory=memory, free=free))
+    found = plan(workload_of(job), job.settings, choice, memory=memory, free=free, cast=cast)
+    return render(found)
 
 
 def plans(jobs: Sequence[Job]) -> str:
     """What variants cost: each distinct plan is rehearsed once, and stands below all whose it is."""
     rehearsed: dict[Hashable, str] = {}
     names: dict[str, list[str]] = {}
+    cast = workload_of(jobs[0]).cast(jobs[0].networks.dtype)
     for variant, job in {job.variant: job for job in jobs}.items():
         work = plan_key(job)
         if work not in rehearsed:
-            rehearsed[work] = planned(job)
+            rehearsed[work] = planned(job, cast)
         names.setdefault(rehearsed[work], []).append(variant)
     parts = [f"{', '.join(of)}\n{plan}" for plan, of in names.items()]
     return "\n\n".join([*parts, f"{len(jobs)} runs; the plans are of one scene"])
+
+
+def cells_of_methods(job: Job) -> dict[str, float]:
+    """Cells through networks for one scene, by the name under which metrics.csv knows a method.
+
+    Of the baselines it knows those that sample.
+    """
+    workload = workload_of(job)
+    cast = _counting_cast(
+        workload.video,
+        workload.multiview,
+        workload.first_stage,
+        workload.decoder,
+        workload.cell,
+        torch.float32,
+    )
+    methods = {"joint": job.rules}
+    if job.baselines:
+        methods["columns_alone"] = under_one_prior(job.rules, "multiview")
+        methods["rows_alone"] = under_one_prior(job.rules, "video")
+    return {
+        name: float(cell_evaluations(workload._replace(rules=rules), cast, job.settings))
+        for name, rules in methods.items()
+    }
 
 
 def plan_key(job: Job) -> Hashable:
@@ -72,11 +101,10 @@ def choice_of(job: Job) -> Choice:
 
 def workload_of(job: Job) -> Workload:
     """What is to be sampled, by sizes alone."""
-    if job.settings.unary is not None and job.settings.unary.prior == "cell":
-        raise InputError("unary.prior=cell: no plan knows this network; take unary.prior=multiview")
     if job.networks.is_tiny:
         stage = tiny.first_stage_of(read_header(Path(job.networks.files["autoencoder"])))
-        return Workload(tiny.VIDEO, tiny.MULTIVIEW, stage, job.rules, *job.size)
+        cell = tiny.CELL if "cell" in job.networks.files else None
+        return Workload(tiny.VIDEO, tiny.MULTIVIEW, stage, job.rules, *job.size, cell=cell)
     video, multiview = PUBLISHED[job.networks.video], PUBLISHED[job.networks.multiview]
     assert isinstance(video.prior, PriorConfig)
     return Workload(

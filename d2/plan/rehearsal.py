@@ -28,9 +28,10 @@ from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
 from d2.sampling import State, Step, as_composition, needed, within
 from d2.scene import Scene
+from d2.shard import by_itself
 from d2.terms import Priors, Settings
 
-UNETS = ("video", "multiview")
+UNETS = ("video", "multiview", "cell")
 
 
 class Workload(NamedTuple):
@@ -45,6 +46,11 @@ class Workload(NamedTuple):
     size: int  # pixels of a side
     picture: bool = False  # a single picture is the input, of which the video prior makes the clip
     decoder: FirstStageConfig | None = None  # the multi-view prior's own
+    cell: PriorConfig | None = None  # of unary.prior=cell
+
+    def cast(self, dtype: torch.dtype) -> Cast:
+        """The networks, to be rehearsed with."""
+        return cast_of(self.video, self.multiview, self.first_stage, self.decoder, self.cell, dtype)
 
 
 class Count(NamedTuple):
@@ -140,11 +146,19 @@ class Cast(NamedTuple):
     counts: dict[str, Count]  # of the pass that runs
 
 
-def build(workload: Workload, dtype: torch.dtype) -> Cast:
+def cast_of(
+    video: PriorConfig,
+    multiview: PriorConfig | CameraPriorConfig,
+    first_stage: FirstStageConfig,
+    decoder: FirstStageConfig | None,
+    cell: PriorConfig | None,
+    dtype: torch.dtype,
+) -> Cast:
+    """Networks of these sizes on the meta device."""
     with torch.device("meta"):
-        video, first_stage = Prior(workload.video), FirstStage(workload.first_stage)
-        priors = Priors(video, multiview_of(workload, video), first_stage)
-        priors.multiview.decoder = None if workload.decoder is None else FirstStage(workload.decoder)
+        rows, stage = Prior(video), FirstStage(first_stage)
+        priors = Priors(rows, multiview_of(multiview, rows, video), stage, cell and Prior(cell))
+        priors.multiview.decoder = decoder and FirstStage(decoder)
     for holder in priors.present:
         holder.to(dtype).eval().requires_grad_(False)
     cast = Cast(priors, {}, Meter(), {})
@@ -154,11 +168,11 @@ def build(workload: Workload, dtype: torch.dtype) -> Cast:
     return cast
 
 
-def multiview_of(workload: Workload, video: Prior) -> Prior | CameraPrior:
+def multiview_of(config: PriorConfig | CameraPriorConfig, video: Prior, beside: PriorConfig) -> Prior | CameraPrior:
     """A prior of any cameras has its image tower from the video prior beside it, if it is as large."""
-    if not isinstance(workload.multiview, CameraPriorConfig):
-        return Prior(workload.multiview)
-    cameras = CameraPrior(workload.multiview, with_tower=workload.multiview.tower != workload.video.tower)
+    if not isinstance(config, CameraPriorConfig):
+        return Prior(config)
+    cameras = CameraPrior(config, with_tower=config.tower != beside.tower)
     cameras.tower = cameras.tower or video.tower
     return cameras
 
@@ -166,7 +180,9 @@ def multiview_of(workload: Workload, video: Prior) -> Prior | CameraPrior:
 def called(priors: Priors) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Every network that is called: its name, itself, and what is moved as one with it."""
     stages = {"": priors.first_stage}
-    for name, prior in zip(UNETS, priors[:2], strict=True):
+    for name, prior in zip(UNETS, (priors.video, priors.multiview, priors.cell), strict=True):
+        if prior is None:
+            continue
         yield name, prior.unet, prior.unet
         if prior.tower is not None and (prior is priors.video or prior.tower is not priors.video.tower):
             yield f"{name} tower", prior.tower, prior.tower
@@ -222,40 +238,72 @@ def understudy(network: nn.Module, name: str, cast: Cast) -> None:
 
 def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:
     """Run the job on the meta device, steps that evaluate the same not more often than it takes to see their peak."""
-    cameras, seed = camera_ring(workload.num_views), 0
-    if settings.motion_bucket_id is None:
-        settings = replace(settings, motion_bucket_id=0.0)  # the motion of nothing cannot be measured
-    ranges = [prior.sigma_range for prior in cast.priors[:2]]
-    shown = shown_steps(workload.rules.renoise(settings.sigmas), workload.rules, cameras, workload.num_frames, ranges)
-    rules = workload.rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
-    stands_for = {(step.index, step.repeat): times for step, times in shown}
+    seed, cameras = 0, camera_ring(workload.num_views)
     short = replace(settings, num_steps=min(2, settings.num_steps))  # of references: the first and the last step
+    given = (cast.priors, workload.rules, told_motion(short))
     cast.meter.peaks.clear()
     cast.meter.at = ""
 
-    def noise(stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
-        return torch.empty(shape, device="meta")
-
     def references(on_step: Callable[[State], None]) -> tuple[Tensor, Tensor]:
-        clip = torch.empty(workload.num_frames, 3, workload.size, workload.size, device="meta")
-        given = (cast.priors, rules, short)
+        clip = nothing(workload.num_frames, 3, workload.size, workload.size)
         if workload.picture:
-            clip = make_clip(clip[0], len(clip), seed, *given, noise=noise, on_step=on_step)
-        return clip, make_orbits(clip, cameras, seed, *given, noise=noise, on_step=on_step)
+            clip = make_clip(clip[0], len(clip), seed, *given, noise=no_noise, on_step=on_step)
+        return clip, make_orbits(clip, cameras, seed, *given, noise=no_noise, on_step=on_step)
 
-    with torch.no_grad(), Fused(), cast.meter:
+    with cast.meter:
         (clip, orbits), reference = counted(
             cast, references, lambda step: 1 if step.index else max(1, settings.num_steps - 1)
         )
-        scene = Scene("rehearsal", seed, clip, clip[:, :1], cameras, 1.0)
-        joint = counted(
-            cast,
-            lambda on_step: (
-                sample_scene(scene, cast.priors, rules, settings, orbits=orbits, noise=noise, on_step=on_step).clip
-            ),
-            lambda step: stands_for[step.index, step.repeat],
-        )[1]
+        joint = joint_counts(workload, cast, settings, clip, orbits)
     return Rehearsal(reference, joint, dict(cast.meter.peaks))
+
+
+def cell_evaluations(workload: Workload, cast: Cast, settings: Settings) -> int:
+    """Cells through networks in one joint sampling; a cell with both halves of guidance counts twice.
+
+    No memory is metered, so that the cast is of no use for a `rehearse` afterwards.
+    """
+    pixels = (3, workload.size, workload.size)
+    clip = nothing(workload.num_frames, *pixels)
+    orbits = nothing(len(settings.anchor_frames), workload.num_views, *pixels)
+    joint = joint_counts(workload, cast, settings, clip, orbits)
+    return sum(joint[name].items for name in UNETS if name in joint)
+
+
+def joint_counts(
+    workload: Workload,
+    cast: Cast,
+    settings: Settings,
+    clip: Tensor,  # f 3 h w
+    orbits: Tensor,  # a v 3 h w
+) -> dict[str, Count]:
+    """What one joint sampling evaluates, by the name of the network."""
+    rules, cameras = workload.rules, camera_ring(workload.num_views)
+    ranges = [prior.sigma_range for prior in cast.priors[:2]]
+    steps = rules.renoise(settings.sigmas)
+    shown = shown_steps(steps, rules, cameras, workload.num_frames, ranges)
+    stands_for = {(step.index, step.repeat): times for step, times in shown}
+    short = rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
+    scene = Scene("rehearsal", 0, clip, clip[:, :1], cameras, 1.0)
+    given = (scene, cast.priors, short, told_motion(settings))
+
+    def sample(on_step: Callable[[State], None]) -> None:
+        sample_scene(*given, orbits=orbits, noise=no_noise, on_step=on_step)
+
+    return counted(cast, sample, lambda step: stands_for[step.index, step.repeat])[1]
+
+
+def told_motion(settings: Settings) -> Settings:
+    """Settings with a motion, as that of nothing cannot be measured."""
+    return settings if settings.motion_bucket_id is not None else replace(settings, motion_bucket_id=0.0)
+
+
+def nothing(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def no_noise(stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
+    return nothing(*shape)
 
 
 def counted(
@@ -273,7 +321,8 @@ def counted(
             unets[name] = unets.get(name, Count()).plus(of_step, times(state.step))
             before[name] = now
 
-    result = run(on_step)
+    with by_itself(), torch.no_grad(), Fused():
+        result = run(on_step)
     return result, {**cast.counts, **unets}
 
 

@@ -19,9 +19,8 @@ from d2.loggers import start_loggers
 from d2.metrics.networks import suite_of_matrix
 from d2.metrics.suite import Suite
 from d2.networks import load_priors
-from d2.plan.cost import of_methods
 from d2.plan.planner import out_of_memory_advice
-from d2.plan.planning import choice_of
+from d2.plan.planning import cells_of_methods, choice_of
 from d2.sample.earlier import begin, clear_another, end, held, refuse_another, was_finished
 from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
@@ -80,9 +79,7 @@ def predict(job: Job, module: MatrixSampler, stream: Stream) -> None:
     """Run one predict loop over the scenes, everything into the job's folder; what is finished there stays."""
     module.take(job)
     evaluations = len(job.rules.renoise(job.settings.sigmas)) * (3 if job.baselines else 1)
-    num_views, num_frames, _ = job.size
-    costs = of_methods(job.rules, job.settings, num_views, num_frames, baselines=job.baselines)
-    name = job.folder.resolve().name
+    name, costs = job.folder.resolve().name, cells_of_methods(job)
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)
     measure = Measure(partial(load_metrics, job), job.folder)
     write = Write(job.folder, measure, origin, pages=job.pages)
