@@ -189,15 +189,15 @@ def execute(command: str, composed: Composed, overrides: list[str], *, swept: bo
         from d2.study.report import report
 
         return report(resolve.resolve_report(config, composed.text, composed.label))
-    return sample(composed, overrides, swept=swept)
+    return sample_command(composed, overrides, swept=swept)
 
 
-def sample(composed: Composed, overrides: list[str], *, swept: bool) -> int:
+def sample_command(composed: Composed, overrides: list[str], *, swept: bool) -> int:
     """A single run, a study, or the plan of either."""
     from d2.files import absolute
     from d2.plan.planning import planned, plans
     from d2.recon.job import after_sampling
-    from d2.sample.job import sample as sample_job
+    from d2.sample.job import sample
     from d2.study.job import rename, study
 
     jobs, config = jobs_of(composed, overrides), composed.config
@@ -208,7 +208,7 @@ def sample(composed: Composed, overrides: list[str], *, swept: bool) -> int:
     if is_study:
         return study(jobs, absolute(config.output_dir), config.compare_to)
     (job,) = jobs
-    code = sample_job(job)
+    code = sample(job)
     if swept:
         rename(job.folder, job.variant)
     elif job.assets is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from d2.config.names import Label
 from d2.config.recipe import Recipe
 from d2.data import world4d
-from d2.data.sources import Source
+from d2.data.sources import SceneSource
 from d2.loggers import Logging
 from d2.matrix import MatrixSize
 from d2.metrics.networks import Metrics
@@ -49,7 +49,7 @@ class Job:
     rules: Rules
     settings: Settings
     reference: tuple[Rules, Settings]  # under which orbits and clips are made: those of the study's base
-    source: Source
+    source: SceneSource
     metrics: Metrics | None  # None: nothing is measured
     baselines: bool  # sample columns alone and rows alone too
     pages: bool

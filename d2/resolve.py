@@ -25,7 +25,7 @@ from d2.config.schema import (
 )
 from d2.data.camera_file import TABLE, read_table
 from d2.data.rigs import Wanted, make_cameras
-from d2.data.sources import Source
+from d2.data.sources import SceneSource
 from d2.errors import InputError
 from d2.evaluate.job import EvaluateJob
 from d2.files import absolute, asset, fingerprint
@@ -187,13 +187,13 @@ def anchor_frames(given: Sequence[int] | None, first: int, window: int | None, n
     return anchors
 
 
-def _source(config: SampleConfig, size: MatrixSize) -> Source:
+def _source(config: SampleConfig, size: MatrixSize) -> SceneSource:
     """The scenes, unread."""
     scenes, cameras = config.scenes, config.cameras
     if scenes.source == "world4d" and cameras != CamerasConfig():
         raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and the others null")
     wanted = Wanted(**{**vars(cameras), "path": _absolute(cameras.path)})
-    return Source(
+    return SceneSource(
         kind="views" if scenes.views else scenes.source,
         split=scenes.split,  # type: ignore[arg-type]
         path=_absolute(scenes.views or scenes.path),
@@ -256,7 +256,7 @@ def _metrics(
     return Metrics(names, traversals, features, path, resize, clip_file, clip["model"], clip["text"])
 
 
-def _check_study(metrics: Sequence[str], seeds: Sequence[int], source: Source) -> None:
+def _check_study(metrics: Sequence[str], seeds: Sequence[int], source: SceneSource) -> None:
     """Refuse what leaves nothing to compare."""
     if "reference" not in metrics:
         raise InputError(f"metrics={metrics}: a study compares figures; take metrics=[reference]")

@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from d2.config import command_line
-from d2.data import world4d
+from d2.data import sources, world4d
 from d2.data.sources import list_scenes
 from d2.io import read_matrix, read_truth
 from d2.metrics.metric import METRIC_NAMES
@@ -125,9 +126,19 @@ def test_a_second_run_replaces_the_first(d2_sample: Run, tmp_path: Path, capfd: 
 
 
 def test_memory_does_not_grow_with_the_scenes(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty scenes with pages and all methods: after the last there are no more tensors than after the second."""
+    """Twenty scenes with pages and all methods: after the last there are no more tensors than after the second.
+
+    Of the scenes themselves three are there at most, one that is sampled, one that the loop read ahead, one that ends.
+    """
     held: dict[int, int] = {}
-    own = Write.on_predict_batch_end
+    read: list[weakref.ref[torch.Tensor]] = []
+    own, read_world = Write.on_predict_batch_end, sources.read_world
+
+    def watched(source: sources.SceneSource, index: int) -> Scene:
+        scene = read_world(source, index)
+        read.append(weakref.ref(scene.pixels))
+        assert sum(pixels() is not None for pixels in read) <= 3
+        return scene
 
     def counted(self: Write, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, *more: Any) -> None:
         own(self, trainer, module, outputs, batch, batch_idx, *more)
@@ -138,11 +149,13 @@ def test_memory_does_not_grow_with_the_scenes(d2_sample: Run, monkeypatch: pytes
                 {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
             )
 
+    monkeypatch.setattr(sources, "read_world", watched)
     monkeypatch.setattr(Write, "on_predict_batch_end", counted)
     monkeypatch.setattr(write, "write_matrix", lambda *_: None)  # films take seconds
     small = ["sampler.num_steps=1", "matrix.num_views=2", "matrix.num_frames=2", "renoise=none"]
     assert d2_sample(*small, "scenes.count=20", "baselines=true", "pages=true") == 0
     assert held[19] - held[1] < 2 * 2 * 3 * 64 * 64 * 4  # bytes of one matrix
+    assert len(read) == 20
 
 
 # --- what a result depends on ----------------------------------------------------------------------------------------

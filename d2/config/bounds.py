@@ -26,7 +26,7 @@ def several(default: tuple[str, ...], *choices: str) -> Any:
     return field(default_factory=lambda: list(default), metadata={"several": choices})
 
 
-def refuse(node: Any, place: str = "") -> None:
+def check_fields(node: Any, place: str = "") -> None:
     """Raise an InputError that names a key, its value and what is allowed, for the first that is not.
 
     Hydra's +key=value adds keys even to a schema, which nobody would ever read; they are refused too.
@@ -36,7 +36,7 @@ def refuse(node: Any, place: str = "") -> None:
         if key not in known:
             raise InputError(f"{place}{key}: no such key; there are {', '.join(known)}")
         if is_dataclass(value):
-            refuse(value, f"{place}{key}.")
+            check_fields(value, f"{place}{key}.")
         elif value is not None:
             for said in _faults(value, known[key].metadata):
                 raise InputError(f"{place}{key}={said}")

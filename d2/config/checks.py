@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from d2.config.bounds import refuse
+from d2.config.bounds import check_fields
 from d2.config.schema import EvaluateConfig, ReconstructConfig, ReportConfig, SampleConfig, TrainConfig
 from d2.errors import InputError
 
@@ -13,7 +13,7 @@ def check(
     config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig | ReconstructConfig,
 ) -> None:
     """Raise an InputError of one line that names the key, its value and what is allowed."""
-    refuse(config)
+    check_fields(config)
     match config:
         case SampleConfig():
             _check_sample(config)

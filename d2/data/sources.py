@@ -24,7 +24,7 @@ from d2.scene import Scene
 SEED_STRIDE = 1_000_003  # between the noise streams of neighbouring `seed`s
 
 
-class Source(NamedTuple):
+class SceneSource(NamedTuple):
     """Scenes that have not been read: which they are, and what is made of each."""
 
     kind: str  # world4d | folder | views: one scene of several clips
@@ -55,7 +55,7 @@ class Unread(NamedTuple):
     read: Callable[[], Scene]  # raises an InputError where a file is at fault
 
 
-def list_scenes(source: Source) -> list[Unread]:
+def list_scenes(source: SceneSource) -> list[Unread]:
     """Name the scenes of a source in their order; an InputError where there are none."""
     if source.kind == "world4d":
         assert source.count is not None
@@ -68,17 +68,17 @@ def list_scenes(source: Source) -> list[Unread]:
     chosen = list(enumerate(clips))[source.first :][: source.count]
     if not chosen:
         raise InputError(f"scenes.first={source.first}: {source.path} has {len(clips)} scenes")
-    return [Unread(scene_name(clip), partial(read_folder, source, clip, i)) for i, clip in chosen]
+    return [Unread(scene_name(clip), partial(read_user, source, clip, i)) for i, clip in chosen]
 
 
-def read_world(source: Source, index: int) -> Scene:
+def read_world(source: SceneSource, index: int) -> Scene:
     """Render a test or validation scene of world4d, with its truth."""
     num_views, num_frames, size = source.size
     scene = world4d.scene(source.split, index, num_views=num_views, num_frames=num_frames, size=size, fps=source.fps)
     return scene._replace(seed=scene.seed + SEED_STRIDE * source.seed)
 
 
-def read_folder(source: Source, path: Path, index: int) -> Scene:
+def read_user(source: SceneSource, path: Path, index: int) -> Scene:
     """Read a user's clip or picture."""
     clip = read_clip(path, num_frames=source.size.num_frames, start=source.start, stride=source.stride)
     if source.cut_out:
@@ -91,7 +91,7 @@ def read_folder(source: Source, path: Path, index: int) -> Scene:
     return Scene(clip.name, seed, pixels, masks, source.cameras, source.fps)
 
 
-def read_known_views(source: Source) -> Scene:
+def read_known_views(source: SceneSource) -> Scene:
     """Read several synchronised clips of one scene, with their cameras and those that are wanted."""
     assert source.path is not None
     frames, size = source.size.num_frames, source.size.picture
@@ -119,7 +119,7 @@ class Stream(IterableDataset[Scene]):
             del read  # before the next is read
 
 
-def refuse_unreadable(source: Source) -> None:
+def refuse_unreadable(source: SceneSource) -> None:
     """Raise what is wrong with the first of a folder's scenes where none of them can be read."""
     if source.kind == "world4d":
         return

@@ -79,18 +79,18 @@ def plan_key(job: Job) -> Hashable:
     levels = job.settings  # outside of which a published prior may say nothing
     if job.networks.is_tiny:
         levels = replace(levels, sigma_min=1.0, sigma_max=1.0, rho=1.0)
-    functions = (*targets(job.told["composition"]), *targets(job.told["solver"]))
+    functions = (*targets_of(job.told["composition"]), *targets_of(job.told["solver"]))
     return counts, levels, functions
 
 
-def targets(node: Any) -> Iterator[str]:
+def targets_of(node: Any) -> Iterator[str]:
     """The functions that the node of a rule names."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from [value] if key == "_target_" else targets(value)
+            yield from [value] if key == "_target_" else targets_of(value)
     elif isinstance(node, list):
         for value in node:
-            yield from targets(value)
+            yield from targets_of(value)
 
 
 def choice_of(job: Job) -> Choice:

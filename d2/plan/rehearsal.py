@@ -247,8 +247,8 @@ def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:
     def references(on_step: Callable[[State], None]) -> tuple[Tensor, Tensor]:
         clip = nothing(workload.num_frames, 3, workload.size, workload.size)
         if workload.picture:
-            clip = make_clip(clip[0], len(clip), seed, *given, noise=no_noise, on_step=on_step)
-        return clip, make_orbits(clip, cameras, seed, *given, noise=no_noise, on_step=on_step)
+            clip = make_clip(clip[0], len(clip), seed, *given, noise=blank_noise, on_step=on_step)
+        return clip, make_orbits(clip, cameras, seed, *given, noise=blank_noise, on_step=on_step)
 
     with cast.meter:
         (clip, orbits), reference = counted(
@@ -288,7 +288,7 @@ def joint_counts(
     given = (scene, cast.priors, short, told_motion(settings))
 
     def sample(on_step: Callable[[State], None]) -> None:
-        sample_scene(*given, orbits=orbits, noise=no_noise, on_step=on_step)
+        sample_scene(*given, orbits=orbits, noise=blank_noise, on_step=on_step)
 
     return counted(cast, sample, lambda step: stands_for[step.index, step.repeat])[1]
 
@@ -302,7 +302,7 @@ def nothing(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def no_noise(stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
+def blank_noise(stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
     return nothing(*shape)
 
 

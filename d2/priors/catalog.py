@@ -135,7 +135,7 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
             raise InputError(
                 f"{path}: {name} is {have}, tiny_{kind} wants {wanted.get(name, 'no such tensor')}; train it again"
             )
-    return "\n".join([f"{path}: tiny_{kind}, {KINDS[kind]}", *facts_of(header, list(header))])
+    return "\n".join([f"{path}: tiny_{kind}, {KINDS[kind]}", *contents_of(header, list(header))])
 
 
 def report(path: Path, header: dict[str, Entry], fitting: list[Published]) -> str:
@@ -151,13 +151,13 @@ def report(path: Path, header: dict[str, Entry], fitting: list[Published]) -> st
     return "\n".join(
         [
             f"{path}: {names}, {KINDS[published.kind]}{alike}",
-            *facts_of(header, used),
+            *contents_of(header, used),
             *(f"  left out  {count} tensors: {reason}" for reason, count in reasons.items()),
         ]
     )
 
 
-def facts_of(header: dict[str, Entry], used: list[str]) -> Iterator[str]:
+def contents_of(header: dict[str, Entry], used: list[str]) -> Iterator[str]:
     types = Counter(header[key].dtype for key in used)
     yield f"  type      {', '.join(types)}"
     yield f"  used      {len(used)} tensors, {megabytes(sum(header[key].end - header[key].start for key in used))}"

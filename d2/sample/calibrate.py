@@ -34,7 +34,7 @@ from d2.trainer import make_trainer
 LEVELS = 12  # noise levels measured, from 0.05 to 80
 
 
-class Measured(NamedTuple):
+class SceneMoments(NamedTuple):
     """Of one scene: the moments, and the error of the convex rule under the run's own weights and guidance."""
 
     grams: Grams
@@ -45,7 +45,7 @@ class GramMeter(MatrixSampler):
     """In `Trainer.predict`, noises a scene's true latents and measures what every half of every term makes of them."""
 
     @torch.no_grad()
-    def predict_step(self, batch: Scene, batch_idx: int) -> Measured:  # type: ignore[override]
+    def predict_step(self, batch: Scene, batch_idx: int) -> SceneMoments:  # type: ignore[override]
         scene, orbits = self.reference(batch.observed())
         assert batch.truth is not None
         noise, first_stage = partial(draw, scene.seed), self.priors.first_stage
@@ -61,7 +61,7 @@ class GramMeter(MatrixSampler):
             step = min(plan, key=lambda s: abs(s.sigma / sigma - 1) + abs(sigma / s.sigma - 1))._replace(sigma=sigma)
             denoised = self.convex(predictions, x, step, scene)
             errs.append(measured({"rule": Prediction(None, denoised - truth)}, truth, sigma).outer[0, :, 0, 0])
-        return Measured(stacked(found), torch.stack(errs))
+        return SceneMoments(stacked(found), torch.stack(errs))
 
     def convex(self, predictions: dict[str, Prediction], x: Tensor, step: Step, scene: Scene) -> Tensor:
         """What the convex rule makes of them under the run's weights and guidance."""
@@ -86,7 +86,7 @@ def calibrate(job: Job) -> int:
     return 0
 
 
-def write(folder: Path, results: Sequence[Measured], facts: dict[str, Any]) -> None:
+def write(folder: Path, results: Sequence[SceneMoments], facts: dict[str, Any]) -> None:
     """calibrated.json and calibrated.csv."""
     grams = averaged([r.grams for r in results])
     tensors = {name: value.tolist() for name, value in grams._asdict().items() if isinstance(value, Tensor)}

@@ -22,7 +22,7 @@ OF_SAMPLES = ("energy", "energy_error", "energy_spread", "psnr_masked_of_mean", 
 
 def study_figures(folder: Path, runs: Sequence[Path]) -> list[Figure]:
     """The figures of a study's runs, which lie under `folder`, and of their samples together, variant by variant."""
-    own = [figure for run in runs for figure in run_figures(folder, run)]
+    own = [figure for run in runs for figure in figures_of_run(folder, run)]
     return in_order([*own, *of_samples(folder, own)])
 
 
@@ -36,7 +36,7 @@ def sweep_figures(folder: Path) -> list[Figure]:
     singles: list[Figure] = []
     for place in places:
         single = (place / "metrics.csv").exists()
-        for figure in run_figures(folder, place):
+        for figure in figures_of_run(folder, place):
             if not single:
                 figure = replace(figure, variant=f"{place.name}/{figure.variant}")
             key = (figure.variant, figure.scene, figure.metric, figure.sample)
@@ -46,7 +46,7 @@ def sweep_figures(folder: Path) -> list[Figure]:
     return [*found.values(), *of_samples(folder, singles)]
 
 
-def run_figures(folder: Path, run: Path) -> list[Figure]:
+def figures_of_run(folder: Path, run: Path) -> list[Figure]:
     """A run's own table, its folder named as seen from `folder`."""
     own = read_figures(run / "results.csv")
     if run == folder:

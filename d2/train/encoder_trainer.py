@@ -38,7 +38,7 @@ class Videos(Dataset):
     """The orbits, then the clips of the same scenes, with what is to be read off them."""
 
     def __init__(self, orbits: ViewSet, clips: ViewSet, split: world4d.Split):
-        self.sets, self.facts = (orbits, clips), facts_of(orbits, split)
+        self.sets, self.facts = (orbits, clips), facts_of_views(orbits, split)
 
     def __len__(self) -> int:
         return sum(len(views.pixels) for views in self.sets)
@@ -61,7 +61,7 @@ class Videos(Dataset):
         }
 
 
-def facts_of(views: ViewSet, split: world4d.Split) -> Tensor:
+def facts_of_views(views: ViewSet, split: world4d.Split) -> Tensor:
     """Both colours of the body; the gait's cycles a clip, its start, the orbit's moment; the heading: n 10, kept."""
     path = views.folder / "facts.npy"
     if not path.exists():
