@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_unet import PlainUNet
 from torch import Tensor, nn
 
 from d2.nn.autoencoder import Autoencoder, AutoencoderConfig, ModeEncoder
@@ -283,3 +284,12 @@ def test_a_single_token_spares_the_norm_and_changes_nothing(unet: nn.Module) -> 
     once = unet(**given, num_frames=FRAMES, image_only=on())
     twice = unet(**given | {"context": given["context"].expand(-1, 2, -1)}, num_frames=FRAMES, image_only=on())
     torch.testing.assert_close(once, twice, rtol=1e-9, atol=1e-9)
+
+
+def test_the_network_is_that_of_plain_modules_laid_out_as_published(unet: nn.Module) -> None:
+    """benchmarks/plain_unet.py fuses nothing and takes every attention in full."""
+    for tokens, image_only in ((1, on()), (2, on()), (1, off())):
+        given = inputs(tokens=tokens)
+        fast = unet(**given, num_frames=FRAMES, image_only=image_only)
+        plain = PlainUNet(unet)(**given, num_frames=FRAMES, image_only=image_only)
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
