@@ -1,4 +1,4 @@
-# make install | demo | priors | test | docs | constraints | clean
+# make install | demo | priors | studies | test | docs | constraints | clean
 #
 # Needs python3 (3.11 or newer) with venv, nothing else. The environment is .venv; it is made by whichever target comes
 # first, and brought up to date when pyproject.toml or the constraints have changed.
@@ -11,7 +11,7 @@ CONSTRAINTS ?= constraints.txt
 RUN := OMP_NUM_THREADS=1 .venv/bin/python
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
 
-.PHONY: install demo priors test docs constraints clean
+.PHONY: install demo priors test docs studies constraints clean
 
 install: .venv/.installed
 
@@ -61,6 +61,11 @@ docs: install
 # what was tested: run after `make install CONSTRAINTS=/dev/null` and `make test` in a clean clone
 constraints: install
 	$(RUN) -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[A-Za-z0-9.]*\).*/\1/p' > constraints.txt
+
+# every study on the weights that ship; MINUTES=60 stops after an hour, and the same line goes on
+MINUTES ?= 1000000
+studies: install
+	$(RUN) experiments/studies.py --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv build dist outputs multirun .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,76 @@
+"""Every table of experiments/ is of the weights that ship, or its folder is listed as stale; the list only shrinks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+AT_MOST = {  # what was stale when the list began
+    *("best_rule", "does_composition_help", "guidance", "priors_beyond_training", "rules", "schedules", "tuning"),
+    *("unary", "vrs"),
+}
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("studies", FOLDER / "studies.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "studies", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_of_the_weights_that_ship_or_listed_as_stale(studies: ModuleType) -> None:
+    listed = set(studies.STALE.read_text(encoding="utf-8").split())
+    assert studies.stale() - listed == set(), "measured with other weights: run `make studies`"
+    assert listed - studies.stale() == set(), "measured anew: take them off experiments/STALE"
+    assert listed <= AT_MOST
+
+
+def test_a_table_says_its_weights(studies: ModuleType, tmp_path: Path) -> None:
+    table = tmp_path / "results.csv"
+    for text, expected in (
+        ("variant,scene,weights\na,s,1cf4\na,t,1cf4\n", {"1cf4"}),
+        ("variant,scene\na,s\n", {"not said"}),
+        ("table,setting\na,s\n", None),
+    ):
+        table.write_text(text)
+        assert studies.weights_of(table) == expected
+
+
+def test_every_folder_is_a_study_with_a_readme(studies: ModuleType) -> None:
+    folders = {path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert {study.name for study in studies.STUDIES} == folders
+    assert all((FOLDER / name / "README.md").exists() for name in folders)
+    assert len({study.outputs for study in studies.STUDIES}) == len(studies.STUDIES)
+
+
+def test_a_study_that_is_stopped_goes_on_and_leaves_its_table(
+    studies: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run is cut while it waits; the second finds the mark that the first has left."""
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    (tmp_path / "experiments" / "one").mkdir(parents=True)
+    (tmp_path / "one.py").write_text(
+        "import pathlib, time\n"
+        "mark, out = pathlib.Path('mark'), pathlib.Path('outputs/one')\n"
+        "if not mark.exists():\n    mark.touch(); time.sleep(60)\n"
+        "out.mkdir(parents=True); (out / 'results.csv').write_text('table\\n1\\n')\n"
+    )
+    monkeypatch.setattr(studies, "shipped", lambda: "1cf4")
+    monkeypatch.setattr(studies, "STUDIES", (studies.Study("one", 0.1, "python one.py"),))
+
+    def main(*words: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["studies.py", *words])
+        return studies.main()
+
+    assert main("--minutes", "0.05") == 75 and (tmp_path / "mark").exists()
+    assert main() == 0 and (tmp_path / "experiments" / "one" / "results.csv").read_text() == "table\n1\n"
+    assert main("--list") == 0 and "0.0 hours" in capsys.readouterr().out.splitlines()[-1]
