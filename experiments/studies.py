@@ -67,6 +67,7 @@ FULL = (
 STUDIES = (
     Study("exact_world", 0.05, "python experiments/exact_world/study.py outputs/exact_world"),
     Study("metric_response", 0.3, "python experiments/metric_response/study.py outputs/metric_response"),
+    Study("budget", 0.5, "python experiments/budget/study.py outputs/budget 16 10"),
     Study("does_composition_help", 0.7, "d2 sample experiment=does_composition_help"),
     Study("guidance", 0.4, "d2 sample experiment=guidance"),
     Study("schedules", 0.5, "d2 sample experiment=schedules"),
@@ -78,7 +79,6 @@ STUDIES = (
     Study("priors_beyond_training", 0.2, f"{SWEEP}/longer_frames {FRAMES}", "longer_frames"),
     Study("priors_beyond_training", 0.3, f"{SWEEP}/longer_views {VIEWS}", "longer_views"),
     Study("priors_beyond_training", 0.4, f"{SWEEP}/larger_matrix {BOTH}", "larger_matrix"),
-    Study("choosing", 1.5, "python experiments/choosing/study.py outputs/choosing 16 8"),
     Study("best_rule", 1.0, "d2 sample experiment=best_rule"),
     Study("best_rule", 0.7, FULL, "full_plan"),
 )

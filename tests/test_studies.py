@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from d2.metrics.figures import Figure
+
 FOLDER = Path(__file__).parents[1] / "experiments"
 AT_MOST = {  # what was stale when the list began
     *("best_rule", "does_composition_help", "guidance", "priors_beyond_training", "rules", "schedules", "tuning"),
@@ -74,3 +76,30 @@ def test_a_study_that_is_stopped_goes_on_and_leaves_its_table(
     assert main("--minutes", "0.05") == 75 and (tmp_path / "mark").exists()
     assert main() == 0 and (tmp_path / "experiments" / "one" / "results.csv").read_text() == "table\n1\n"
     assert main("--list") == 0 and "0.0 hours" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_default_is_the_least_energy_of_those_that_qualify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blurred variant scores best and is passed over, as is one that loses own frames in every scene."""
+    spec = importlib.util.spec_from_file_location("select_default", FOLDER / "best_rule" / "select.py")
+    assert spec is not None and spec.loader is not None
+    select = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "select_default", select)
+    spec.loader.exec_module(select)
+    numbers = {  # energy, sharpness, own frames
+        "columns": (0.12, 0.80, 0.30),
+        "blurred": (0.08, 0.60, 0.35),
+        "lost": (0.09, 0.80, 0.25),
+        "good": (0.10, 0.76, 0.31),
+        "autoencoder_ceiling": (float("nan"), 0.84, 1.0),
+    }
+    names = ("energy", "sharpness", "own_frame_unseen")
+    figures = [
+        Figure(variant=variant, scene=f"s{k}", metric=metric, value=value + 0.001 * k)
+        for variant, values in numbers.items()
+        for metric, value in zip(names, values, strict=True)
+        for k in range(4)
+    ]
+    ranked = select.candidates(figures, "columns")
+    assert [one.name for one in ranked] == ["blurred", "lost", "good", "columns"]
+    assert [bool(one.lacks) for one in ranked] == [True, True, False, False]
+    assert select.chosen(ranked).name == "good" and select.chosen(ranked[:1]).name == "blurred"
