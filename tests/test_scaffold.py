@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from d2.plan.cost import cell_evaluations
+from conftest import AUTOENCODER, MULTIVIEW, VIDEO
 from exact_world import ended, sample, terms_of
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from d2.errors import InputError
 from d2.matrix import camera_ring, raster
 from d2.noise import draw
 from d2.pipeline import Rules
+from d2.plan.rehearsal import Workload, cell_evaluations
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive, wasserstein2
 from d2.rules import renoise, scaffold, solver
@@ -145,7 +146,9 @@ def test_a_plan_counts_what_the_passes_cost(by: str, terms: int) -> None:
         steps = rules.renoise(settings.sigmas)
         last = [step for step in steps if scaffold.is_last_pass(step)]
         assert len(steps) == 6 + len(last) and [step.sigma for step in last][:1] == [2.0]
-        assert cell_evaluations(rules, settings, 3, 4) == 12 * (6 * 2 * halves + len(last) * terms)
+        workload = Workload(VIDEO, MULTIVIEW, AUTOENCODER, rules, 3, 4, 64)
+        cast = workload.cast(torch.float32)
+        assert cell_evaluations(workload, cast, settings) == 12 * (6 * 2 * halves + len(last) * terms)
 
 
 def test_a_plan_without_repeats_has_no_first_pass() -> None:
