@@ -107,7 +107,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     composed, point = command_line.composed(command, overrides), launch.point()
     refuse(composed.config)
     if command in MANY and (count := launch.processes(composed.config)):
-        return launch.launch([command, *arguments], count, composed.config.trainer.num_nodes)
+        return launch.begin(command, arguments, composed.config, count)
     if point:  # of a sweep, by whose names its results go
         composed.name, composed.label = point["name"], composed.label._replace(**point["label"])
     return execute(command, composed, overrides, swept=bool(point))
@@ -211,7 +211,7 @@ def sample_command(composed: Composed, overrides: list[str], *, swept: bool) -> 
     code = sample(job)
     if swept:
         rename(job.folder, job.variant)
-    elif job.assets is not None:
+    elif job.assets is not None and launch.worker()[1] == 1:
         after_sampling(job.folder, **job.assets._asdict(), accelerator=job.devices.accelerator)
     return code
 
@@ -283,7 +283,7 @@ def sweep(command: str, overrides: list[str]) -> int:
             with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
                 if count := launch.processes(composed.config):
                     names = {"name": composed.name, "label": {"name": composed.label.name, "group": folder.name}}
-                    code = launch.launch([command, *line], count, composed.config.trainer.num_nodes, names)
+                    code = launch.begin(command, line, composed.config, count, names)
                 else:
                     code = execute(command, composed, line, swept=True)
         except InputError as error:

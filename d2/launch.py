@@ -21,22 +21,34 @@ from pathlib import Path
 from typing import Any
 
 from d2 import signals
-from d2.errors import say
+from d2.errors import InputError, say
 
 NOTES = "D2_NOTES"  # of the environment: the folder for last words
 POINT = "D2_POINT"  # and the names of a sweep's point
+WORKER = "D2_WORKER"  # and which of how many workers this process is, each with its own scenes
 PATIENCE = signals.GRACE_SECONDS + 2  # seconds that the others have to note where they stand
 GOOD = (0, 3)  # exit codes of a process that came to its end
 
 
 def is_launched() -> bool:
     """Whether this is one of several processes already, whoever started them: d2, torchrun or srun."""
-    return "LOCAL_RANK" in os.environ or (in_srun() and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+    return "LOCAL_RANK" in os.environ or is_worker() or in_srun()
 
 
 def in_srun() -> bool:
     """Whether srun started this process. A batch script has SLURM's other variables too, but is one process."""
     return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+
+
+def worker() -> tuple[int, int]:
+    """Which of how many workers this is; of one where scenes are not dealt out."""
+    number, _, count = os.environ.get(WORKER, "0/1").partition("/")
+    return int(number), int(count)
+
+
+def is_worker() -> bool:
+    """Whether `deal` started this process, which has one device."""
+    return WORKER in os.environ
 
 
 def processes(config: Any) -> int:
@@ -46,6 +58,36 @@ def processes(config: Any) -> int:
         return 0
     count = device_count(trainer.devices, trainer.accelerator)
     return count if count > 1 or trainer.num_nodes > 1 else 0
+
+
+def begin(command: str, arguments: Sequence[str], config: Any, count: int, point: Any = None) -> int:
+    """Run a command on `count` devices: one matrix after another over all of them, or the scenes dealt out."""
+    trainer = config.trainer
+    if command == "sample" and (trainer.parallel == "scenes" or (trainer.parallel == "auto" and even(config, count))):
+        if trainer.num_nodes > 1:
+            raise InputError(
+                f"trainer.parallel=scenes, num_nodes={trainer.num_nodes}: scenes are dealt out on one machine; take a "
+                "sweep with hydra/launcher=submitit_slurm, or trainer.parallel=matrix"
+            )
+        return deal([command, *arguments], names_of(trainer.devices, trainer.accelerator, count), point)
+    return launch([command, *arguments], count, trainer.num_nodes, point)
+
+
+def even(config: Any, count: int) -> bool:
+    """Whether scenes, variants and seeds that are dealt out keep devices busy for three quarters of the time."""
+    if config.scenes.count is None or config.trainer.num_nodes > 1:
+        return False
+    units = config.scenes.count * max(1, len(config.variants)) * max(1, len(config.seeds))
+    return units / (-(-units // count) * count) >= 0.75
+
+
+def names_of(devices: Any, accelerator: str, count: int) -> list[str]:
+    """What CUDA calls the devices of a command, so that each worker sees its own; empty on a CPU."""
+    if accelerator == "cpu":
+        return [""] * count
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    chosen = devices if isinstance(devices, list) else range(count)
+    return [visible[i] if i < len(visible) else str(i) for i in chosen]
 
 
 def device_count(devices: Any, accelerator: str) -> int:
@@ -64,7 +106,6 @@ def launch(arguments: Sequence[str], count: int, num_nodes: int, point: Mapping[
 
     `point` are the names that the results of a sweep's point go by.
     """
-    signals.loaded()
     node = int(os.environ.get("NODE_RANK", "0"))
     port = os.environ.get("MASTER_PORT") or str(free_port())
     common = {
@@ -75,8 +116,26 @@ def launch(arguments: Sequence[str], count: int, num_nodes: int, point: Mapping[
         POINT: json.dumps(point),
     }
     own = [{"LOCAL_RANK": str(i), "RANK": str(node * count + i)} for i in range(count)]
+    return run(arguments, [{**common, **each} for each in own])
+
+
+def deal(arguments: Sequence[str], devices: Sequence[str], point: Mapping[str, Any] | None = None) -> int:
+    """Run `d2 ARGUMENTS` as a worker a device, each with its share of the scenes; then one makes the tables.
+
+    `devices` are what CUDA calls them, empty on a CPU. Returns the exit code.
+    """
+    names = {POINT: json.dumps(point)}
+    on = [{"CUDA_VISIBLE_DEVICES": device} if device else {} for device in devices]
+    own = [{**names, **each, WORKER: f"{i}/{len(devices)}", "RANK": str(i)} for i, each in enumerate(on)]
+    code = run(arguments, own)
+    return code if code not in GOOD else run(arguments, [{**names, **on[0], WORKER: "0/1", "RANK": "0"}])
+
+
+def run(arguments: Sequence[str], own: Sequence[Mapping[str, str]]) -> int:
+    """Run `d2 ARGUMENTS` once under each of these additions to the environment. Returns the exit code."""
+    signals.loaded()
     with tempfile.TemporaryDirectory(prefix="d2-") as notes:
-        processes = [start(arguments, {**common, **each, NOTES: notes}, count) for each in own]
+        processes = [start(arguments, {**each, NOTES: notes}, len(own)) for each in own]
         return watch(processes, [Path(notes) / each["RANK"] for each in own])
 
 

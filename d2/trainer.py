@@ -33,6 +33,8 @@ def make_trainer(devices: Devices, folder: Path, loggers: list[Any], callbacks: 
 
     An InputError names a device that is not there.
     """
+    if launch.is_worker():
+        devices = devices._replace(devices=1, strategy="auto")
     try:
         return L.Trainer(
             accelerator=devices.accelerator,

@@ -21,7 +21,10 @@ from typing import NamedTuple
 NAMES = ("test_0000", "test_0001", "test_0002")
 LINE = ["scenes.count=3", "sampler.num_steps=12", "matrix.num_views=3", "matrix.num_frames=3", "reconstruct=false"]
 LINE += ["sampler.sequences_per_call=1", "baselines=false", "save_every_seconds=0.2", "trainer.accelerator=cpu"]
-RANKS = {1: ["trainer=cpu"], 2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]}
+RANKS = {
+    1: ["trainer=cpu"],
+    2: ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.parallel=matrix"],
+}
 
 
 class Counts(NamedTuple):

@@ -147,6 +147,7 @@ LAYERS = {
     "d2.sample": (
         "d2.data",
         "d2.files",
+        "d2.launch",
         "d2.io",
         "d2.job",
         "d2.loggers",
@@ -172,6 +173,7 @@ LAYERS = {
         "d2.config.names",
         "d2.data",
         "d2.files",
+        "d2.launch",
         "d2.io",
         "d2.job",
         "d2.loggers",

@@ -314,7 +314,6 @@ def test_a_variant_is_added_to_an_experiment(capfd: pytest.CaptureFixture[str]) 
         ("sampler.num_steps=2,abc", "sampler.num_steps=abc"),
         ("sampler.num_steps=range(2,-1,-1)", "sampler.num_steps=0: out of range"),
         ("+nosuch.key=1,2", "nosuch"),
-        ("trainer=ddp", "trainer.devices=2: a point of a sweep (-m) runs on one device"),
         ("output_dir=there", "output_dir=there: all points of a sweep would write there"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,44 @@ def test_every_way_and_number_of_ranks_makes_the_same_bits(
         assert ranks(way, world, *line, *more, f"output_dir={place}") == [0] * world, way
         other = load_file(place / "test_0000" / "matrix.safetensors")
         assert all(torch.equal(matrix[name], other[name]) for name in matrix), (way, world)
+
+
+def dealt(rank: int, world: int) -> dict[str, str]:
+    return {"RANK": str(rank), launch.WORKER: f"{rank}/{world}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [["scenes.count=3"], ["variants={a:[],b:[weights=video]}", "scenes.count=2"]])
+def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
+    line: list[str], ranks: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    """Tables and pages too."""
+    line = [*line, "renoise=none", "pages=true"]
+    out, kept = tmp_path / "out", {}
+    for world in (1, 2):
+        if world > 1:
+            assert ranks(dealt, world, *line) == [0] * world
+        assert ranks(dealt, 1, *line) == [0]
+        kept[world] = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+        shutil.rmtree(out)
+    assert kept[1] == kept[2] and "results.csv" in kept[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "seeds", "parallel", "devices", "dealt_out"),
+    [(1, [], "auto", 4, False), (1, [], "scenes", 4, True), (3, [], "auto", 4, True), (5, [], "auto", 4, False),
+     (1, [0, 1, 2, 3], "auto", 2, True), (8, [], "matrix", 4, False)],
+)  # fmt: skip
+def test_devices_share_a_matrix_or_have_scenes_of_their_own(
+    count: int, seeds: list[int], parallel: str, devices: int, dealt_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[str] = []
+    monkeypatch.setattr(launch, "deal", lambda *_: ways.append("scenes"))
+    monkeypatch.setattr(launch, "launch", lambda *_: ways.append("matrix"))
+    trainer = SimpleNamespace(devices=devices, num_nodes=1, accelerator="cpu", parallel=parallel)
+    config = SimpleNamespace(trainer=trainer, scenes=SimpleNamespace(count=count), variants={}, seeds=seeds)
+    launch.begin("sample", [], config, devices)
+    assert ways == ["scenes" if dealt_out else "matrix"]
 
 
 def test_a_batch_job_without_srun_runs_as_one_device(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:

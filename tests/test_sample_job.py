@@ -426,7 +426,10 @@ def test_two_processes_make_the_bits_of_one(tiny_weights: list[str], tmp_path: P
     short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3", "sampler.sequences_per_call=1"]
     line = [*tiny_weights, *short, "scenes.count=2", "baselines=false", "reconstruct=false"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    places = {"one": ["trainer=cpu"], "two": ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]}
+    places = {
+        "one": ["trainer=cpu"],
+        "two": ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.parallel=matrix"],
+    }
     for place, trainer in places.items():
         command = [SCRIPT, "sample", *line, *trainer, f"output_dir={tmp_path / place}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=500)

@@ -122,6 +122,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # as Lightning names it: auto, cpu, gpu, …
     devices: Any = 1  # number of processes, or what else Lightning takes
     strategy: str = "auto"  # as Lightning names it: auto, ddp, ddp_fork, …
+    parallel: str = chosen("auto", "matrix", "scenes")  # devices share a matrix, or have scenes of their own
     num_nodes: int = bounded(1, 1, 100_000)  # machines, each with so many devices
     timeout_seconds: float = bounded(1800.0, 1, 1_000_000)  # for which a process waits for another before the job ends
     threads: int | None = bounded(None, 1, 1024)  # of each process on a CPU; null: PyTorch's choice

@@ -37,7 +37,7 @@ from d2.evaluate.summary import Evaluation, read_evaluation, summary
 from d2.files import commit, ensure_writable, read_metadata, write_json, write_tensors, write_text
 from d2.io import read_matrix
 from d2.metrics import features
-from d2.metrics.figures import ALL, EVALUATED, Figure, hash_of, weights_hash, write_figures
+from d2.metrics.figures import ALL, EVALUATED, Figure, deciding, hash_of, weights_hash, write_figures
 from d2.metrics.intervals import Interval
 from d2.metrics.networks import Metrics, load_suite
 from d2.metrics.suite import (
@@ -236,7 +236,7 @@ def with_origin(figures: Sequence[Figure], objects: Sequence[Candidate], sampled
     """The figures with the folders that they are of, and with the configuration and the weights that a run states."""
     name = "+".join(folder.resolve().name for folder in sampled)
     config = sampled[0] / "config.yaml"
-    config = hash_of(config.read_text(encoding="utf-8")) if len(sampled) == 1 and config.exists() else ""
+    config = hash_of(deciding(config.read_text(encoding="utf-8"))) if len(sampled) == 1 and config.exists() else ""
     files = {each.name: each.samples[0] / "matrix.safetensors" for each in objects}
     weights = {scene: weights_hash(read_metadata(file)) for scene, file in files.items() if file.exists()}
     if len(set(weights.values())) == 1:

@@ -97,6 +97,16 @@ def _value(column: str, text: str) -> Any:
 # --- where they come from --------------------------------------------------------------------------------------------
 
 
+def deciding(text: str) -> str:
+    """A configuration as it is kept, without where and on what it ran, which no result depends on."""
+    kept, free = [], False
+    for line in text.splitlines(keepends=True):
+        if line[:1] not in (" ", "-"):
+            free = line.partition(":")[0] in ("output_dir", "trainer", "logger", "plan", "save_every_seconds")
+        kept += [] if free else [line]
+    return "".join(kept)
+
+
 def hash_of(text: str) -> str:
     """Twelve hexadecimal digits of the SHA-256 of a text: of a configuration as it is kept beside results."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -67,6 +67,12 @@ def begin(folder: Path, text: str) -> None:
         (folder / "config.yaml").unlink(missing_ok=True)
 
 
+def has_begun(folder: Path, text: str) -> bool:
+    """Whether a run under this configuration has begun, and nothing of another is there any more."""
+    note = folder / BEGUN
+    return note.exists() and not differing(note.read_text(encoding="utf-8"), text)
+
+
 def end(folder: Path, names: Iterable[str]) -> None:
     """Note that all scenes, which go by these names, are there."""
     if rank_zero_only.rank == 0:

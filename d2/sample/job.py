@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from d2 import launch
 from d2.data.matting import open_model
 from d2.data.sources import Stream, list_scenes, refuse_unreadable
 from d2.errors import InputError, say
@@ -21,7 +23,7 @@ from d2.metrics.suite import Suite
 from d2.networks import load_priors
 from d2.plan.planner import out_of_memory_advice
 from d2.plan.planning import cells_of_methods, choice_of
-from d2.sample.earlier import begin, clear_another, end, held, refuse_another, was_finished
+from d2.sample.earlier import begin, clear_another, end, has_begun, held, refuse_another, was_finished
 from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sample.measure import Measure
@@ -56,6 +58,8 @@ def run(jobs: Sequence[Job], references: Path | None = None) -> list[str]:
     for job in jobs:
         if not job.overwrite:
             refuse_another(job.folder, job.text)
+    if launch.worker()[1] > 1:
+        return run_share(jobs, references)
     module, failures = None, []
     for job in jobs:
         stream = Stream(list_scenes(job.source))
@@ -70,25 +74,53 @@ def run(jobs: Sequence[Job], references: Path | None = None) -> list[str]:
     return failures
 
 
+def run_share(jobs: Sequence[Job], references: Path | None) -> list[str]:
+    """Sample this worker's share of all jobs' scenes; the tables are made when all are there.
+
+    A scene's variants fall to one worker where the number of scenes is a multiple of the workers: it makes their orbit
+    once.
+    """
+    number, count = launch.worker()
+    left = [job for job in jobs if not was_finished(job.folder, job.text, Stream(list_scenes(job.source)))]
+    for job in left:
+        if number == 0:
+            clear_another(job.folder, job.text)
+            begin(job.folder, job.text)
+        while not has_begun(job.folder, job.text):
+            time.sleep(0.05)
+    module = None
+    for place, job in enumerate(jobs):
+        scenes = list_scenes(job.source)
+        mine = [scene for i, scene in enumerate(scenes) if (i + place * len(scenes)) % count == number]
+        if job in left and mine:
+            module = module or MatrixSampler(jobs[0], load_priors(jobs[0].networks), references)
+            predict(job, module, Stream(mine), whole=False)
+    return []
+
+
 @rank_zero_only
 def say_finished(job: Job) -> None:
     say(f"d2: {job.folder}: finished before, not run again")
 
 
-def predict(job: Job, module: MatrixSampler, stream: Stream) -> None:
-    """Run one predict loop over the scenes, everything into the job's folder; what is finished there stays."""
+def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = True) -> None:
+    """Run one predict loop over the scenes, everything into the job's folder; what is finished there stays.
+
+    Where the scenes are not the whole of the job's, nothing is logged, and no table made.
+    """
     module.take(job)
     evaluations = len(job.rules.renoise(job.settings.sigmas)) * (3 if job.baselines else 1)
     name, costs = job.folder.resolve().name, cells_of_methods(job)
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)
-    measure = Measure(partial(load_metrics, job), job.folder)
+    measure = Measure(partial(load_metrics, job), job.folder, whole=whole)
     write = Write(job.folder, measure, origin, pages=job.pages)
-    progress = SamplerProgress(len(stream.scenes), evaluations)
-    trainer = make_trainer(job.devices, job.folder, [], [progress, measure, write, Log(job.folder, measure)])
+    callbacks = [SamplerProgress(len(stream.scenes), evaluations), measure, write]
+    trainer = make_trainer(job.devices, job.folder, [], [*callbacks, *([Log(job.folder, measure)] if whole else [])])
     ensure_writable(job.folder)
-    begin(job.folder, job.text)
-    told = {**job.told, "weights_hash": job.facts}
-    trainer.loggers = start_loggers(job.logging, job.folder, job.label, told)
+    if whole:
+        begin(job.folder, job.text)
+        told = {**job.told, "weights_hash": job.facts}
+        trainer.loggers = start_loggers(job.logging, job.folder, job.label, told)
     try:
         trainer.predict(module, DataLoader(stream, batch_size=None), return_predictions=False)
     except torch.OutOfMemoryError as error:

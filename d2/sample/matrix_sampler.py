@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from d2 import launch
 from d2.files import read_tensors, write_tensors
 from d2.job import Job
 from d2.metrics.baselines import repeat_orbit, show_input
@@ -116,7 +117,8 @@ class MatrixSampler(L.LightningModule):
         if self.references is None:
             return self.make_reference(scene, run)
         rank, _ = place_of_process()
-        file = self.references / f"{self.global_rank - rank}" / f"{scene.name}.{scene.seed}.safetensors"
+        whose = launch.worker()[0] or self.global_rank - rank  # a group's, or a worker's
+        file = self.references / f"{whose}" / f"{scene.name}.{scene.seed}.safetensors"
         kept = from_first(lambda: read_tensors(file)[0] if file.exists() else {})
         if kept:
             return scene._replace(pixels=kept["clip"].to(self.device)), kept["orbits"].to(self.device)

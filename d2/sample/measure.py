@@ -31,8 +31,14 @@ class Measure(L.Callback):
     kept of all by their names, in order, and `figures`, those of every scene and then those of all together.
     """
 
-    def __init__(self, load_suite: Callable[[torch.device], Suite | None], folder: Path):  # None: nothing is measured
-        self.load_suite, self.folder = load_suite, folder
+    def __init__(
+        self,
+        load_suite: Callable[[torch.device], Suite | None],  # None: nothing is measured
+        folder: Path,
+        *,
+        whole: bool = True,  # whether all scenes of a run come by, so that there are figures of all together
+    ):
+        self.load_suite, self.folder, self.whole = load_suite, folder, whole
         self.suite: Suite | None = None
         self.names: dict[int, str] = {}
         self.of_scene: dict[str, Measured] = {}
@@ -53,7 +59,7 @@ class Measure(L.Callback):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         meet()  # all scenes are written
-        if trainer.is_global_zero:
+        if self.whole and trainer.is_global_zero:
             self.scenes = {name: read_kept(self.folder / name) for name in self.names.values()}
             self.figures = run_figures(self.suite, [kept.methods for kept in self.scenes.values()])
 

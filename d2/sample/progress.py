@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
+from d2 import launch
 from d2.progress import ProgressBar
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import State
@@ -24,7 +25,7 @@ class SamplerProgress(ProgressBar):
         pl_module.starts.append(self.start)
         pl_module.listeners.append(self.advance)
         self.told = trainer.is_global_zero and not self.console.is_terminal
-        if trainer.is_global_zero and self.console.is_terminal:
+        if trainer.is_global_zero and self.console.is_terminal and launch.worker()[0] == 0:
             self.progress.start()
 
     def start(self, scene: Scene, index: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from d2.files import commit, csv_text, staged_folder, write_json, write_text
 from d2.io import write_disagreement, write_matrix
 from d2.matrix import ImageMatrix
-from d2.metrics.figures import ALL, COST, JOINT, Figure, hash_of, owned, weights_hash, write_figures
+from d2.metrics.figures import ALL, COST, JOINT, Figure, deciding, hash_of, owned, weights_hash, write_figures
 from d2.metrics.intervals import means
 from d2.metrics.table import by_method, columns_of, mean_rows, scene_rows
 from d2.pipeline import Sampled
@@ -57,10 +57,10 @@ class Write(L.Callback):
             write_disagreement(partial, *sampled.disagreement)
             write_kept(partial, Kept(measured, card))
             if self.pages:
-                write_page(partial / "index.html", batch, sampled, rows, self.origin.config)
+                write_page(partial / "index.html", batch, sampled, rows, deciding(self.origin.config))
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero and self.measure.whole):
             return
         write_tables(self.folder, self.measure.figures, self.origin)
         if self.pages:
@@ -100,7 +100,7 @@ def run_results(figures: list[Figure], origin: Origin) -> list[Figure]:
         run=origin.run,
         variant=origin.variant,
         sample=str(origin.seed),
-        config=hash_of(origin.config),
+        config=hash_of(deciding(origin.config)),
         weights=weights_hash(origin.facts),
         commit=commit(),
     )
@@ -125,7 +125,7 @@ def write_index(path: Path, cards: list[Card], figures: list[Figure], origin: Or
             Table("Scenes", "", scenes, hrefs=[card.href for card in cards]),
         ],
         charts=[ranking_charts(found)] if len(found) > 1 else [],
-        config=origin.config,
+        config=deciding(origin.config),
     )
 
 
