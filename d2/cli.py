@@ -185,6 +185,10 @@ def execute(command: str, composed: Composed, overrides: list[str], *, swept: bo
         from d2.recon.job import reconstruct_command
 
         return reconstruct_command(resolve.resolve_reconstruct(config, composed.label))
+    if command == "view":
+        from d2.recon.view import view_command
+
+        return view_command(resolve.resolve_view(config))
     if command == "report":
         from d2.study.report import report
 

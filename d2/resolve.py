@@ -22,6 +22,7 @@ from d2.config.schema import (
     ReportConfig,
     SampleConfig,
     TrainConfig,
+    ViewConfig,
 )
 from d2.data.camera_file import TABLE, read_table
 from d2.data.rigs import Wanted, make_cameras
@@ -38,6 +39,7 @@ from d2.networks import Networks, choose_networks, matrix_size
 from d2.pipeline import Rules
 from d2.priors.sv3d import AZIMUTH_SIGN
 from d2.recon.job import ReconstructJob, find_sources
+from d2.recon.view import ViewJob, find_scene
 from d2.sample.matrix_sampler import BASELINES
 from d2.sampling import needed
 from d2.study.report import ReportJob
@@ -370,12 +372,21 @@ def resolve_reconstruct(config: ReconstructConfig, label: Label) -> ReconstructJ
         folder=absolute(config.output_dir),
         recipe=config.recon,
         motion=motion,
+        metrics=config.metrics,
+        exports=config.exports,
         seed=config.seed,
         accelerator=config.trainer.accelerator,
         logging=Logging(**vars(config.logger)),
         label=label,
         told=asdict(config),
     )
+
+
+def resolve_view(config: ViewConfig) -> ViewJob:
+    """Resolve `d2 view`; an InputError where there is not one scene."""
+    assert config.run is not None
+    scene, matrix = find_scene(absolute(config.run), _absolute(config.matrix))
+    return ViewJob(scene=scene, matrix=matrix, host=config.host, port=config.port)
 
 
 def resolve_report(config: ReportConfig, text: str, label: Label) -> ReportJob:

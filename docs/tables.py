@@ -14,7 +14,7 @@ from d2.config.describe import ROOTS, keys, plain
 from d2.files import asset
 
 PAGE = Path(__file__).parent / "configuration.md"
-COMMANDS = ("sample", "train", "evaluate", "report", "reconstruct")
+COMMANDS = ("sample", "train", "evaluate", "report", "reconstruct", "view")
 
 
 def filled(text: str) -> str:

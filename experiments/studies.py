@@ -24,7 +24,7 @@ from d2.metrics.figures import weights_hash
 
 ROOT = Path(__file__).parents[1]
 STALE = Path(__file__).parent / "STALE"  # studies whose tables are not of the weights that ship
-KEPT = ("results.csv", "table.md", "plot.svg", "plot.png")
+KEPT = ("results.csv", "table.md", "assets.md", "plot.svg", "plot.png")
 
 
 class Study(NamedTuple):
@@ -81,6 +81,7 @@ STUDIES = (
     Study("priors_beyond_training", 0.4, f"{SWEEP}/larger_matrix {BOTH}", "larger_matrix"),
     Study("best_rule", 1.0, "d2 sample experiment=best_rule"),
     Study("best_rule", 0.7, FULL, "full_plan"),
+    Study("does_the_matrix_make_an_asset", 4.0, "python experiments/does_the_matrix_make_an_asset/study.py"),
 )
 
 

@@ -109,8 +109,11 @@ LAYERS = {
         "d2.matrix",
         "d2.metrics",
         "d2.scene",
+        "d2.signals",
+        "d2.trainer",
     ),
     "d2.recon.job": (
+        "d2.metrics.networks",
         "d2.config.names",
         "d2.config.recipe",
         "d2.data",
@@ -194,6 +197,7 @@ LAYERS = {
         "d2.pipeline",
         "d2.priors",
         "d2.recon.job",
+        "d2.recon.view",
         "d2.sample",
         "d2.sampling",
         "d2.study",
@@ -212,6 +216,7 @@ LAYERS = {
         "d2.job",
         "d2.plan",
         "d2.recon.job",
+        "d2.recon.view",
         "d2.resolve",
         "d2.sample",
         "d2.signals",
@@ -250,6 +255,7 @@ FENCES = {
     "huggingface_hub": ("d2.priors.catalog",),
     "torchmetrics": ("d2.metrics",),
     "gsplat": ("d2.recon.rasterize",),
+    "viser": ("d2.recon.view",),
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
 PURE = (

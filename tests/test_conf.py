@@ -145,7 +145,7 @@ def test_every_experiment_runs(
 
 def test_no_yaml_lies_where_no_test_looks() -> None:
     conf = asset("conf")
-    known = {conf / f"{name}.yaml" for name in ("sample", "train", "evaluate", "report", "reconstruct")}
+    known = {conf / f"{name}.yaml" for name in ("sample", "train", "evaluate", "report", "reconstruct", "view")}
     known |= {conf / group / f"{name}.yaml" for group, names in options().items() for name in names}
     known |= set(asset("experiments").glob("*/sweep.yaml"))
     found = {path for root in (conf, asset("experiments")) for path in root.rglob("*.y*ml")}

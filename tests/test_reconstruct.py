@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from lightning import Trainer
 from moving_gaussians import WHITE
 from plyfile import PlyData
 from torch import Tensor
 
+from d2 import signals
 from d2.config.recipe import Recipe
 from d2.data import world4d
 from d2.matrix import Cameras, ImageMatrix, camera_ring
+from d2.metrics.image import ImageDistance
 from d2.recon import run
 from d2.recon.capture import Capture, capture_matrix, held_cells
 from d2.recon.files import read_ply, read_scene, write_ply, write_scene
 from d2.recon.fit import SceneFit, ssim
 from d2.recon.gaussians import Gaussians, ring_pinholes
 from d2.recon.hull import common_ball, hull_points
+from d2.recon.measure import fit_figures
 from d2.recon.motion import cubic_bspline, rest
 from d2.recon.rasterize import rasterize
-from d2.recon.run import FitProgress, reconstruct
+from d2.recon.run import reconstruct
 from d2.recon.scene import MovingGaussians
 from d2.recon.world import world_figures, world_scene
 
@@ -112,29 +117,50 @@ def test_interrupted_and_started_again_it_is_the_same_scene(
     capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = fit(capture, tmp_path / "straight")
-    on_train_batch_end = FitProgress.on_train_batch_end
-
-    def interrupted(self: FitProgress, trainer: L.Trainer, *rest: object) -> None:
-        on_train_batch_end(self, trainer, *rest)
-        if trainer.global_step == 12:
-            raise RuntimeError("stopped")
-
-    monkeypatch.setattr(FitProgress, "on_train_batch_end", interrupted)
-    often = Recipe(**{**vars(SMALL), "save_every_seconds": 0.0})
-    with pytest.raises(RuntimeError, match="stopped"):
-        fit(capture, tmp_path / "again", often)
-    assert list((tmp_path / "again").glob(".fit_*.ckpt")) and not (tmp_path / "again/metrics.json").exists()
-    monkeypatch.undo()
+    training_step = SceneFit.training_step
     steps: list[int] = []
-    step = SceneFit.training_step
-    monkeypatch.setattr(SceneFit, "training_step", lambda s, *a: (steps.append(s.global_step), step(s, *a))[1])
-    again = fit(capture, tmp_path / "again", often)
-    assert steps[0] == 11  # the state was kept after eleven
-    assert all(torch.equal(straight[name], again[name]) for name in straight)
-    assert not list((tmp_path / "again").glob(".fit_*"))
-    steps.clear()
-    kept = fit(capture, tmp_path / "again", often)  # finished: nothing is fitted again
-    assert not steps and all(torch.equal(straight[name], kept[name]) for name in straight)
+
+    def signalled(self: SceneFit, *batch: Any) -> Tensor:
+        steps.append(self.global_step)
+        if len(steps) == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return training_step(self, *batch)
+
+    monkeypatch.setattr(SceneFit, "training_step", signalled)
+    again = tmp_path / "again"
+    before = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
+    signals.install()
+    try:
+        with pytest.raises(signals.Stopped):
+            fit(capture, again)
+    finally:
+        signals.forget()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert list(again.glob(".fit_*.ckpt")) and not (again / "metrics.json").exists()
+    scene = fit(capture, again)
+    assert steps == [*range(SMALL.max_steps)]  # the step that was signalled was done to its end
+    assert all(torch.equal(straight[name], scene[name]) for name in straight)
+    assert not list(again.glob(".fit_*"))
+    written = {path: path.stat().st_mtime_ns for path in again.rglob("*")}
+    kept = fit(capture, again)  # finished: nothing is fitted or written again
+    assert len(steps) == SMALL.max_steps and all(torch.equal(straight[name], kept[name]) for name in straight)
+    assert {path: path.stat().st_mtime_ns for path in again.rglob("*")} == written
+
+
+def test_states_are_kept_now_and_then(capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, path: (kept.append(self.global_step), path.touch()))
+    fit(capture, tmp_path, Recipe(**{**vars(SMALL), "max_steps": 3, "save_every_seconds": 0.0}))
+    assert kept == [1, 2, 3]
+
+
+def test_distances_are_means_over_held_and_fitted_pictures(capture: Capture) -> None:
+    held = held_cells("diagonal", capture)
+    offset = torch.where(held, 0.3, 0.1)[:, None, None, None]
+    distance = ImageDistance("lpips_x", "file", "hash", lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
+    figures = fit_figures(capture.pixels + offset, capture, held, [distance])
+    assert figures["held_lpips_x"] == pytest.approx(0.3) and figures["train_lpips_x"] == pytest.approx(0.1)
 
 
 def test_ssim_is_torchmetrics_inside_the_border() -> None:

@@ -42,7 +42,9 @@ def written(folder: Path) -> set[str]:
 def test_one_matrix_lies_in_the_output_folder_itself(tmp_path: Path) -> None:
     write_world(tmp_path / "test_0000")
     out, file = tmp_path / "out", tmp_path / "test_0000/matrix.safetensors"
-    assert cli.run(["reconstruct", f"matrix={file}", "recon.hold=views:[1]", f"output_dir={out}", *QUICK]) == 0
+    own = ["recon.hold=views:[1]", "exports=[multiview]", f"output_dir={out}"]
+    assert cli.run(["reconstruct", f"matrix={file}", *own, *QUICK]) == 0
+    assert {"multiview/cam04/frame_00003.jpg", "multiview/sparse_/images.bin"} <= written(out)
     assert {"scene.safetensors", "ply/frame_0002.ply", "held/01_02.png", "orbit.mp4", "metrics.json"} <= written(out)
     figures = json.loads((out / "metrics.json").read_text())
     assert {"train_psnr", "held_psnr", "held_psnr_masked", "self_psnr", "angle_psnr", "time_psnr"} <= figures.keys()
@@ -82,6 +84,8 @@ def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path)
         (["run=."], "holds no matrix.safetensors; give the output_dir of d2 sample"),
         (["scenes.path=."], ": no cameras; a folder of pictures"),
         (["run=a", "recon.sh_degree=3"], "recon.sh_degree=3: out of range"),
+        (["run=a", "metrics=[lips]"], "metrics=['lips']: choose from"),
+        (["matrix=seen/matrix.safetensors", "metrics=[lpips_alex]"], "alexnet-owt-7be5be79.pth"),
         (["run=a", "recon=wobble"], "recon=wobble: no such choice"),
         (["matrix=seen/matrix.safetensors", "recon.hold=rows"], "recon.hold=rows: give diagonal"),
         (["matrix=seen/matrix.safetensors", "recon.rasterizer=gsplat"], "recon.rasterizer=gsplat: it draws on CUDA"),

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHORT
 from evaluation_files import write_object
 
 from d2 import cli
 from d2.config.recipe import Recipe
 from d2.data import world4d
+from d2.files import asset
 from d2.metrics.consistency import self_figures
+from d2.metrics.figures import Figure
 from d2.metrics.reference import reference_metrics
 from d2.recon import self_fit
 
+spec = importlib.util.spec_from_file_location(
+    "study", asset("experiments") / "does_the_matrix_make_an_asset" / "study.py"
+)
+assert spec is not None and spec.loader is not None
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
 QUICK = Recipe(num_gaussians=200, max_steps=50, hull_resolution=32, cells_per_step=2)
 
 
@@ -54,20 +63,23 @@ def test_what_no_scene_can_be_made_of_has_no_figure() -> None:
     assert all(map(math.isnan, self_figures(scene.truth.pixels, fitted, scene.truth).values()))
 
 
-def test_a_study_and_an_evaluation_have_the_same_rows(
-    d2_sample: Callable[..., int],
+def test_the_study_of_assets_and_an_evaluation_have_the_same_figures(
+    small_networks: None,
+    small_weights: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    short = Recipe(num_gaussians=30, max_steps=2, hull_resolution=16)
-    monkeypatch.setattr(self_fit, "RECIPE", short)
-    assert d2_sample("metrics=[reference,self_psnr]", "matrix.num_views=3", "baselines=true") == 0
-    sampled = json.loads((tmp_path / "out/test_0000/metrics.json").read_text())
-    assert sampled["joint"].keys() > {"self_psnr", "self_psnr_masked", "asset_gain"}
-    assert "self_psnr" in sampled["columns_alone"] and "asset_psnr_masked" in sampled["truth"]
+    monkeypatch.setattr(self_fit, "RECIPE", Recipe(num_gaussians=30, max_steps=2, hull_resolution=16))
+    out = tmp_path / "out"
+    own = [*small_weights, *SHORT, f"output_dir={out}", "trainer=cpu", "baselines=true"]
+    assert study.main([*own, "matrix.num_views=3", "scenes.count=1", "variants={default: []}"]) == 0
+    said = (out / "assets.md").read_text()
+    assert "| truth " in said and "| asset_psnr_masked | " in said and "asset_gain" in said
+    sampled = json.loads((out / "default/test_0000/metrics.json").read_text())
+    assert {"self_psnr_masked", "asset_gain"} < sampled["columns_alone"].keys() & sampled["truth"].keys()
     own = [f"output_dir={tmp_path / 'evaluated'}", "metrics=[self_psnr]", "trainer=cpu"]
-    assert cli.run(["evaluate", f"run={tmp_path / 'out'}", *own]) == 0
+    assert cli.run(["evaluate", f"run={out / 'default'}", *own]) == 0
     with (tmp_path / "evaluated/results.csv").open() as file:
         evaluated = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
     joint = {metric: sampled["joint"][metric] for metric in evaluated}
@@ -75,3 +87,15 @@ def test_a_study_and_an_evaluation_have_the_same_rows(
     write_object(tmp_path / "pred/ant", torch.rand(3, 2, 3, 16, 16), "frames")
     assert cli.run(["evaluate", f"pred={tmp_path / 'pred'}", *own]) == 2
     assert "metrics=[self_psnr]: wants cameras" in capfd.readouterr().err
+
+
+def test_ranks_are_spearmans() -> None:
+    values = {"a": (3.0, 10.0), "b": (1.0, 2.0), "c": (2.0, 400.0), "truth": (0.0, 100.0)}
+    figures = [
+        Figure(variant=variant, scene=scene, metric=metric, value=value)
+        for scene in ("x", "y")
+        for variant, pair in values.items()
+        for metric, value in zip(("self_psnr_masked", "psnr_masked"), pair, strict=True)
+    ]
+    line = study.ranks(figures).splitlines()[2]
+    assert line.startswith("| psnr_masked ") and "| 0.50" in line  # 3 1 2 against 2 1 3, truth apart

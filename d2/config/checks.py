@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from d2.config.bounds import check_fields
-from d2.config.schema import EvaluateConfig, ReconstructConfig, ReportConfig, SampleConfig, TrainConfig
+from d2.config.schema import EvaluateConfig, ReconstructConfig, ReportConfig, SampleConfig, TrainConfig, ViewConfig
 from d2.errors import InputError
 
 
 def check(
-    config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig | ReconstructConfig,
+    config: SampleConfig | TrainConfig | EvaluateConfig | ReportConfig | ReconstructConfig | ViewConfig,
 ) -> None:
     """Raise an InputError of one line that names the key, its value and what is allowed."""
     check_fields(config)
@@ -24,6 +24,8 @@ def check(
         case ReconstructConfig():
             given = {"run": config.run, "matrix": config.matrix, "scenes.path": config.scenes.path}
             _check_inputs("run=OUTPUT_DIR or matrix=FILE.safetensors", **given)
+        case ViewConfig():
+            _check_inputs("run=FOLDER_OF_A_SCENE", run=config.run)
         case ReportConfig():
             pass
 

@@ -70,7 +70,7 @@ class Composed:
         files = rule_files(OmegaConf.to_container(node))
         kept = without(node, "overwrite")  # how a run came to its folder is no part of what it is
         self.text = OmegaConf.to_yaml(kept) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
-        self.name: str = name or Path(self.config.output_dir).name  # the variant that the results are of
+        self.name: str = name or Path(node.get("output_dir", command)).name  # the variant that the results are of
         tags = dict.fromkeys(choices[key] for key in ("preset", "prior", "video", "multiview") if key in choices)
         self.label = Label(self.name, group, command, tuple(tags))
 
@@ -117,7 +117,7 @@ def one_clock() -> None:
 def search_path(command: str) -> list[str]:
     """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
     folder = quoted(literal(f"file://{asset('experiments').parent}"))
-    return [] if command in ("report", "reconstruct") else [f"hydra.searchpath=[{folder}]"]
+    return [] if command in ("report", "reconstruct", "view") else [f"hydra.searchpath=[{folder}]"]
 
 
 # --- overrides as people write them ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ ROOTS = {
     "evaluate": schema.EvaluateConfig,
     "report": schema.ReportConfig,
     "reconstruct": schema.ReconstructConfig,
+    "view": schema.ViewConfig,
 }
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a prior, the autoencoder or the video encoder of the tiny tier",
     "evaluate": "measure matrices, this program's or other people's",
     "reconstruct": "fit a scene of moving 3D Gaussians to matrices, and show it from any angle at any time",
+    "view": "turn such a scene by hand on a local page, its matrix beside it",
     "calibrate": "measure what composition=calibrated needs to know of the priors",
     "report": "one offline page of many runs, sweeps and studies",
     "checkpoints": "list | verify FILE | download NAME: weights of the priors",
@@ -100,8 +101,10 @@ KEYS = {
         "recon.max_steps",
         "recon.num_gaussians",
         "recon.rasterizer",
+        "metrics",
         "seed",
     ),
+    "view": ("run", "matrix", "host", "port"),
     "report": ("runs", "output_dir", "compare_to", "quality", "shown_scenes", "seed"),
 }
 KEYS["calibrate"] = tuple(k for k in KEYS["sample"] if k.startswith(("output", "scenes", "matrix", "sampler", "video")))
@@ -130,6 +133,11 @@ EXAMPLES = {
         "d2 reconstruct run=outputs/sample",
         "d2 reconstruct matrix=outputs/mine/clip/matrix.safetensors recon.hold=diagonal output_dir=outputs/asset",
         "d2 reconstruct scenes.path=my_pictures recon=rest",
+    ),
+    "view": (
+        "d2 view run=outputs/sample/test_0000",
+        "d2 view run=outputs/reconstruct/clip matrix=outputs/mine/clip/matrix.safetensors",
+        "d2 view run=outputs/sample host=0.0.0.0 port=9000",
     ),
     "report": (
         "d2 report runs=[outputs/sample]",

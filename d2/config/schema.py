@@ -274,9 +274,23 @@ class ReconstructConfig:
     run: Any = None  # output_dir of `d2 sample`, a study's too: all its matrices; a list of such
     matrix: str | None = None  # instead of run: one matrix.safetensors, whose scene lies in output_dir itself
     scenes: CapturesConfig = field(default_factory=CapturesConfig)
+    metrics: list[str] = several(
+        (), "lpips_alex", "lpips_vgg", "st_lpips_alex", "st_lpips_vgg"
+    )  # beside PSNR and SSIM, of held and of fitted cells
+    exports: list[str] = several((), "multiview")  # of the matrix: 4DGaussians' multi-view folder
     recon: Recipe = field(default_factory=Recipe)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+@dataclass
+class ViewConfig:
+    """`d2 view`."""
+
+    run: str | None = None  # a folder that holds one scene.safetensors, of d2 reconstruct or of d2 sample
+    matrix: str | None = None  # matrix.safetensors whose cells are shown; null: the one beside the scene or above it
+    host: str = "127.0.0.1"  # who may look: this machine alone; 0.0.0.0: whoever can reach it
+    port: int = bounded(8080, 1, 65535)  # of the page; where it is taken, the next free one
 
 
 @dataclass
@@ -300,3 +314,4 @@ def register() -> None:
     store.store("evaluate_schema", EvaluateConfig)
     store.store("report_schema", ReportConfig)
     store.store("reconstruct_schema", ReconstructConfig)
+    store.store("view_schema", ViewConfig)

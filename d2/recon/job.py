@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from d2.config.names import Label
@@ -16,8 +17,10 @@ from d2.errors import InputError, say
 from d2.files import csv_text, ensure_writable, write_text
 from d2.io import read_matrix
 from d2.loggers import Logging, finish_loggers, log_figures, log_videos, start_loggers
+from d2.metrics.networks import load_distance
 from d2.recon.capture import MIN_VIEWS, Capture, capture_matrix
 from d2.recon.motion import Motion
+from d2.recon.multiview import write_multiview
 from d2.recon.run import reconstruct
 from d2.recon.transforms import capture_folders, read_capture
 from d2.recon.world import world_figures, world_scene
@@ -42,6 +45,8 @@ class ReconstructJob:
     folder: Path
     recipe: Recipe
     motion: Motion
+    metrics: Sequence[str]  # perceptual distances, of d2.metrics.suite.PERCEPTUAL
+    exports: Sequence[str]  # multiview
     seed: int
     accelerator: str
     logging: Logging
@@ -54,6 +59,7 @@ def reconstruct_command(job: ReconstructJob) -> int:
     sources, folder = job.sources, job.folder
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
+    distances = [load_distance(name, torch.device("cpu")) for name in job.metrics]  # what is missing stops the run
     ensure_writable(folder)
     loggers = start_loggers(job.logging, folder, job.label, job.told)
     for index, source in enumerate(sources):
@@ -68,8 +74,11 @@ def reconstruct_command(job: ReconstructJob) -> int:
                 seed=job.seed,
                 accelerator=job.accelerator,
                 loggers=loggers if len(sources) == 1 else (),  # steps of several fits would be drawn over each other
+                distances=distances,
                 more_figures=more_figures,
             )
+            if "multiview" in job.exports:
+                write_multiview(folder / source.name / "multiview", capture, done.scene)
         except InputError as error:
             if len(sources) == 1:
                 raise

@@ -6,12 +6,13 @@ it comes with sharpness, since a blur has a good PSNR, and with retrieval where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from d2.metrics.image import ImageDistance
 from d2.metrics.reference import Cells, measure_cells, pool
 from d2.recon.capture import Capture
 from d2.recon.gaussians import Pinholes
@@ -33,16 +34,19 @@ def fit_figures(
     rendered: Tensor,  # p 3 h w
     capture: Capture,
     held: Tensor,  # p, bool
+    distances: Sequence[ImageDistance] = (),
 ) -> dict[str, float]:
-    """train_NAME on the fitted pictures, held_NAME on the held, for psnr, psnr_masked, ssim, sharpness and, of a whole
-    matrix, own_view and own_frame; self_psnr, _psnr_masked and _sharpness on all: how nearly a 4D scene can say what
-    the matrix says."""
+    """train_NAME on the fitted pictures, held_NAME on the held, for psnr, psnr_masked, ssim, sharpness, the distances
+    and, of a whole matrix, own_view and own_frame; self_psnr, self_psnr_masked and self_sharpness on all: how nearly a
+    4D scene can say what the matrix says."""
     cells, whole = picture_cells(rendered, capture.pixels, capture.masks, capture)
     every = pool(cells, torch.ones_like(held))
     figures = {f"self_{name}": every[name] for name in ("psnr", "psnr_masked", "sharpness")}
     for side, where in (("train", ~held), ("held", held)):
         if where.any():
             figures |= {f"{side}_{name}": value for name, value in pool(cells, where).items() if _told(name, whole)}
+            pair = rendered[where], capture.pixels.cpu()[where]
+            figures |= {f"{side}_{each.name}": float(each.call(*pair).mean()) for each in distances}
     return figures
 
 

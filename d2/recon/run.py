@@ -21,10 +21,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from d2 import signals
 from d2.config.recipe import Recipe
 from d2.errors import InputError
 from d2.files import staged, staged_folder, write_json
 from d2.io import write_png, write_video
+from d2.metrics.image import ImageDistance
 from d2.progress import ProgressBar
 from d2.recon.capture import Capture, held_cells
 from d2.recon.files import motion_named, read_scene, write_ply_sequence, write_scene
@@ -36,6 +38,7 @@ from d2.recon.motion import Motion
 from d2.recon.page import write_page
 from d2.recon.rasterize import Rasterize, rasterize, rasterize_gsplat
 from d2.recon.scene import MovingGaussians
+from d2.trainer import StopsAtOnce
 
 FILM_SIDE, FILM_PICTURES, FILM_FPS = 128, 48, 16  # a film's shorter side at least, its pictures a turn and a second
 LOG_EVERY = 10  # steps
@@ -46,7 +49,6 @@ class Reconstruction(NamedTuple):
 
     scene: MovingGaussians
     figures: dict[str, float]
-    render: Render
 
 
 def reconstruct(
@@ -59,11 +61,14 @@ def reconstruct(
     seed: int = 0,
     accelerator: str = "auto",  # as Lightning names it
     loggers: Sequence[Any] = (),
+    distances: Sequence[ImageDistance] = (),  # measured beside PSNR and SSIM
     more_figures: Callable[[Render, torch.device], dict[str, float]] | None = None,  # where the world is known
 ) -> Reconstruction:
-    """Fit a scene and write it into `folder`. What is finished there of the same input is read, what was interrupted
-    goes on. The same input gives the same scene."""
-    digest = digest_of(capture, recipe, motion, seed)
+    """Fit a scene and write it into `folder`. What is finished there of the same input is read and left as it is, what
+    was interrupted goes on. The same input gives the same scene."""
+    digest = digest_of(capture, recipe, motion, seed, [distance.name for distance in distances])
+    if (figures := finished(folder, digest)) is not None:
+        return Reconstruction(read_scene(folder / "scene.safetensors", motion)[0], figures)
     state = folder / f".fit_{digest}.ckpt"
     trainer = L.Trainer(
         accelerator=accelerator,
@@ -71,7 +76,11 @@ def reconstruct(
         max_steps=recipe.max_steps,
         logger=list(loggers),
         log_every_n_steps=LOG_EVERY,
-        callbacks=[FitProgress(name, recipe.max_steps), KeepState(state, recipe.save_every_seconds)],
+        callbacks=[
+            StopsAtOnce(),
+            FitProgress(name, recipe.max_steps),
+            KeepState(state, recipe.save_every_seconds),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -80,15 +89,13 @@ def reconstruct(
     device = trainer.strategy.root_device
     draw = rasterizer(recipe.rasterizer, device)
     fit = SceneFit(capture, recipe, motion, draw, seed)
-    if finished(folder, digest):
-        fit.scene = read_scene(folder / "scene.safetensors", motion)[0]
-    else:
-        going_on = str(state) if state.exists() else None
+    going_on = str(state) if state.exists() else None
+    with signals.held_back():
         trainer.fit(fit, DataLoader(range(recipe.max_steps), batch_size=None), ckpt_path=going_on)  # type: ignore[arg-type]
     fit = fit.eval().to(device)
-    figures = write_outputs(folder, name, fit, capture.to(device), digest, more_figures)
+    figures = write_outputs(folder, name, fit, capture.to(device), digest, distances, more_figures)
     state.unlink(missing_ok=True)
-    return Reconstruction(fit.scene, figures, fit.render)
+    return Reconstruction(fit.scene, figures)
 
 
 def rasterizer(kind: str, device: torch.device) -> Rasterize:
@@ -100,9 +107,9 @@ def rasterizer(kind: str, device: torch.device) -> Rasterize:
     return rasterize if kind == "torch" or device.type != "cuda" else rasterize_gsplat
 
 
-def digest_of(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> str:
-    """A hash of all that a fit depends on."""
-    asked = vars(recipe) | {"motion": motion_named(motion), "seed": seed}
+def digest_of(capture: Capture, recipe: Recipe, motion: Motion, seed: int, measured: Sequence[str]) -> str:
+    """A hash of all that a fit and its figures depend on."""
+    asked = vars(recipe) | {"motion": motion_named(motion), "seed": seed, "measured": [*measured]}
     asked.pop("save_every_seconds")
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for tensor in (capture.pixels, capture.cameras.world_to_camera, capture.cameras.focal, capture.frame):
@@ -110,10 +117,11 @@ def digest_of(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> st
     return digest.hexdigest()[:16]
 
 
-def finished(folder: Path, digest: str) -> bool:
-    """Whether `folder` holds the scene of this very input; its metrics are written last."""
+def finished(folder: Path, digest: str) -> dict[str, float] | None:
+    """The figures of a folder that holds the scene of this very input, else None; they are written last."""
     path = folder / "metrics.json"
-    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == digest
+    figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return figures if figures.pop("fingerprint", None) == digest else None
 
 
 def write_outputs(
@@ -122,12 +130,13 @@ def write_outputs(
     fit: SceneFit,
     capture: Capture,
     digest: str,
+    distances: Sequence[ImageDistance],
     more_figures: Callable[[Render, torch.device], dict[str, float]] | None,
 ) -> dict[str, float]:
     """All files of a scene, and what was measured; the figures come last."""
     held = held_cells(fit.recipe.hold, capture)
     rendered = render_pictures(fit.render, capture.cameras, capture.frame.float())
-    figures = fit_figures(rendered, capture, held.cpu())
+    figures = fit_figures(rendered, capture, held.cpu(), distances)
     if more_figures is not None:
         figures |= more_figures(fit.render, fit.device)
     write_scene(folder / "scene.safetensors", fit.scene, capture.fps)
@@ -181,16 +190,19 @@ def input_angles(capture: Capture) -> tuple[float, float]:
 
 
 class KeepState(Callback):
-    """Writes a state to go on from, now and then."""
+    """Writes a state to go on from, now and then, and when a signal stops the fit: after a step, never within."""
 
     def __init__(self, path: Path, every_seconds: float):
         self.path, self.every_seconds, self.last = path, every_seconds, time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if time.monotonic() - self.last >= self.every_seconds:
+        stopped = signals.received() is not None
+        if stopped or time.monotonic() - self.last >= self.every_seconds:
             with staged(self.path) as partial:
                 trainer.save_checkpoint(partial)
             self.last = time.monotonic()
+        if stopped:
+            signals.stop()
 
 
 class FitProgress(ProgressBar):
