@@ -7,8 +7,7 @@ sequence, c h w; pixels are in [0, 1].
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange, repeat
@@ -21,8 +20,9 @@ from d2.priors.camera_prior import CameraCondition, CameraPrior, camera_denoiser
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition, Prior, denoiser
 from d2.priors.tiny import FRAMES, motion_bucket, polar_rad
-from d2.sampling import Term, karras_sigmas
+from d2.sampling import Term
 from d2.scene import Known
+from d2.settings import Settings, Unary
 from d2.views import bind_views
 
 
@@ -43,49 +43,6 @@ class Priors(NamedTuple):
     @property
     def present(self) -> list[nn.Module]:
         return [network for network in self if network is not None]
-
-
-@dataclass(frozen=True)
-class Unary:
-    """Cells denoised as single images: by which network, and what it is told of them."""
-
-    prior: Literal["video", "multiview", "cell"] = "multiview"  # cell: one that saw 4D pairs, a ceiling for the others
-    told: Literal["none", "anchor", "column", "row"] = (
-        "anchor"  # the input at the anchor, at the cell's frame; its orbit
-    )
-    cond_aug: float | None = None  # None: the prior's own; more makes it less sure of what it is told
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The plain numbers of sampling."""
-
-    num_steps: int = 20
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    start: Literal["noise", "multiview"] = "noise"  # of the joint sampling: noise alone, or added to the orbit
-    hold: tuple[str, ...] = ()  # cells whose latents are known and stay: input_row, reference_column
-    reinit: int = 0  # further passes of orbit and clip, each from noise that remembers the pass before (FreeInit)
-    keep_picture: bool = True  # a clip made of a picture starts with the picture itself, not with the sampled frame
-    conv_blend: float | None = None  # share of a column itself in what its pixels attend to; None: all, and alone
-    azimuth_sign: Literal[1, -1] = 1  # -1 where the multi-view prior's azimuth grows clockwise seen from above
-    sequences_per_call: int | None = None
-    encode_chunk: int = 8  # pictures of reference encoded at once
-    decode_chunk: int | None = None  # frames of a clip decoded at once, unseen by the others; None: all
-    anchor_frames: tuple[int, ...] = (0,)  # an orbit is sampled at each, for the window of the rows that starts there
-    video_window: int | None = None  # frames that a row's prior sees at once; None: all
-    multiview_window: int | None = None  # views that a column's prior sees at once; None: all
-    multiview_dilation: int = 1  # views from one of a window to its next
-    unary: Unary | None = None
-    video_cond_aug: float = 0.02
-    multiview_cond_aug: float = 1e-5
-    fps_id: float = 7.0
-    motion_bucket_id: float | None = None  # None: measured on the clip
-
-    @property
-    def sigmas(self) -> list[float]:
-        return karras_sigmas(self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
 
 
 def joint_terms(

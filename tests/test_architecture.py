@@ -23,6 +23,7 @@ LAYERS = {
     "d2.files": (),
     "d2.nn": (),
     "d2.noise": (),
+    "d2.settings": ("d2.sampling",),
     "d2.cameras": (),
     "d2.matrix": ("d2.cameras",),
     "d2.scene": ("d2.matrix",),
@@ -37,7 +38,7 @@ LAYERS = {
     "d2.metrics": ("d2.files", "d2.matrix", "d2.nn", "d2.scene"),
     "d2.metrics.features": ("d2.files", "d2.metrics", "d2.nn"),
     "d2.report": ("d2.files", "d2.metrics.figures", "d2.metrics.intervals", "d2.metrics.table"),
-    "d2.terms": ("d2.matrix", "d2.noise", "d2.priors", "d2.sampling", "d2.scene", "d2.views"),
+    "d2.terms": ("d2.matrix", "d2.noise", "d2.priors", "d2.sampling", "d2.scene", "d2.views", "d2.settings"),
     "d2.views": ("d2.cameras", "d2.matrix", "d2.passes", "d2.priors", "d2.sampling"),
     "d2.pipeline": (
         "d2.matrix",
@@ -58,7 +59,7 @@ LAYERS = {
     # --- configuration: what a command is told
     "d2.config.bounds": (),
     "d2.config.recipe": ("d2.config.bounds",),
-    "d2.config.schema": ("d2.config.bounds", "d2.config.recipe"),
+    "d2.config.schema": ("d2.config.bounds", "d2.config.recipe", "d2.settings"),
     "d2.config.checks": ("d2.config.bounds", "d2.config.schema"),
     "d2.config.names": ("d2.files",),
     "d2.config.paths": ("d2.files",),

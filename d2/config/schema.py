@@ -14,21 +14,22 @@ from omegaconf import MISSING
 
 from d2.config.bounds import MAX_SEED, bounded, chosen, several
 from d2.config.recipe import Recipe
+from d2.settings import Settings
 
 
 @dataclass
 class SamplerConfig:
-    num_steps: int = bounded(20, 1, 1000)  # noise levels, ≥ 1
-    sigma_min: float = bounded(0.002, 1e-6, 1e3)  # in units of the latents' standard deviation
-    sigma_max: float = bounded(80.0, 1e-3, 1e5)  # in the same units
-    rho: float = bounded(7.0, 1, 100)  # Karras et al. 2022, eq. 5
+    num_steps: int = bounded(Settings.num_steps, 1, 1000)  # noise levels, ≥ 1
+    sigma_min: float = bounded(Settings.sigma_min, 1e-6, 1e3)  # in units of the latents' standard deviation
+    sigma_max: float = bounded(Settings.sigma_max, 1e-3, 1e5)  # in the same units
+    rho: float = bounded(Settings.rho, 1, 100)  # Karras et al. 2022, eq. 5
     start: str = chosen("noise", "multiview")  # what joint sampling starts from: noise, or the noised orbit
     sequences_per_call: int | None = bounded(None, 1, 1_000_000)  # of one network call; null: all of a process's
-    encode_chunk: int = bounded(8, 1, 1_000_000)  # pictures of reference encoded at once
+    encode_chunk: int = bounded(Settings.encode_chunk, 1, 1_000_000)  # pictures of reference encoded at once
     decode_chunk: int | None = bounded(
         None, 1, 1_000_000
     )  # frames decoded at once, unseen by those of other chunks; null: a whole row
-    reinit: int = bounded(0, 0, 100)  # more passes of orbit and clip, low frequencies kept (FreeInit)
+    reinit: int = bounded(Settings.reinit, 0, 100)  # more passes of orbit and clip, low frequencies kept (FreeInit)
     hold: list[str] = several((), "input_row", "reference_column")  # known cells, which stay
 
 
@@ -80,8 +81,10 @@ class VideoConfig:
 
     network: str = chosen("tiny", "svd", "svd_xt", default=MISSING)
     checkpoint: str | None = None  # weights file, or random; null: the one in checkpoints/
-    cond_aug: float = bounded(0.02, 0, 10)  # standard deviation of the noise on the pictures that it is told
-    fps_id: float = bounded(7.0, 0, 1000)  # frames per second that it is told
+    cond_aug: float = bounded(
+        Settings.video_cond_aug, 0, 10
+    )  # standard deviation of the noise on the pictures that it is told
+    fps_id: float = bounded(Settings.fps_id, 0, 1000)  # frames per second that it is told
     motion_bucket_id: float | None = bounded(None, 0, 255)  # how much motion it is told; null: measured on the clip
     window: int | None = bounded(None, 1, 1024)  # frames that it sees at once, in overlapping windows; null: all
 
@@ -92,10 +95,12 @@ class MultiviewConfig:
 
     network: str = chosen("tiny", "sv3d_u", "sv3d_p", "seva", "seva_1_0", default=MISSING)
     checkpoint: str | None = None  # weights file, or random; null: the one in checkpoints/
-    cond_aug: float = bounded(1e-5, 0, 10)  # standard deviation of the noise on the pictures that it is told
+    cond_aug: float = bounded(
+        Settings.multiview_cond_aug, 0, 10
+    )  # standard deviation of the noise on the pictures that it is told
     conv_blend: float | None = bounded(None, 0, 1)  # own share where columns look at their neighbours; null: 1
     window: int | None = bounded(None, 1, 1024)  # views that it sees at once, in overlapping windows; null: all
-    dilation: int = bounded(1, 1, 1024)  # views from one of a window to its next
+    dilation: int = bounded(Settings.multiview_dilation, 1, 1024)  # views from one of a window to its next
 
 
 @dataclass
