@@ -17,8 +17,15 @@ def check(
     match config:
         case SampleConfig():
             _check_sample(config)
-        case TrainConfig():
-            _check_train(config)
+        case TrainConfig(prior=p):
+            if p.kind != "autoencoder" and p.batch_size <= p.singles:
+                raise InputError(
+                    f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
+                )
+            if config.precision == "fp16":
+                raise InputError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
+            if p.decoder_share == 1 and not config.init_from:
+                raise InputError("init_from=null: prior.decoder_share=1 freezes the encoder; give init_from=FILE")
         case EvaluateConfig():
             _check_inputs("run=OUTPUT_DIR or pred=FOLDER truth=FOLDER", run=config.run, pred=config.pred)
         case ReconstructConfig():
@@ -56,18 +63,6 @@ def _check_sample(config: SampleConfig) -> None:
         )
     if config.unary.prior == "cell" and config.unary.told not in ("none", "anchor"):
         raise InputError(f"unary.told={config.unary.told}: the network of unary.prior=cell was told anchors alone")
-
-
-def _check_train(config: TrainConfig) -> None:
-    p = config.prior
-    if p.kind != "autoencoder" and p.batch_size <= p.singles:
-        raise InputError(
-            f"prior.batch_size={p.batch_size}: must exceed prior.singles={p.singles}, which are part of it"
-        )
-    if config.precision == "fp16":
-        raise InputError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
-    if p.decoder_share == 1 and not config.init_from:
-        raise InputError("init_from=null: prior.decoder_share=1 freezes the encoder; give init_from=FILE")
 
 
 def _check_inputs(way_out: str, **inputs: Any) -> None:
