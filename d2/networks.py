@@ -24,7 +24,7 @@ class Networks(NamedTuple):
     """The networks of a job, by name and file."""
 
     video: str  # tiny | svd | svd_xt
-    multiview: str  # tiny | sv3d_u | sv3d_p | seva | seva_1_0
+    multiview: str  # tiny | tiny_camera | sv3d_u | sv3d_p | seva | seva_1_0
     files: Mapping[str, Path | str]  # kind -> weights; RANDOM of published networks
     precision: str  # of weights and activations: fp32 | bf16 | fp16
     seed: int  # of random weights
@@ -51,7 +51,7 @@ def choose_networks(
 
     Two priors of different tiers have no latent space in common.
     """
-    tiers = {"tiny" if network == "tiny" else "published" for network in (video, multiview)}
+    tiers = {"tiny" if network in ("tiny", "tiny_camera") else "published" for network in (video, multiview)}
     if len(tiers) > 1:
         raise InputError(
             f"video={video} multiview={multiview}: their latents differ; take both tiny, or svd + sv3d or seva"
@@ -70,6 +70,8 @@ def choose_networks(
         f"{kind}.checkpoint": f"tiny_{kind}.safetensors" if is_tiny else PUBLISHED[name].file
         for kind, name in names.items()
     }
+    if multiview == "tiny_camera":
+        shipped["multiview.checkpoint"] = "tiny_camera.safetensors"
     if is_tiny:
         shipped["autoencoder"] = "tiny_autoencoder.safetensors"
     named = {key: given[key] or asset("checkpoints") / file for key, file in shipped.items()}
@@ -98,7 +100,9 @@ def load_priors(networks: Networks) -> Priors:
         paths = {kind: Path(path) for kind, path in files.items()}
         return Priors(
             tiny.load_prior(paths["video"], "video"),
-            tiny.load_prior(paths["multiview"], "multiview"),
+            tiny.load_camera_prior(paths["multiview"])
+            if networks.multiview == "tiny_camera"
+            else tiny.load_prior(paths["multiview"], "multiview"),
             tiny.load_first_stage(paths["autoencoder"]),
             tiny.load_prior(paths["cell"], "cell") if "cell" in paths else None,
         )

@@ -139,7 +139,9 @@ LAYERS = {
     ),
     "d2.train": (
         "d2.config.names",
+        "d2.cameras",
         "d2.data",
+        "d2.matrix",
         "d2.files",
         "d2.loggers",
         "d2.nn",

@@ -35,6 +35,8 @@ ELSEWHERE = {  # group/option -> the test file that runs it: what needs other pr
     "multiview/sv3d_u": "test_published_sampling.py",
     "multiview/sv3d_p": "test_published_sampling.py",
     "multiview/seva": "test_published_sampling.py",
+    "multiview/tiny_camera": "test_camera_training.py",
+    "prior/tiny_camera": "test_camera_training.py",
     "matting/rembg": "test_published_sampling.py",
     "prior/tiny_video_encoder": "test_video_encoder.py",  # no prior: nothing is sampled with it
     "composition/superposition_or": "test_superposition.py",  # of noise between all levels

@@ -33,7 +33,7 @@ from d2.train.data import RandomBatches, rendered
 from d2.train.going_on import read_past
 from d2.train.job import Kind, TrainJob, build_autoencoder, build_prior, train
 from d2.train.latent_basis import orient, pixel_metric
-from d2.train.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, lr_factor
+from d2.train.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, draw_sigma, lr_factor
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MakeJob = Callable[..., TrainJob]
@@ -116,7 +116,7 @@ def test_the_loss_is_the_error_of_v(prior: Callable[..., tuple[PriorTrainer, dic
 def test_the_noise_levels_are_those_of_the_recipe(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
     module, _ = prior()
     torch.manual_seed(0)
-    sigma = module.draw_sigma(40_000)
+    sigma = draw_sigma(module.loss, 40_000)
     assert sigma.min() >= 0.002
     high = 0.1 * math.log(700 / 188) / math.log(700 / 20)  # the normal share has nearly nothing there
     assert (sigma > 188).float().mean() == pytest.approx(high, rel=0.1)

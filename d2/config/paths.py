@@ -18,6 +18,7 @@ from d2.files import sha256_of
 
 PATHS = {
     *("output_dir", "cache_dir", "scenes.path", "matting.model", "autoencoder", "cell", "init_from"),
+    *("scenes.views", "cameras.path"),
     *("video.checkpoint", "multiview.checkpoint", "features_file", "clip.file", "compare_to", "composition.moments"),
     *("run", "pred", "truth", "runs", "hydra.sweep.dir", "hydra.run.dir"),
 }

@@ -93,7 +93,7 @@ class VideoConfig:
 class MultiviewConfig:
     """The multi-view prior."""
 
-    network: str = chosen("tiny", "sv3d_u", "sv3d_p", "seva", "seva_1_0", default=MISSING)
+    network: str = chosen("tiny", "tiny_camera", "sv3d_u", "sv3d_p", "seva", "seva_1_0", default=MISSING)
     checkpoint: str | None = None  # weights file, or random; null: the one in checkpoints/
     cond_aug: float = bounded(
         Settings.multiview_cond_aug, 0, 10
@@ -197,7 +197,7 @@ class SampleConfig:
 
 @dataclass
 class TrainPriorConfig:
-    kind: str = chosen("autoencoder", "video", "multiview", "cell", "video_encoder", default=MISSING)
+    kind: str = chosen("autoencoder", "video", "multiview", "camera", "cell", "video_encoder", default=MISSING)
     optimizer: str = chosen("adamw", "muon")
     lr: float = bounded(6e-4, 0, 1)  # at its plateau
     max_steps: int = bounded(8000, 1, 10_000_000)  # optimiser steps

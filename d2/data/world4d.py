@@ -20,6 +20,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from d2.cameras import Z_UP, looking_at
 from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at, pose, sample_creatures
 from d2.errors import InputError
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
@@ -88,6 +89,32 @@ def pairs(
     return Views(*pictures, azimuth, elevation), frame
 
 
+def walks(
+    split: Split, indices: Sequence[int], *, num_cells: int = 8, size: int = 64, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Scenes frozen at one random moment of their clips, from cameras anywhere around them, in no order.
+
+    Pixels b t 3 h w, and poses b t 4 4 (camera-to-world, OpenCV, float64): elevations of −15 to 50 degrees, 1.7 to 2.4
+    away, looking within 0.15 of the origin.
+    """
+    creatures = sample_creatures(split, indices)
+    seeded = [torch.Generator().manual_seed(index) for index in indices]
+    draws = torch.stack([torch.rand(num_cells, 6, generator=g, dtype=torch.float64) for g in seeded])
+    azimuth, elevation = 2 * math.pi * draws[..., 0], torch.deg2rad(-15 + 65 * draws[..., 1])
+    distance, target = 1.7 + 0.7 * draws[..., 2], 0.3 * draws[..., 3:] - 0.15
+    outward = torch.stack([elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1)
+    positions = (distance[..., None] * outward).flatten(0, 1)
+    poses = looking_at(positions, target.flatten(0, 1), Z_UP)
+    posed = pose(creatures, creatures.still_time[:, None].expand(-1, num_cells))
+    facts = (creatures.radii, creatures.colours, creatures.split)
+    ellipsoids = Ellipsoids(
+        *(x.flatten(0, 1).to(device) for x in posed),
+        *(repeat(x, "b ... -> (b t) ...", t=num_cells).to(device) for x in facts),
+    )
+    pixels = render_from(ellipsoids, poses[:, :3, :3].mT.to(device), positions.to(device), size)[0]
+    return pixels.unflatten(0, (-1, num_cells)), poses.unflatten(0, (-1, num_cells))
+
+
 def full_matrix(
     split: Split,
     indices: Sequence[int],
@@ -136,16 +163,26 @@ def render(
     elevation_rad: Tensor,  # n, float64
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # n 3 h w, n 1 h w, n 1 h w
-    """Ray-cast ellipsoids from cameras on the sphere: pixels, masks, depth.
+    """Ray-cast ellipsoids from cameras on the sphere: pixels, masks, depth."""
+    return render_from(ellipsoids, *_on_sphere(azimuth_rad, elevation_rad), size)
+
+
+def render_from(
+    ellipsoids: Ellipsoids,  # n p
+    axes: Tensor,  # n 3 3, float64, rows right, down and along the optical axis: world to camera
+    position: Tensor,  # n 3, float64
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # n 3 h w, n 1 h w, n 1 h w
+    """Ray-cast ellipsoids from any cameras of the ring's lens: pixels, masks, depth.
 
     With d = (x, y, 1) a ray in the camera's frame and w = 1 / depth, the nearer hit of an ellipsoid is
     w = l · d + sqrt(dᵀ N d), and it is missed where dᵀ N d < 0: both are polynomials of (x, y), so the discriminants of
     all samples of all tiles come from one matrix product.
     """
-    n, device = len(azimuth_rad), azimuth_rad.device
+    n, device = len(position), position.device
     tiles = math.ceil(size / TILE)
     step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / size  # of one pixel, on the plane z = 1
-    cast = _cast(ellipsoids, azimuth_rad, elevation_rad)
+    cast = _cast(ellipsoids, axes, position)
     corner = (torch.arange(tiles, dtype=torch.float64, device=device) * TILE - size / 2) * step
     meets_x = (cast.high[:, :, None, 0] >= corner) & (cast.low[:, :, None, 0] <= corner + TILE * step)  # n p tiles
     meets_y = (cast.high[:, :, None, 1] >= corner) & (cast.low[:, :, None, 1] <= corner + TILE * step)
@@ -266,19 +303,27 @@ class _Cast(NamedTuple):
     hit: Tensor  # n p 9 float64: N as (xx, yy, xy, x, y, 1) with the twos inside, l as (x, y, 1)
     surface: Tensor  # n p 4 4 float64: rows of affine maps of the hit point: normal (x, y, z), colour coordinate
     colours: Tensor  # n p 6 float32
-    up: Tensor  # n 2 float64, the world's z in the frame's y and z
+    up: Tensor  # n 3 float64, the world's z in the frame
     low: Tensor  # n p 2 float64, bounding rectangle on the plane z = 1; empty if absent
     high: Tensor
 
 
-def _cast(ellipsoids: Ellipsoids, azimuth: Tensor, elevation: Tensor) -> _Cast:
+def _on_sphere(azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes and positions of cameras on the sphere: n 3 3 and n 3."""
     ca, sa, ce, se = azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin()
     zero = torch.zeros_like(ca)
     toward = torch.stack([ce * ca, ce * sa, se], dim=-1)  # from the origin to the camera
     right = torch.stack([-sa, ca, zero], dim=-1)
     down = torch.stack([se * ca, se * sa, -ce], dim=-1)
-    camera = torch.stack([right, down, -toward], dim=-2)  # rows: world -> camera
-    centre = _rows(camera[:, None], ellipsoids.centre - RADIUS * toward[:, None])  # n p 3
+    return torch.stack([right, down, -toward], dim=-2), RADIUS * toward
+
+
+def _cast(
+    ellipsoids: Ellipsoids,  # n p
+    camera: Tensor,  # n 3 3, rows: world -> camera
+    position: Tensor,  # n 3
+) -> _Cast:
+    centre = _rows(camera[:, None], ellipsoids.centre - position[:, None])  # n p 3
     present = ellipsoids.radii[..., :1] > 0
     radii = ellipsoids.radii.clamp(min=1e-3)
     axes = torch.stack([_rows(camera[:, None], axis) for axis in ellipsoids.rotation.unbind(-1)], dim=-2)  # n p axis 3
@@ -306,7 +351,7 @@ def _cast(ellipsoids: Ellipsoids, azimuth: Tensor, elevation: Tensor) -> _Cast:
         torch.cat([hit, slope], dim=-1),
         surface,
         ellipsoids.colours.flatten(-2).float(),
-        torch.stack([-ce, -se], dim=-1),
+        camera[..., 2],
         torch.where(present, low, math.inf),
         torch.where(present, high, -math.inf),
     )
@@ -369,7 +414,7 @@ def _shade(
     surface = cast.surface.float()[image, part]
     affine = (surface * ray[:, None]).sum(-1)
     normal = affine[:, :3] / affine[:, :3].norm(dim=-1, keepdim=True)
-    up = (normal[:, 1:] * cast.up.float()[image]).sum(-1)
+    up = (normal * cast.up.float()[image]).sum(-1)
     facing = -(normal * ray[:, :3]).sum(-1) / ray[:, :3].norm(dim=-1)
     light = AMBIENT + SKY * (1 + up) / 2 + HEADLIGHT * facing.clamp(min=0)
     mix = ((affine[:, 3] / w) / (2 * EDGE) + 0.5).clamp(0, 1)[:, None]

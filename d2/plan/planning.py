@@ -104,7 +104,8 @@ def workload_of(job: Job) -> Workload:
     if job.networks.is_tiny:
         stage = tiny.first_stage_of(read_header(Path(job.networks.files["autoencoder"])))
         cell = tiny.CELL if "cell" in job.networks.files else None
-        return Workload(tiny.VIDEO, tiny.MULTIVIEW, stage, job.rules, *job.size, cell=cell)
+        columns = tiny.CAMERA if job.networks.multiview == "tiny_camera" else tiny.MULTIVIEW
+        return Workload(tiny.VIDEO, columns, stage, job.rules, *job.size, cell=cell)
     video, multiview = PUBLISHED[job.networks.video], PUBLISHED[job.networks.multiview]
     assert isinstance(video.prior, PriorConfig)
     return Workload(

@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from d2.errors import InputError
 from d2.priors import tiny
+from d2.priors.camera_prior import CameraPrior
 from d2.priors.checkpoint import (
     PUBLISHED,
     Entry,
@@ -38,6 +39,7 @@ KINDS = {
     "autoencoder": "a first stage",
     "video": "a video prior",
     "multiview": "a multi-view prior",
+    "camera": "a multi-view prior of any cameras",
     "cell": "a network of single cells, which has seen 4D pairs",
 }
 
@@ -124,6 +126,8 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
     with torch.device("meta"):
         if kind == "autoencoder":
             network: torch.nn.Module = FirstStage(tiny.first_stage_of(header))
+        elif kind == "camera":
+            network = CameraPrior(tiny.CAMERA)
         elif kind in KINDS:
             network = Prior(tiny.config_of(kind))
         else:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from d2.errors import InputError
 from d2.nn.autoencoder import AutoencoderConfig
+from d2.nn.camera_unet import CameraUNetConfig
 from d2.nn.clip import ImageTowerConfig
 from d2.nn.video_unet import VideoUNetConfig
+from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
 from d2.priors.tensor_file import check_finite
@@ -87,6 +89,25 @@ def prior_config(scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, 
     )
 
 
+CAMERA = CameraPriorConfig(
+    unet=CameraUNetConfig(
+        in_channels=CHANNELS + 7,
+        out_channels=CHANNELS,
+        model_channels=32,
+        channel_mult=(2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(1, 2),
+        num_head_channels=32,
+        context_dim=64,
+        transformer_depth=(1, 1),
+        joint=("middle_ds2", "output_ds2"),
+        groups=8,
+    ),
+    tower=ImageTowerConfig(
+        layers=2, width=64, head_width=32, patch_size=8, image_size=SIZE, mlp_ratio=2.0, embed_dim=64
+    ),
+    levels="any",
+)
 VIDEO = prior_config(("fps_id", "motion_bucket_id", "cond_aug"))
 MULTIVIEW = prior_config(("cond_aug", "polars_rad", "azimuths_rad"))
 CELL = prior_config(("cond_aug", "polars_rad", "azimuths_rad", "frames"))  # no prior: has seen 4D pairs
@@ -153,6 +174,13 @@ def load_first_stage(path: Path) -> FirstStage:
     stage = FirstStage(first_stage_of(file.state))
     load_into(stage, file, path)
     return stage.eval().requires_grad_(False)
+
+
+def load_camera_prior(path: Path) -> CameraPrior:
+    """The tiny prior of any cameras, frozen."""
+    prior = CameraPrior(CAMERA)
+    load_into(prior, read_weights(path, "camera"), path)
+    return prior.eval().requires_grad_(False)
 
 
 def load_prior(path: Path, kind: str) -> Prior:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from d2.data import world4d
 from d2.files import write_array, write_text
 
-Kind = Literal["orbits", "clips", "pairs"]
+Kind = Literal["orbits", "clips", "pairs", "walks"]
 CPU = torch.device("cpu")
 SHARD = 256  # scenes rendered, and recorded as done, at a time
 
@@ -39,6 +39,7 @@ class ViewSet(NamedTuple):
     azimuth_rad: np.ndarray  # n t
     frame: np.ndarray  # n t, of pairs; else 0
     folder: Path
+    poses: np.ndarray | None = None  # n t 4 4, of walks
 
 
 def render_shard(
@@ -54,6 +55,12 @@ def render_shard(
     files = open_files(folder, "r+")
     indices = range(shard * SHARD, min((shard + 1) * SHARD, num_scenes))
     span = slice(indices.start, indices.stop)
+    if kind == "walks":
+        assert files.poses is not None
+        pixels, poses = world4d.walks(split, list(indices), device=device)
+        files.pixels[span] = (pixels * 255).round().to(torch.uint8).cpu().numpy()
+        files.poses[span] = poses.numpy()
+        return shard
     if kind == "pairs":
         views, frame = world4d.pairs(split, list(indices), device=device)
         files.frame[span] = frame.numpy()
@@ -73,7 +80,9 @@ def open_files(folder: Path, mode: Literal["r", "r+"]) -> ViewSet:
     )
     frame = folder / "frame.npy"
     frames = np.load(frame, mmap_mode=mode) if frame.exists() else np.zeros_like(azimuth)
-    return ViewSet(pixels, elevation, azimuth, frames, folder)
+    path = folder / "poses.npy"
+    poses = np.load(path, mmap_mode=mode) if path.exists() else None
+    return ViewSet(pixels, elevation, azimuth, frames, folder, poses)
 
 
 def rendered(
@@ -99,8 +108,10 @@ def rendered(
             shapes = {"pixels": (*angles, 3, size, size), "elevation_rad": angles, "azimuth_rad": angles}
             if kind == "pairs":
                 shapes["frame"] = angles
+            if kind == "walks":
+                shapes["poses"] = (*angles, 4, 4)
             for name, shape in shapes.items():
-                dtype = np.uint8 if name == "pixels" else np.float32
+                dtype = {"pixels": np.uint8, "poses": np.float64}.get(name, np.float32)
                 np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
             write_text(progress, "[]")
         done = set(json.loads(progress.read_text()))
@@ -152,6 +163,24 @@ class Sequences(Dataset):
             "elevation_rad": torch.from_numpy(self.views.elevation_rad[index].copy()),  # t
             "azimuth_rad": torch.from_numpy(self.views.azimuth_rad[index].copy()),  # t
             "frame": torch.from_numpy(self.views.frame[index].copy()),  # t
+        }
+
+
+class Walks(Dataset):
+    """Frozen scenes from anywhere: latents, pictures and poses of all cells of a sequence."""
+
+    def __init__(self, views: ViewSet, latents: np.ndarray):
+        self.views, self.latents = views, latents
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        assert self.views.poses is not None
+        return {
+            "latents": torch.from_numpy(self.latents[index].astype(np.float32)),  # t c h w
+            "pixels": torch.from_numpy(self.views.pixels[index].copy()),  # t 3 h w
+            "poses": torch.from_numpy(self.views.poses[index].copy()),  # t 4 4
         }
 
 

@@ -24,17 +24,19 @@ from d2.files import ensure_writable, fingerprint, write_array
 from d2.loggers import Logging, finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
+from d2.priors.camera_prior import CameraPrior
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.train.callbacks import Checkpoints, TrainingProgress, WeightsWriter
+from d2.train.camera_trainer import CameraTrainer
 from d2.train.data import Kind as ViewKind
-from d2.train.data import Pictures, Sequences, ViewSet, WorldData, encoded, rendered
+from d2.train.data import Pictures, Sequences, ViewSet, Walks, WorldData, encoded, rendered
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
 from d2.train.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
 from d2.trainer import Devices, StopsAtOnce, environment, make_trainer
 
-Kind = Literal["autoencoder", "video", "multiview", "cell", "video_encoder"]
+Kind = Literal["autoencoder", "video", "multiview", "camera", "cell", "video_encoder"]
 VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
 
 
@@ -94,7 +96,7 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     del config["max_minutes"]  # how a training is cut into calls is no part of it
     started = None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
     phases = next_phases(past, config, started)
-    builders = {"autoencoder": build_autoencoder, "video_encoder": build_video_encoder}
+    builders = {"autoencoder": build_autoencoder, "camera": build_camera, "video_encoder": build_video_encoder}
     module, data = builders.get(job.kind, build_prior)(job)
     module.phases = phases
     trainer = make_training_trainer(
@@ -229,6 +231,21 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
         parts.append(Sequences(views, latents, motion, -1 if job.kind == "multiview" else 0))
     module = PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss)
     return module, WorldData(*parts, batch_size=job.batch_size, seed=job.seed)
+
+
+def build_camera(job: TrainJob) -> tuple[CameraTrainer, WorldData]:
+    """The module of the prior of any cameras, and its frozen scenes from anywhere."""
+    refuse_unsettled(job.autoencoder)
+    stage = tiny.load_first_stage(job.autoencoder)
+    prior = CameraPrior(tiny.CAMERA)
+    _warm_start(prior, job)
+    ensure_writable(job.output_dir)
+    name = fingerprint(job.autoencoder)
+    sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
+    sets = [rendered(job.cache_dir, "walks", split, count, device=job.device) for split, count in sizes.items()]
+    train, held = (Walks(views, encoded(views, stage, name, device=job.device)) for views in sets)
+    module = CameraTrainer(prior, job.optimizer, job.loss)
+    return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
 
 def refuse_unsettled(autoencoder: Path) -> None:

@@ -257,7 +257,7 @@ class PriorTrainer(Trained):
         noise: Tensor | None = None,  # b t c h w
     ) -> Tensor:
         """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over elements: b. Equals the error of v (Karras et al. 2022, eq. 8)."""
-        sigma = self.draw_sigma(len(x0)) if sigma is None else sigma
+        sigma = draw_sigma(self.loss, len(x0)).to(self.device) if sigma is None else sigma
         noise = torch.randn_like(x0) if noise is None else noise
         s = sigma[:, None, None, None, None]
         levels = sigma[:, None].expand(x0.shape[:2])
@@ -270,14 +270,6 @@ class PriorTrainer(Trained):
         t = batch["latents"].shape[1]
         scalars = sequence_scalars(self.kind, batch, cond_aug, t)
         return network.condition(to_images(batch["reference"]), noise, scalars, t, self.first_stage)[0]
-
-    def draw_sigma(self, b: int) -> Tensor:
-        """Noise levels: b."""
-        c = self.loss
-        low = (c.log_sigma_mean + c.log_sigma_std * torch.randn(b)).exp()
-        span = torch.tensor(c.high_max / c.high_min).log()
-        high = c.high_min * (span * torch.rand(b)).exp()
-        return torch.where(torch.rand(b) < c.high_share, high, low.clamp(min=0.002)).to(self.device)
 
     def draw_cond_aug(self, b: int) -> Tensor:
         """Standard deviations of the noise on the reference pictures: b."""
@@ -305,6 +297,14 @@ class PriorTrainer(Trained):
                 noise=noise,
             )
             self.log(f"val/loss_{low:g}_{high:g}", value.mean(), batch_size=b)
+
+
+def draw_sigma(c: LossConfig, b: int) -> Tensor:
+    """Noise levels: b."""
+    low = (c.log_sigma_mean + c.log_sigma_std * torch.randn(b)).exp()
+    span = torch.tensor(c.high_max / c.high_min).log()
+    high = c.high_min * (span * torch.rand(b)).exp()
+    return torch.where(torch.rand(b) < c.high_share, high, low.clamp(min=0.002))
 
 
 def sequence_scalars(kind: str, batch: dict[str, Tensor], cond_aug: Tensor, t: int) -> dict[str, Tensor]:
