@@ -62,10 +62,10 @@ docs: install
 constraints: install
 	$(RUN) -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[A-Za-z0-9.]*\).*/\1/p' > constraints.txt
 
-# every study on the weights that ship; MINUTES=60 stops after an hour, and the same line goes on
-MINUTES ?= 1000000
+# every study on the weights that ship; STUDY_MINUTES=60 stops after an hour, and the same line goes on
+STUDY_MINUTES ?= 1000000
 studies: install
-	$(RUN) experiments/studies.py --minutes $(MINUTES)
+	$(RUN) experiments/studies.py --minutes $(STUDY_MINUTES)
 
 clean:
 	rm -rf .venv build dist outputs multirun .pytest_cache .ruff_cache .hypothesis
