@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from d2.sampling import Step
 
-Stream = Literal["init", "churn", "renoise", "orbit", "clip", "augmentation"]
+Stream = Literal["init", "churn", "renoise", "orbit", "clip", "augmentation", "score", "resampling"]
 
 
 def draw(seed: int, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:

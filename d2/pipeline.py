@@ -17,9 +17,12 @@ from torch import Tensor
 from d2.errors import InputError
 from d2.matrix import Cameras, ImageMatrix, camera_ring, put, rig_of, take
 from d2.noise import Stream, draw
-from d2.passes import Run, Trace, straight
+from d2.particles import SEED_STRIDE, choose
+from d2.passes import Run, Sample, Trace, straight
 from d2.priors.camera_prior import CameraPrior
 from d2.priors.first_stage import FirstStage
+from d2.priors.prior import dtype_of
+from d2.rules.choosing import PAIR, Choosing, Judge
 from d2.rules.composition import convex, disagreement, holding, linear
 from d2.rules.frequency import LowPass, low_pass, reinitialised
 from d2.rules.renoise import none as once
@@ -56,11 +59,12 @@ class Rules(NamedTuple):
     compose: Composition | Combine
     solver: Solver
     low_pass: LowPass = low_pass  # what a further pass of a reference keeps of the pass before
+    choose: Choosing | None = None  # among several particles; None: there is one
 
 
 def under_one_prior(rules: Rules, term: str) -> Rules:
     """The same plan, guidance and solver, with one term in all cells: columns alone, rows alone."""
-    return rules._replace(weights=partial(alone, term=term), compose=linear(coefficients=convex))
+    return rules._replace(weights=partial(alone, term=term), compose=linear(coefficients=convex), choose=None)
 
 
 class Sampled(NamedTuple):
@@ -98,45 +102,98 @@ def sample_scene(
         given = (clip, cameras, scene.seed, priors, rules, settings)
         orbits = make_orbits(*given, noise=noise, run=run, others=scene.others)
     latent = latent_shape(priors, clip)
-    unit = noise("init", (cameras.num_views, len(clip), *latent)).to(clip)
+    shape = (cameras.num_views, len(clip), *latent)
     terms = joint_terms(clip, orbits, cameras, noise, priors, settings, scene.others)
     sigma, plan = spoken(rules.renoise(settings.sigmas), settings.sigmas[0], terms, rules, cameras, len(clip))
-    x = initial_x(unit, sigma)
-    if settings.start == "multiview":
-        orbit = to_images(orbits[0])
-        z = priors.first_stage.encode(orbit, noise("orbit", (len(orbit), *latent), step=-1).to(x))
-        x = z[:, None] + sigma * unit
     known, where = known_cells(clip, orbits, cameras, priors, settings, scene.others)
     compose = holding(compose=rules.compose, known=known, where=where) if where.any() else rules.compose
-    trace: Trace = {"sigma": [], "distance": []}
 
-    def of_step(step: Step, when: Literal["before", "after"]) -> Tensor:
-        stream: Stream = "churn" if when == "before" else "renoise"
-        return noise(stream, tuple(x.shape), step=step.index, repeat=step.repeat).to(x)
+    def noise_of(particle: int) -> Draw:
+        return partial(draw, scene.seed + SEED_STRIDE * particle) if particle else noise
 
-    def see(state: State) -> None:
-        distance = disagreement(state)
-        if distance is not None:
-            trace["sigma"].append(torch.tensor(state.step.sigma, dtype=torch.float64))
-            trace["distance"].append(distance.masked_fill(where.to(x.device), torch.nan))
-        if on_step:
-            on_step(state)
+    def start(particle: int) -> Tensor:
+        unit = noise_of(particle)("init", shape).to(clip)
+        if settings.start == "noise":
+            return initial_x(unit, sigma)
+        orbit = to_images(orbits[0])
+        z = priors.first_stage.encode(orbit, noise("orbit", (len(orbit), *latent), step=-1).to(clip))
+        return z[:, None] + sigma * unit
 
-    sample = partial(
-        sample_matrix,
-        terms=terms,
-        cameras=cameras,
-        weights=rules.weights,
-        guidance=rules.guidance,
-        compose=compose,
-        solver=rules.solver,
-        shard=shard_of(settings),
-        noise=of_step,
-    )
-    latents = run(sample, x, plan, see, trace)
+    def see(trace: Trace) -> Callable[[State], None]:
+        def seen(state: State) -> None:
+            distance = disagreement(state)
+            if distance is not None:
+                trace["sigma"].append(torch.tensor(state.step.sigma, dtype=torch.float64))
+                trace["distance"].append(distance.masked_fill(where.to(clip.device), torch.nan))
+            if on_step:
+                on_step(state)
+
+        return seen
+
+    def sample(particle: int) -> Sample:
+        own = noise_of(particle)
+
+        def of_step(step: Step, when: Literal["before", "after"]) -> Tensor:
+            stream: Stream = "churn" if when == "before" else "renoise"
+            return own(stream, shape, step=step.index, repeat=step.repeat).to(clip)
+
+        return partial(
+            sample_matrix,
+            terms=terms,
+            cameras=cameras,
+            weights=rules.weights,
+            guidance=rules.guidance,
+            compose=compose,
+            solver=rules.solver,
+            shard=shard_of(settings),
+            noise=of_step,
+        )
+
+    if rules.choose is None:
+        trace: Trace = {"sigma": [], "distance": []}
+        latents = run(sample(0), start(0), plan, see(trace), trace)
+    else:
+        judge = judge_of(sample(0), terms, len(plan), noise, shape, priors, settings)
+        numbers = partial(uniform, scene.seed)
+        latents, trace, _ = choose(rules.choose, start, sample, plan, see, judge, run, numbers)
     pixels = decode(latents, priors.first_stage, settings.decode_chunk)
     apart = disagreements(trace, latents)
     return Sampled(ImageMatrix(pixels, cameras, scene.fps, latents), orbits, clip, apart)
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) of a name of its own, for the resampling before a step."""
+    return float(torch.special.ndtr(draw(seed, "resampling", (1,), step=step).double()).clamp(max=1 - 1e-9))
+
+
+def judge_of(
+    sample: Sample,
+    terms: Sequence[Term],
+    num_steps: int,
+    noise: Draw,
+    shape: tuple[int, ...],
+    priors: Priors,
+    settings: Settings,
+) -> Judge:
+    """What scores may ask of a scene's terms, under the rules of the plan's last step."""
+    every = torch.ones(shape[:2], dtype=torch.bool)
+    shard, pair = shard_of(settings), [term for term in terms if term.name in PAIR]
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return sample(x, [Step(num_steps - 1, num_steps, 0, 1, sigma, 0.0)])
+
+    def features(x: Tensor) -> Tensor:
+        images = to_images(decode(x, priors.first_stage, settings.decode_chunk)).flatten(0, 1)
+        tower = priors.video.tower
+        parts = [tower(part.to(dtype_of(tower))).float() for part in images.split(settings.encode_chunk)]
+        return torch.cat(parts).unflatten(0, shape[:2])
+
+    return Judge(
+        ask=lambda x, sigma, uncond: {term.name: shard(term, x, sigma, (every & uncond, every)) for term in pair},
+        denoise=denoise,
+        noise=lambda k: noise("score", shape, step=k),
+        features=features,
+    )
 
 
 def disagreements(trace: Trace, latents: Tensor) -> Disagreement:

@@ -40,6 +40,7 @@ from d2.pipeline import Rules
 from d2.priors.sv3d import AZIMUTH_SIGN
 from d2.recon.job import ReconstructJob, find_sources
 from d2.recon.view import ViewJob, find_scene
+from d2.rules.choosing import cuts
 from d2.sample.matrix_sampler import BASELINES
 from d2.sampling import needed
 from d2.study.report import ReportJob
@@ -49,7 +50,7 @@ from d2.train.prior_trainer import LossConfig, OptimizerConfig
 from d2.trainer import Devices
 
 FREE = {  # what variants may change; all else they share
-    *("sampler", "unary", "baselines", "variants", "seeds", "compare_to"),
+    *("sampler", "unary", "particles", "baselines", "variants", "seeds", "compare_to"),
     *RULES,
 }
 
@@ -113,7 +114,7 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
     listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
     if networks.multiview == "sv3d_u" and listed:
         raise InputError("multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation")
-    rules = make_rules({key: getattr(config, key) for key in RULES}, settings, size)
+    rules = make_rules({key: getattr(config, key) for key in RULES}, settings, size, config.particles)
     _check_moments(config.composition, networks)
     motion = bind(config.recon.motion, "recon.motion")
     wanted = config.reconstruct is True or (config.reconstruct == "auto" and config.pages)
@@ -221,11 +222,14 @@ def _listed_cameras(views: str | None, path: str | None) -> int | None:
     return None if file is None else len(read_table(file).names)
 
 
-def make_rules(nodes: Mapping[str, Any], settings: Settings, size: MatrixSize) -> Rules:
+def make_rules(nodes: Mapping[str, Any], settings: Settings, size: MatrixSize, particles: int = 1) -> Rules:
     """Bind the rules; what one finds wrong with its numbers it says now, at the first and last step."""
     bound = {key: bind(node, key) for key, node in nodes.items()}
-    rules = Rules(bound["renoise"], bound["weights"], bound["guidance"], bound["composition"], bound["solver"])
+    several = bound["choosing"]._replace(particles=particles) if particles > 1 else None
+    rules = Rules(*(bound[key] for key in RULES if key != "choosing"), choose=several)
     plan, cameras = rules.renoise(settings.sigmas), camera_ring(size.num_views)
+    if several:
+        cuts(plan, several.levels)
     for step in (plan[0], plan[-1]):
         weights = rules.weights(step, cameras, size.num_frames)
         scales = rules.guidance(step, cameras, size.num_frames)

@@ -80,6 +80,7 @@ STUDIES = (
     Study("priors_beyond_training", 0.3, f"{SWEEP}/longer_views {VIEWS}", "longer_views"),
     Study("priors_beyond_training", 0.4, f"{SWEEP}/larger_matrix {BOTH}", "larger_matrix"),
     Study("quality_per_call", 2.0, "d2 sample experiment=quality_per_call"),
+    Study("choosing", 1.5, "python experiments/choosing/study.py outputs/choosing 16 8"),
     Study("best_rule", 1.0, "d2 sample experiment=best_rule"),
     Study("best_rule", 0.7, FULL, "full_plan"),
     Study("does_the_matrix_make_an_asset", 4.0, "python experiments/does_the_matrix_make_an_asset/study.py"),

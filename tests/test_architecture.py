@@ -31,6 +31,7 @@ LAYERS = {
     "d2.sampling": ("d2.matrix", "d2.noise"),
     "d2.shard": ("d2.matrix", "d2.sampling"),
     "d2.passes": ("d2.sampling",),
+    "d2.particles": ("d2.passes", "d2.rules.choosing", "d2.sampling"),
     "d2.rules": ("d2.matrix", "d2.sampling"),
     "d2.priors": ("d2.files", "d2.nn", "d2.sampling"),
     "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
@@ -43,6 +44,7 @@ LAYERS = {
     "d2.pipeline": (
         "d2.matrix",
         "d2.noise",
+        "d2.particles",
         "d2.passes",
         "d2.priors",
         "d2.rules",
@@ -96,6 +98,7 @@ LAYERS = {
         "d2.matrix",
         "d2.pipeline",
         "d2.priors",
+        "d2.rules.choosing",
         "d2.sampling",
         "d2.scene",
         "d2.shard",
@@ -201,6 +204,7 @@ LAYERS = {
         "d2.priors",
         "d2.recon.job",
         "d2.recon.view",
+        "d2.rules.choosing",
         "d2.sample",
         "d2.sampling",
         "d2.study",
@@ -263,7 +267,7 @@ FENCES = {
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
 PURE = (
     *("d2.cameras", "d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms"),
-    *("d2.views", "d2.passes", "d2.pipeline", "d2.nn"),
+    *("d2.views", "d2.passes", "d2.particles", "d2.pipeline", "d2.nn"),
 )
 IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
 ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}

@@ -28,7 +28,7 @@ from d2.config.schema import register
 from d2.errors import InputError
 from d2.files import asset
 
-RULES = ("renoise", "weights", "guidance", "composition", "solver")
+RULES = ("renoise", "weights", "guidance", "composition", "solver", "choosing")
 RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
 STARTED = "D2_STARTED"  # of the environment
 ERRORS = (HydraException, OmegaConfBaseException)  # what `one_line` makes a message of

@@ -169,6 +169,9 @@ class SampleConfig:
     variants: dict[str, list[str]] = field(default_factory=dict)  # name -> overrides: a study in one process
     seeds: list[int] = field(default_factory=list)  # instead of seed: so many samples of every scene
     compare_to: str | None = None  # the variant or baseline that paired differences are taken from
+    particles: int = bounded(
+        1, 1, 1000
+    )  # samples of each scene that the best is chosen from, by `choosing`; costs so many times as much
     objective: str | None = None  # figure whose mean over scenes a point of a sweep hands to a sweeper that tunes
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     matrix: MatrixConfig = field(default_factory=MatrixConfig)
@@ -193,6 +196,7 @@ class SampleConfig:
     guidance: Any = MISSING
     composition: Any = MISSING
     solver: Any = MISSING
+    choosing: Any = MISSING
 
 
 @dataclass

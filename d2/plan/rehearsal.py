@@ -26,6 +26,7 @@ from d2.pipeline import Rules, make_clip, make_orbits, sample_scene
 from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
+from d2.rules.choosing import Choosing, Judge, cuts
 from d2.sampling import State, Step, as_composition, needed, within
 from d2.scene import Scene
 from d2.shard import by_itself
@@ -283,14 +284,50 @@ def joint_counts(
     steps = rules.renoise(settings.sigmas)
     shown = shown_steps(steps, rules, cameras, workload.num_frames, ranges)
     stands_for = {(step.index, step.repeat): times for step, times in shown}
-    short = rules._replace(renoise=lambda sigmas: [step for step, _ in shown])
+    short = rules._replace(renoise=lambda sigmas: [step for step, _ in shown], choose=None)
     scene = Scene("rehearsal", 0, clip, clip[:, :1], cameras, 1.0)
     given = (scene, cast.priors, short, told_motion(settings))
 
     def sample(on_step: Callable[[State], None]) -> None:
         sample_scene(*given, orbits=orbits, noise=blank_noise, on_step=on_step)
 
-    return counted(cast, sample, lambda step: stands_for[step.index, step.repeat])[1]
+    found = counted(cast, sample, lambda step: stands_for[step.index, step.repeat])[1]
+    if rules.choose is None:
+        return found
+    scored = asked_by_scores(rules.choose, cast, given, orbits, len(cuts(steps, rules.choose.levels)))
+    times = {name: rules.choose.particles if name in UNETS else 1 for name in found}
+    return {
+        name: Count().plus(found.get(name, Count()), times.get(name, 1)).plus(scored.get(name, Count()))
+        for name in found | scored
+    }
+
+
+def asked_by_scores(
+    choosing: Choosing, cast: Cast, given: tuple[Any, ...], orbits: Tensor, resamplings: int
+) -> dict[str, Count]:
+    """What the scores of all particles evaluate: at the end, and with an estimate at every resampling."""
+    asked: dict[str, Count] = {}
+
+    def spy(x: Tensor, judge: Judge) -> float:
+        before = dict(cast.counts)
+        choosing.score(x, judge)
+        after = dict(cast.counts)
+        if resamplings:
+            judge.denoise(x, 1.0)
+        for start, end, times in ((before, after, 1 + resamplings), (after, cast.counts, resamplings)):
+            for name in end:
+                more = end[name].plus(start.get(name, Count()), -1)
+                asked[name] = asked.get(name, Count()).plus(more, times * choosing.particles)
+        return 0.0
+
+    scene, priors, rules, settings = given
+    watched = rules._replace(choose=Choosing(1, spy, (), 1.0))
+
+    def sample(on_step: Callable[[State], None]) -> None:
+        sample_scene(scene, priors, watched, settings, orbits=orbits, noise=blank_noise, on_step=on_step)
+
+    counted(cast, sample, lambda step: 1)
+    return asked
 
 
 def told_motion(settings: Settings) -> Settings:

@@ -109,7 +109,8 @@ def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = Tr
     Where the scenes are not the whole of the job's, nothing is logged, and no table made.
     """
     module.take(job)
-    evaluations = len(job.rules.renoise(job.settings.sigmas)) * (3 if job.baselines else 1)
+    particles = 1 if job.rules.choose is None else job.rules.choose.particles
+    evaluations = len(job.rules.renoise(job.settings.sigmas)) * (particles + (2 if job.baselines else 0))
     name, costs = job.folder.resolve().name, cells_of_methods(job)
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)
     measure = Measure(partial(load_metrics, job), job.folder, whole=whole)
