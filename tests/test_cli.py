@@ -390,7 +390,8 @@ def test_the_console_script_says_one_line_and_exits_with_2(tmp_path: Path, tiny_
     (tmp_path / "empty").mkdir()
     done = script(str(SCRIPT), "sample", *tiny_weights, "scenes=folder", "scenes.path=empty", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("d2: scenes.path=empty: the folder is empty") and done.stderr.count("\n") == 1
+    said = f"d2: scenes.path={tmp_path / 'empty'}: the folder is empty"
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 
@@ -405,7 +406,7 @@ def test_the_module_is_the_same_program(module: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_bug_exits_with_1_and_its_traceback(tmp_path: Path) -> None:
-    broken = "from d2 import cli; cli.execute = lambda *_: 1 / 0; cli.main(['sample'])"
+    broken = "from d2 import cli; cli.execute = lambda *_, **__: 1 / 0; cli.main(['sample'])"
     done = script(sys.executable, "-c", broken, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback") and "ZeroDivisionError" in done.stderr
