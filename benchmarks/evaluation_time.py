@@ -1,11 +1,14 @@
-"""How long `d2 evaluate` takes: reference, consistency and the world4d-encoder's video distances, on a CPU.
+"""How long `d2 evaluate` takes: reference, consistency and the world4d-encoder's video distances,
+on a CPU.
 
-    python benchmarks/evaluation_time.py                             # 100 matrices of 8 x 8 x 64 x 64, as in the README
-    python benchmarks/evaluation_time.py --objects 4 --size 32       # a quick look
+    python benchmarks/evaluation_time.py                             # 100 matrices of 8 x 8 x 64 x
+    64, as in the README python benchmarks/evaluation_time.py --objects 4 --size 32       # a quick
+    look
 
-Samples are true matrices of world4d under smooth random errors, written as a run of `d2 sample` writes them. The files
-are made before the clock starts. Time is told twice: on the wall, and of the processor, which other programs of the
-machine do not lengthen. Results go into benchmarks/README.md, with the machine.
+Samples are true matrices of world4d under smooth random errors, written as a run of `d2 sample`
+writes them. The files are made before the clock starts. Time is told twice: on the wall, and of the
+processor, which other programs of the machine do not lengthen. Results go into
+benchmarks/README.md, with the machine.
 """
 
 from __future__ import annotations
@@ -34,13 +37,17 @@ ERROR = 0.2  # standard deviation of a sample's error, in units of a pixel's ran
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--objects", type=int, default=100)
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where the matrices are kept between calls; default: nowhere")
+    parser.add_argument(
+        "--folder", type=Path, help="where the matrices are kept between calls; default: nowhere"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary) / "run"
@@ -73,10 +80,22 @@ def perturbed(
 
 
 def timed(run: Path, temporary: Path, objects: int, threads: int) -> tuple[float, float]:
-    """Seconds of the whole command, from its start to its exit: on the wall, and of all its threads."""
+    """Seconds of the whole command, from its start to its exit: on the wall, and of all its
+    threads."""
     names = ",".join(f"test_{index:04}" for index in range(objects))
-    command = [sys.executable, "-m", "d2", "evaluate", f"run={run}", f"output_dir={temporary / 'out'}"]
-    command += [f"objects=[{names}]", "metrics=[reference,consistency,video]", f"features_file={encoder(temporary)}"]
+    command = [
+        sys.executable,
+        "-m",
+        "d2",
+        "evaluate",
+        f"run={run}",
+        f"output_dir={temporary / 'out'}",
+    ]
+    command += [
+        f"objects=[{names}]",
+        "metrics=[reference,consistency,video]",
+        f"features_file={encoder(temporary)}",
+    ]
     command += ["trainer=cpu", f"trainer.threads={threads}"]
     before, started = os.times(), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -85,11 +104,14 @@ def timed(run: Path, temporary: Path, objects: int, threads: int) -> tuple[float
 
 
 def encoder(temporary: Path) -> Path:
-    """The shipped encoder; where it is not there, one of its size with random weights takes as long."""
+    """The shipped encoder; where it is not there, one of its size with random weights takes as
+    long."""
     path = asset("checkpoints") / "tiny_video_encoder.safetensors"
     if not path.exists():
         path, config = temporary / "encoder.safetensors", VideoEncoderConfig()
-        tiny.save_weights(path, "video_encoder", VideoEncoder(config), {"config": dataclasses.asdict(config)})
+        tiny.save_weights(
+            path, "video_encoder", VideoEncoder(config), {"config": dataclasses.asdict(config)}
+        )
     return path
 
 

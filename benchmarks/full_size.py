@@ -1,8 +1,10 @@
-"""The published networks at full size with random weights: that they run, what memory they take and how fast they are.
+"""The published networks at full size with random weights: that they run, what memory they take and
+how fast they are.
 
-    python benchmarks/full_size.py --device cuda    # a 21 x 25 matrix of 576 x 576 pixels, three evaluations, decoding
-    python benchmarks/full_size.py --device cpu     # one forward of each network on small pictures, finite or not
-    python benchmarks/full_size.py --plan 24        # no network is run: the plan for a card of so many GiB
+    python benchmarks/full_size.py --device cuda    # a 21 x 25 matrix of 576 x 576 pixels, three
+    evaluations, decoding python benchmarks/full_size.py --device cpu     # one forward of each
+    network on small pictures, finite or not python benchmarks/full_size.py --plan 24        # no
+    network is run: the plan for a card of so many GiB
 
 Results go into benchmarks/README.md, with the machine.
 """
@@ -36,7 +38,9 @@ VIEWS, FRAMES, SIZE = 21, 25, 576
 RULES = Rules(  # as published
     renoise.vrs,
     partial(weights.scheduled, curve=weights.constant, profile=weights.side_views),
-    partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5)),
+    partial(
+        guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5)
+    ),
     composition.linear(coefficients=composition.convex),
     solver.euler,
 )
@@ -45,11 +49,19 @@ CHUNKS = ("sequences_per_call", "decode_chunk", "offload")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"))
-    parser.add_argument("--plan", type=float, metavar="GIB", default=24.0, help="memory to plan for")
-    parser.add_argument("--only", choices=("svd_xt", "sv3d_p", "seva"), help="on a CPU: this prior alone")
-    parser.add_argument("--multiview", choices=("sv3d_p", "seva"), default="sv3d_p", help="beside svd_xt")
+    parser.add_argument(
+        "--plan", type=float, metavar="GIB", default=24.0, help="memory to plan for"
+    )
+    parser.add_argument(
+        "--only", choices=("svd_xt", "sv3d_p", "seva"), help="on a CPU: this prior alone"
+    )
+    parser.add_argument(
+        "--multiview", choices=("sv3d_p", "seva"), default="sv3d_p", help="beside svd_xt"
+    )
     args = parser.parse_args()
     if args.device == "cpu" and args.only == "seva":
         forward_cameras()
@@ -65,7 +77,12 @@ def main() -> None:
 
 
 def planned(
-    rules: Rules, settings: Settings, gib: float, choice: Choice | None = None, *, multiview: str = "sv3d_p"
+    rules: Rules,
+    settings: Settings,
+    gib: float,
+    choice: Choice | None = None,
+    *,
+    multiview: str = "sv3d_p",
 ) -> Plan:
     """For a card of so many GiB; what is chosen is not given."""
     video, columns = PUBLISHED["svd_xt"], PUBLISHED[multiview]
@@ -86,14 +103,23 @@ def planned(
 
 @torch.no_grad()
 def sample_on_gpu(choice: Choice, name: str) -> None:
-    """Two levels, the first evaluated twice, and all rows decoded: seconds an evaluation, and the peak."""
+    """Two levels, the first evaluated twice, and all rows decoded: seconds an evaluation, and the
+    peak."""
     rules = RULES._replace(renoise=partial(renoise.vrs, steps=1))
     chunks = {"sequences_per_call": choice.sequences_per_call, "decode_chunk": choice.decode_chunk}
     settings = replace(PUBLISHED_STEPS, num_steps=2, **chunks)
-    expected = planned(rules, settings, torch.cuda.get_device_properties(0).total_memory / GIB, choice, multiview=name)
+    expected = planned(
+        rules,
+        settings,
+        torch.cuda.get_device_properties(0).total_memory / GIB,
+        choice,
+        multiview=name,
+    )
     device = "cuda" if choice.offload == "none" else "cpu"
     video = random_published(PUBLISHED["svd_xt"], seed=0, dtype=choice.dtype, device=device)
-    multiview = random_published(PUBLISHED[name], seed=0, dtype=choice.dtype, device=device, like=video)
+    multiview = random_published(
+        PUBLISHED[name], seed=0, dtype=choice.dtype, device=device, like=video
+    )
     multiview.prior.decoder = multiview.first_stage
     assert isinstance(video.prior, Prior)
     priors = Priors(video.prior, multiview.prior, video.first_stage)
@@ -108,7 +134,9 @@ def sample_on_gpu(choice: Choice, name: str) -> None:
         times.append(time.perf_counter())
 
     torch.cuda.reset_peak_memory_stats()
-    sampled = sample_scene(scene, priors, rules, settings, orbits=clip[None, :VIEWS].clone(), on_step=on_step)
+    sampled = sample_scene(
+        scene, priors, rules, settings, orbits=clip[None, :VIEWS].clone(), on_step=on_step
+    )
     torch.cuda.synchronize()
     decoding = time.perf_counter() - times[-1]
     seconds = (times[-1] - times[0]) / (len(times) - 1)  # the first evaluation also warms up
@@ -122,11 +150,15 @@ def sample_on_gpu(choice: Choice, name: str) -> None:
 
 @torch.no_grad()
 def forward_each(name: str) -> None:
-    """On a CPU in float32: every network of a prior once, on two frames of 64 x 64 pixels; times over the UNet's."""
+    """On a CPU in float32: every network of a prior once, on two frames of 64 x 64 pixels; times
+    over the UNet's."""
     published, frames = PUBLISHED[name], 2
     start = time.perf_counter()
     loaded = random_published(published, seed=0, dtype=torch.float32, device="cpu")
-    print(f"{name}: {sum(p.numel() for p in loaded.prior.parameters()) / 1e9:.2f} G parameters and a first stage")
+    print(
+        f"{name}: {sum(p.numel() for p in loaded.prior.parameters()) / 1e9:.2f} G parameters and a"
+        " first stage"
+    )
     print(f"  made in {time.perf_counter() - start:.0f} s")
     seconds: dict[str, float] = {}
     for network, run in networks_of(loaded, frames).items():
@@ -142,27 +174,37 @@ def forward_each(name: str) -> None:
 
 @torch.no_grad()
 def forward_cameras(num_cells: int = 3) -> None:
-    """On a CPU in bfloat16: the UNet of any cameras once, one cell of three known, 64 x 64 pixels; its own D(x)."""
+    """On a CPU in bfloat16: the UNet of any cameras once, one cell of three known, 64 x 64 pixels;
+    its own D(x)."""
     config = PUBLISHED["seva"].prior
     assert isinstance(config, CameraPriorConfig)
     with torch.device("meta"):
         prior = CameraPrior(config, with_tower=False)
     start = time.perf_counter()
     weights = {
-        name: random_weight(name, tuple(p.shape), "0/seva").to(torch.bfloat16) for name, p in prior.named_parameters()
+        name: random_weight(name, tuple(p.shape), "0/seva").to(torch.bfloat16)
+        for name, p in prior.named_parameters()
     }
     prior.load_state_dict(weights, assign=True)
-    print(f"seva: {sum(w.numel() for w in weights.values())} parameters, made in {time.perf_counter() - start:.0f} s")
+    print(
+        f"seva: {sum(w.numel() for w in weights.values())} parameters, made in"
+        f" {time.perf_counter() - start:.0f} s"
+    )
     ring, mask = rig_of(camera_ring(num_cells)), torch.zeros(1, num_cells, 1, 8, 8)
     mask[:, -1] = 1
     rays_of = pluecker(normalised(ring.poses, ring.poses), ring.intrinsics, 8, 8).float()[None]
     x, known = torch.randn(2, 1, num_cells, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    condition = CameraCondition(torch.zeros(1, num_cells, 1, config.unet.context_dim), known * mask, mask, rays_of)
+    condition = CameraCondition(
+        torch.zeros(1, num_cells, 1, config.unet.context_dim), known * mask, mask, rays_of
+    )
     for sigma in (84.9, 1.0, 0.03):
         start = time.perf_counter()
         out = prior(sigma * x, torch.full((1, num_cells), sigma), condition)
         assert out.isfinite().all()
-        print(f"  sigma {sigma}: finite, standard deviation {out.std():.3g}, {time.perf_counter() - start:.1f} s")
+        print(
+            f"  sigma {sigma}: finite, standard deviation {out.std():.3g},"
+            f" {time.perf_counter() - start:.1f} s"
+        )
 
 
 def networks_of(loaded: Loaded, frames: int) -> dict[str, Callable[[], Tensor]]:

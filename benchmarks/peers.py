@@ -1,16 +1,20 @@
-"""How fast d2 is beside its peers, in one run: a network call, the decoding of a clip, a joint step, the whole job.
+"""How fast d2 is beside its peers, in one run: a network call, the decoding of a clip, a joint
+step, the whole job.
 
     python benchmarks/peers.py --config tiny mid --what network step    # a CPU, one thread, float32
-    python benchmarks/peers.py --device cuda --precision bf16           # CUDA events, peaks of the allocator
+    python benchmarks/peers.py --device cuda --precision bf16           # CUDA events, peaks of the
+    allocator
 
-`ours` is this package; `published` the same weights in plain modules, laid out and evaluated as they were published
-(plain_unet.py); `diffusers` its UNet and its temporal decoder on the same weights. A step and a job of `published` are
-the published algorithm evaluated plainly: every sequence, both halves, at every step.
+`ours` is this package; `published` the same weights in plain modules, laid out and evaluated as
+they were published (plain_unet.py); `diffusers` its UNet and its temporal decoder on the same
+weights. A step and a job of `published` are the published algorithm evaluated plainly: every
+sequence, both halves, at every step.
 
-`ours` keeps the memory that tensors free, as the command `d2` does; the others have the C library as it is, and so has
-`ours, memory as it is`. All take turns call by call, each on fresh inputs, so that what else the machine does falls
-on all alike. Medians of the seconds are given with their quartiles, and ratios of medians. On a CPU with one thread the
-clock is that of the process, which does not run while another has the core. Results go to peers.json, .md and .svg.
+`ours` keeps the memory that tensors free, as the command `d2` does; the others have the C library
+as it is, and so has `ours, memory as it is`. All take turns call by call, each on fresh inputs, so
+that what else the machine does falls on all alike. Medians of the seconds are given with their
+quartiles, and ratios of medians. On a CPU with one thread the clock is that of the process, which
+does not run while another has the core. Results go to peers.json, .md and .svg.
 """
 
 from __future__ import annotations
@@ -64,7 +68,8 @@ class Machine(NamedTuple):
     threads: int
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """How long it takes: by events on CUDA, by the clock of the process on one thread, else by the wall's."""
+        """How long it takes: by events on CUDA, by the clock of the process on one thread, else by
+        the wall's."""
         if self.device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -89,10 +94,12 @@ class Machine(NamedTuple):
         return max(meter.peaks.values()) / 2**20
 
     def rate(self, size: int = 2048) -> float:
-        """GFLOP/s that the faster of the products of two square matrices reaches: torch's, and oneDNN's on a CPU."""
+        """GFLOP/s that the faster of the products of two square matrices reaches: torch's, and
+        oneDNN's on a CPU."""
         a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
         times = {
-            name: [self.seconds(partial(f, a, b)) for _ in range(7)] for name, f in (("t", F.linear), ("o", linear))
+            name: [self.seconds(partial(f, a, b)) for _ in range(7)]
+            for name, f in (("t", F.linear), ("o", linear))
         }
         return 2 * size**3 / min(median(t[2:]) for t in times.values()) / 1e9
 
@@ -107,7 +114,8 @@ def memory_as_it_is() -> None:
 
 @torch.no_grad()
 def run(race: Race, machine: Machine, repeats: int, who: list[str]) -> dict[str, Any]:
-    """Every competitor's seconds and peak, in turns after a call to warm up, which is also that of the peak."""
+    """Every competitor's seconds and peak, in turns after a call to warm up, which is also that of
+    the peak."""
     calls = race.calls | {AS_IT_IS: race.calls["ours"]}
     calls = {name: call for name, call in calls.items() if name in who}
     peaks = {name: machine.peak(partial(call, race.fresh(-1))) for name, call in calls.items()}
@@ -121,19 +129,26 @@ def run(race: Race, machine: Machine, repeats: int, who: list[str]) -> dict[str,
     for name, times in seconds.items():
         low, _, high = quantiles(times, n=4, method="inclusive")
         over = median(times) / median(seconds["ours"])
-        rows[name] = {"median": median(times), "low": low, "high": high, "over_ours": over, "peak_mib": peaks[name]}
+        rows[name] = {
+            "median": median(times),
+            "low": low,
+            "high": high,
+            "over_ours": over,
+            "peak_mib": peaks[name],
+        }
     rows["ours"]["gflops"] = race.flops / rows["ours"]["median"] / 1e9
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------------ the work
+# ----------------------------------------------------------------------------------------- the work
 
 
 def network_race(shape: Shape, machine: Machine) -> Race:
     """One call of the UNet on whole clips, with guidance's two halves as further clips."""
     found = networks(shape)
     calls: dict[str, Call] = {
-        name: partial(call, network.to(machine.device, machine.dtype).eval()) for name, (network, call) in found.items()
+        name: partial(call, network.to(machine.device, machine.dtype).eval())
+        for name, (network, call) in found.items()
     }
     meta = networks(shape, "meta")["ours"]
     with FlopCounterMode(display=False) as counter:
@@ -143,8 +158,12 @@ def network_race(shape: Shape, machine: Machine) -> Race:
 
 
 def decoder_race(machine: Machine) -> Race:
-    """A clip of 8 latents of 16 x 16 through the temporal decoder of a quarter of the published width."""
-    found = {name: network.to(machine.device, machine.dtype).eval() for name, network in decoders().items()}
+    """A clip of 8 latents of 16 x 16 through the temporal decoder of a quarter of the published
+    width."""
+    found = {
+        name: network.to(machine.device, machine.dtype).eval()
+        for name, network in decoders().items()
+    }
 
     def fresh(turn: int) -> Tensor:
         z = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(turn + 1))
@@ -161,7 +180,9 @@ def decoder_race(machine: Machine) -> Race:
 
 def plainly(sampler: d2.Sampler) -> d2.Sampler:
     """The same sampler evaluated as published: plain modules, and all that a rule could want."""
-    sampler.module.rules = sampler.rules._replace(compose=as_composition(sampler.rules.compose)._replace(needs=None))
+    sampler.module.rules = sampler.rules._replace(
+        compose=as_composition(sampler.rules.compose)._replace(needs=None)
+    )
     priors: Priors = sampler.module.priors
     for prior in (priors.video, priors.multiview):
         prior.unet = PlainUNet(prior.unet)  # type: ignore[assignment]
@@ -175,7 +196,8 @@ def loaded(steps: int) -> dict[str, d2.Sampler]:
 
 
 def step_race(steps: int) -> Race:
-    """One joint evaluation of an 8 x 8 matrix in the middle of the plan, with the composition and the solver."""
+    """One joint evaluation of an 8 x 8 matrix in the middle of the plan, with the composition and
+    the solver."""
     calls: dict[str, Call] = {}
     for name, sampler in loaded(steps).items():
         settings, rules, device = sampler.module.settings, sampler.rules, sampler.device
@@ -205,17 +227,23 @@ def step_race(steps: int) -> Race:
 
 def job_race(steps: int) -> Race:
     """A scene to its decoded matrix: orbit, conditions, joint sampling, decoding."""
-    calls: dict[str, Call] = {name: lambda seed, s=s: s(seed=seed) for name, s in loaded(steps).items()}
+    calls: dict[str, Call] = {
+        name: lambda seed, s=s: s(seed=seed) for name, s in loaded(steps).items()
+    }
     return Race(calls, lambda turn: turn + 1)
 
 
-# ------------------------------------------------------------------------------------------------------------ the page
+# ----------------------------------------------------------------------------------------- the page
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: seconds with quartiles, times ours, peak, and the share of the matrix-product rate."""
+    """Markdown: seconds with quartiles, times ours, peak, and the share of the matrix-product
+    rate."""
     lines = [
-        f"{results['machine']}; a product of matrices reaches {results['gflops_of_a_product']:.0f} GFLOP/s.",
+        (
+            f"{results['machine']}; a product of matrices reaches"
+            f" {results['gflops_of_a_product']:.0f} GFLOP/s."
+        ),
         "",
         "| work | who | seconds [quartiles] | over ours | peak MiB | share of the rate |",
     ]
@@ -225,7 +253,10 @@ def table(results: dict[str, Any]) -> str:
             share = r.get("gflops", float("nan")) / results["gflops_of_a_product"]
             said = f"{share:.2f}" if share == share else ""
             spread = f"{r['median']:.3g} [{r['low']:.3g}, {r['high']:.3g}]"
-            lines.append(f"| {work} | {name} | {spread} | {r['over_ours']:.2f} | {r['peak_mib']:.0f} | {said} |")
+            lines.append(
+                f"| {work} | {name} | {spread} | {r['over_ours']:.2f} | {r['peak_mib']:.0f} |"
+                f" {said} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -236,7 +267,12 @@ def plot(results: dict[str, Any]) -> str:
     for work, rows in results["work"].items():
         ours = rows["ours"]["median"]
         points = [
-            Point(names.index(name) + 1, name, 0, *(r[key] / ours for key in ("median", "low", "high")))
+            Point(
+                names.index(name) + 1,
+                name,
+                0,
+                *(r[key] / ours for key in ("median", "low", "high")),
+            )
             for name, r in rows.items()
         ]
         charts.append(ranking(f"{work}: seconds over ours", names, points, ideal=1.0))
@@ -244,7 +280,9 @@ def plot(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=1)
@@ -253,12 +291,19 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", choices=PEERS, default=PEERS, help="beside ours")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="of the job")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("peers"), help="without its ending")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).with_name("peers"), help="without its ending"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    machine = Machine(args.device, {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision], args.threads)
+    machine = Machine(
+        args.device, {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision], args.threads
+    )
     named = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
-    where = f"{named}, {args.threads} thread(s), {args.precision}, torch {torch.__version__}, {args.repeats} turns"
+    where = (
+        f"{named}, {args.threads} thread(s), {args.precision}, torch {torch.__version__},"
+        f" {args.repeats} turns"
+    )
     results: dict[str, Any] = {"machine": where, "gflops_of_a_product": machine.rate(), "work": {}}
     for what in args.what:
         for name, race in WORK[what](args, machine).items():
@@ -273,7 +318,10 @@ def cpu_name() -> str:
     """Of Linux's; elsewhere what Python knows."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(": ")[1] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 PEERS = ["published", "diffusers", AS_IT_IS]

@@ -47,7 +47,8 @@ class Shape(NamedTuple):
         return Inputs(*(value.to(device, dtype) for value in (x, level, context, scalars)))
 
 
-TINY = Shape(VIDEO.unet, clips=16, frames=8, size=8, same_in_diffusers=False)  # 8 rows or columns, both halves
+# 8 rows or columns, both halves
+TINY = Shape(VIDEO.unet, clips=16, frames=8, size=8, same_in_diffusers=False)
 MID = Shape(
     VideoUNetConfig(
         in_channels=8,
@@ -77,7 +78,9 @@ DECODER = AutoencoderConfig(
 )
 
 
-def networks(shape: Shape, device: str = "cpu") -> dict[str, tuple[nn.Module, Callable[[Any, Inputs], Tensor]]]:
+def networks(
+    shape: Shape, device: str = "cpu"
+) -> dict[str, tuple[nn.Module, Callable[[Any, Inputs], Tensor]]]:
     """Every competitor with the call that it understands."""
     with torch.device(device):
         ours = VideoUNet(shape.unet).eval().requires_grad_(False)
@@ -87,9 +90,15 @@ def networks(shape: Shape, device: str = "cpu") -> dict[str, tuple[nn.Module, Ca
         return found
     theirs = diffusers_unet(shape)
     if shape.same_in_diffusers:
-        renamed = {unet_key(key, shape.unet.num_res_blocks): value for key, value in ours.state_dict().items()}
+        renamed = {
+            unet_key(key, shape.unet.num_res_blocks): value
+            for key, value in ours.state_dict().items()
+        }
         theirs.load_state_dict(renamed)
-    return found | {"published": (PlainUNet(ours), call_ours), "diffusers": (theirs, call_diffusers)}
+    return found | {
+        "published": (PlainUNet(ours), call_ours),
+        "diffusers": (theirs, call_diffusers),
+    }
 
 
 def call_ours(network: nn.Module, given: Inputs) -> Tensor:
@@ -97,15 +106,24 @@ def call_ours(network: nn.Module, given: Inputs) -> Tensor:
     each = [value.repeat_interleave(t, 0) for value in (given.level, given.context)]
     vector = sinusoidal(given.scalars, network.config.adm_in_channels // SCALARS).flatten(1)  # type: ignore[union-attr]
     image_only = torch.zeros(b, t, device=given.x.device)
-    return network(given.x.flatten(0, 1), *each, vector.repeat_interleave(t, 0), num_frames=t, image_only=image_only)
+    return network(
+        given.x.flatten(0, 1),
+        *each,
+        vector.repeat_interleave(t, 0),
+        num_frames=t,
+        image_only=image_only,
+    )
 
 
 def call_diffusers(network: Any, given: Inputs) -> Tensor:
-    return network(given.x, given.level, given.context, added_time_ids=given.scalars).sample.flatten(0, 1)
+    return network(
+        given.x, given.level, given.context, added_time_ids=given.scalars
+    ).sample.flatten(0, 1)
 
 
 def diffusers_unet(shape: Shape) -> Any:
-    """Of the same sizes; where a level is no multiple of the first, with a first convolution as wide as that level."""
+    """Of the same sizes; where a level is no multiple of the first, with a first convolution as
+    wide as that level."""
     unet = shape.unet
     widths = tuple(unet.model_channels * mult for mult in unet.channel_mult)
     levels = len(widths)
@@ -131,16 +149,20 @@ def decoders(device: str = "cpu") -> dict[str, Any]:
     trained(ours)
     if device == "meta":
         return {"ours": ours}
-    theirs: Any = diffusers.AutoencoderKLTemporalDecoder(  # pyright: ignore[reportPrivateImportUsage]
+    # pyright: ignore[reportPrivateImportUsage]
+    theirs: Any = diffusers.AutoencoderKLTemporalDecoder(
         block_out_channels=tuple(DECODER.widths),  # pyright: ignore[reportArgumentType]
-        down_block_types=("DownEncoderBlock2D",) * len(DECODER.widths),  # pyright: ignore[reportArgumentType]
+        # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * len(DECODER.widths),
         layers_per_block=DECODER.num_res_blocks,
         latent_channels=DECODER.z_channels,
     ).requires_grad_(False)
     own = {key: value for key, value in ours.state_dict().items() if key.startswith("decoder.")}
     renamed = {vae_key(key, len(DECODER.ch_mult)): value for key, value in own.items()}
     shapes = theirs.state_dict()
-    theirs.load_state_dict(shapes | {key: value.reshape(shapes[key].shape) for key, value in renamed.items()})
+    theirs.load_state_dict(
+        shapes | {key: value.reshape(shapes[key].shape) for key, value in renamed.items()}
+    )
     return {"ours": ours, "diffusers": theirs}
 
 
@@ -149,6 +171,8 @@ def trained(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if not parameter.is_meta and parameter.ndim > 1:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
+            parameter.data = (
+                torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
+            )
         elif not parameter.is_meta:
             parameter.data = 1 + 0.3 * torch.randn(parameter.shape, generator=generator)

@@ -1,7 +1,7 @@
 """The spatio-temporal UNet as it was published, layer by layer, on the weights of a `VideoUNet`.
 
-Activations are contiguous b c h w, axes are moved where the published modules move them, every attention is taken in
-full, that to a single token too, and nothing is fused or done in place.
+Activations are contiguous b c h w, axes are moved where the published modules move them, every
+attention is taken in full, that to a single token too, and nothing is fused or done in place.
 
 Axes: b clips, t frames of a clip, c channels, h w, s = h w, n context tokens, d their width.
 """
@@ -76,8 +76,12 @@ def run(
             case VideoResBlock():
                 x = res_block(layer, x, embedding)
                 clips = rearrange(x, "(b t) c h w -> b c t h w", t=t)
-                over_time = res_block(layer.time_stack, clips, rearrange(embedding, "(b t) e -> b t e", t=t))
-                share = torch.where(image_only, 1.0, layer.time_mixer.mix_factor.sigmoid())[:, None, :, None, None]
+                over_time = res_block(
+                    layer.time_stack, clips, rearrange(embedding, "(b t) e -> b t e", t=t)
+                )
+                share = torch.where(image_only, 1.0, layer.time_mixer.mix_factor.sigmoid())[
+                    :, None, :, None, None
+                ]
                 mixed = share * clips + (1 - share) * over_time
                 x = rearrange(mixed, "b c t h w -> (b t) c h w")
             case VideoTransformer():
@@ -103,13 +107,17 @@ def conv(layer: Any, x: Tensor) -> Tensor:
     return function(x, layer.weight, layer.bias, padding=layer.padding)
 
 
-def transformer(layer: VideoTransformer, x: Tensor, context: Tensor, t: int, image_only: Tensor) -> Tensor:
+def transformer(
+    layer: VideoTransformer, x: Tensor, context: Tensor, t: int, image_only: Tensor
+) -> Tensor:
     tokens = rearrange(layer.norm(x), "b c h w -> b (h w) c").contiguous()
     tokens, s = dense(layer.proj_in, tokens), tokens.shape[1]
     frames = repeat(torch.arange(t, device=x.device, dtype=x.dtype), "t -> (b t)", b=len(x) // t)
     position = mlp(layer.time_pos_embed, sinusoidal(frames, layer.channels))[:, None]
     first = repeat(context[::t], "b n d -> (b s) n d", s=s)
-    share = torch.where(image_only, 1.0, layer.time_mixer.mix_factor.sigmoid()).flatten()[:, None, None]
+    share = torch.where(image_only, 1.0, layer.time_mixer.mix_factor.sigmoid()).flatten()[
+        :, None, None
+    ]
     for over_pixels, over_frames in zip(layer.transformer_blocks, layer.time_stack, strict=True):
         tokens = spatial(cast(SpatialBlock, over_pixels), tokens, context)
         clips = rearrange(tokens + position, "(b t) s c -> (b s) t c", t=t)

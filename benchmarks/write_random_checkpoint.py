@@ -1,9 +1,10 @@
-"""Write a full-size checkpoint of a published prior with random weights: keys, shapes and bytes of the official file.
+"""Write a full-size checkpoint of a published prior with random weights: keys, shapes and bytes of
+the official file.
 
 For whoever wants to measure loading without the weights:
 
-    python benchmarks/write_random_checkpoint.py svd_xt /tmp/svd_xt.safetensors
-    /usr/bin/time -v python benchmarks/write_random_checkpoint.py svd_xt /tmp/svd_xt.safetensors --load bfloat16
+    python benchmarks/write_random_checkpoint.py svd_xt /tmp/svd_xt.safetensors /usr/bin/time -v
+    python benchmarks/write_random_checkpoint.py svd_xt /tmp/svd_xt.safetensors --load bfloat16
 """
 
 from __future__ import annotations
@@ -64,12 +65,16 @@ def write(published: Published, path: Path, dtype: torch.dtype, seed: int) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=PUBLISHED)
     parser.add_argument("path", type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--load", choices=DTYPES, help="load the file to this type instead of writing it")
+    parser.add_argument(
+        "--load", choices=DTYPES, help="load the file to this type instead of writing it"
+    )
     parser.add_argument("--device", default="cpu", help="to load to")
     args = parser.parse_args()
     published, start = PUBLISHED[args.name], time.perf_counter()
@@ -78,7 +83,10 @@ def main() -> None:
     else:
         write(published, args.path, getattr(torch, args.dtype), args.seed)
     size = args.path.stat().st_size
-    print(f"{args.path}: {size} bytes, {'read' if args.load else 'written'} in {time.perf_counter() - start:.1f} s")
+    print(
+        f"{args.path}: {size} bytes, {'read' if args.load else 'written'} in"
+        f" {time.perf_counter() - start:.1f} s"
+    )
 
 
 if __name__ == "__main__":

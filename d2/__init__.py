@@ -1,8 +1,9 @@
-"""d2: sample a views × frames image matrix by composing a frozen video prior and a frozen multi-view prior.
+"""d2: sample a views × frames image matrix by composing a frozen video prior and a frozen
+multi-view prior.
 
-What a Python user needs. `load` is the short way, from a clip to a saved matrix; `sample_scene` takes plain values, and
-`sample_matrix` wants no networks. Every name is imported when it is first asked for, so that a command that
-needs no network does not wait for PyTorch.
+What a Python user needs. `load` is the short way, from a clip to a saved matrix; `sample_scene`
+takes plain values, and `sample_matrix` wants no networks. Every name is imported when it is first
+asked for, so that a command that needs no network does not wait for PyTorch.
 """
 
 from __future__ import annotations

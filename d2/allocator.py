@@ -13,8 +13,9 @@ KEPT = 2**30  # bytes at the end of the heap that stay with the process
 def keep_freed_memory() -> None:
     """Tell glibc to keep blocks of up to 256 MiB when tensors free them; elsewhere nothing is done.
 
-    By default a block of some MiB is mapped anew for every tensor, and each of its pages is a fault that the kernel
-    answers with zeros: up to 11 % of a network call on a CPU. No result depends on it.
+    By default a block of some MiB is mapped anew for every tensor, and each of its pages is a fault
+    that the kernel answers with zeros: up to 11 % of a network call on a CPU. No result depends on
+    it.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -46,13 +46,15 @@ class SampledMatrix(ImageMatrix):
     __slots__ = ()
 
     def save(self, folder: str | Path) -> None:
-        """Write tensors, rows as videos and pictures, grid, preview and cameras; an earlier `folder` is replaced."""
+        """Write tensors, rows as videos and pictures, grid, preview and cameras; an earlier
+        `folder` is replaced."""
         write_matrix(Path(folder), self, None, {})
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Frozen priors under rules and settings. It samples as many scenes as one likes; `load` makes one."""
+    """Frozen priors under rules and settings. It samples as many scenes as one likes; `load` makes
+    one."""
 
     job: Job
     module: MatrixSampler
@@ -71,11 +73,12 @@ class Sampler:
         seed: int | None = None,
         on_step: Callable[[State], None] | None = None,
     ) -> SampledMatrix:
-        """Sample the matrix of a video, a picture, a folder of frames or a `Scene`; of the configured scene if of None.
+        """Sample the matrix of a video, a picture, a folder of frames or a `Scene`; of the
+        configured scene if of None.
 
-        Of a scene, only what a sampler may see is used. `seed` shifts every noise stream, as the key `seed` does; None
-        takes the configured one. `on_step` sees the state after every step of the joint sampling. What the user can
-        mend is an InputError with one line.
+        Of a scene, only what a sampler may see is used. `seed` shifts every noise stream, as the
+        key `seed` does; None takes the configured one. `on_step` sees the state after every step of
+        the joint sampling. What the user can mend is an InputError with one line.
         """
         seed = self.job.seed if seed is None else seed
         if isinstance(scene, Scene):
@@ -97,23 +100,34 @@ class Sampler:
         found = list_scenes(source)
         if len(found) != 1:
             names = ", ".join(scene.name for scene in found)
-            raise InputError(f"{path or source.kind}: holds {len(found)} scenes ({names}); give one of them")
+            raise InputError(
+                f"{path or source.kind}: holds {len(found)} scenes ({names}); give one of them"
+            )
         return found[0].read()
 
 
 def load(*words: str, **choices: Any) -> Sampler:
     """A sampler with the defaults of `d2 sample`.
 
-    `words` are those of the command line ("preset=official", "sampler.num_steps=10"); a later one wins. `choices` are
-    the same by name (`weights="linear"`, `precision="bf16"`), or rules as functions (`weights=my_rule`), each with the
-    arguments that docs/adding-a-rule.md lists. The priors go to the GPU where there is one and `trainer` allows it.
-    What the user can mend is an InputError with one line.
+    `words` are those of the command line ("preset=official", "sampler.num_steps=10"); a later one
+    wins. `choices` are the same by name (`weights="linear"`, `precision="bf16"`), or rules as
+    functions (`weights=my_rule`), each with the arguments that docs/adding-a-rule.md lists. The
+    priors go to the GPU where there is one and `trainer` allows it. What the user can mend is an
+    InputError with one line.
     """
-    functions = {key: value for key, value in choices.items() if callable(value) or isinstance(value, Composition)}
+    functions = {
+        key: value
+        for key, value in choices.items()
+        if callable(value) or isinstance(value, Composition)
+    }
     unknown = sorted(functions.keys() - RULES.keys())
     if unknown:
-        raise InputError(f"{unknown[0]}: no rule of that name; functions are taken as {', '.join(RULES)}")
-    job = _job([*words, *(f"{key}={_written(choices[key])}" for key in choices if key not in functions)])
+        raise InputError(
+            f"{unknown[0]}: no rule of that name; functions are taken as {', '.join(RULES)}"
+        )
+    job = _job(
+        [*words, *(f"{key}={_written(choices[key])}" for key in choices if key not in functions)]
+    )
     rules = job.rules._replace(**{RULES[key]: function for key, function in functions.items()})
     job = replace(job, rules=rules, reference=(rules, job.settings))
     module = MatrixSampler(job, load_priors(job.networks))

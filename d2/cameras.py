@@ -1,7 +1,9 @@
-"""Poses and intrinsics of any cameras: looking, lenses, paths, a scene's frame, and the axes of files.
+"""Poses and intrinsics of any cameras: looking, lenses, paths, a scene's frame, and the axes of
+files.
 
-A pose is camera-to-world, 4 × 4, float64, OpenCV's axes: x right, y down, z forward, columns in world coordinates.
-Intrinsics are normalised by the picture's size: the first row by its width, the second by its height.
+A pose is camera-to-world, 4 × 4, float64, OpenCV's axes: x right, y down, z forward, columns in
+world coordinates. Intrinsics are normalised by the picture's size: the first row by its width, the
+second by its height.
 
 Axes: v cameras.
 """
@@ -38,7 +40,8 @@ def looking_at(
     target: Tensor,  # 3
     up: Tensor,  # 3, or v 3
 ) -> Tensor:
-    """Poses at the positions, the target in the middle of the picture, `up` upwards in it: v 4 4."""
+    """Poses at the positions, the target in the middle of the picture, `up` upwards in it: v 4
+    4."""
     forward = F.normalize(target - positions, dim=-1)
     right = F.normalize(torch.linalg.cross(forward, up.expand_as(forward)), dim=-1)
     down = F.normalize(torch.linalg.cross(forward, right), dim=-1)
@@ -59,7 +62,8 @@ def lens(
     fov_rad: Tensor,  # v, of the longer side
     aspect: float = 1.0,  # width over height
 ) -> Tensor:
-    """Normalised intrinsics of a field of view, square pixels, the principal point in the middle: v 3 3."""
+    """Normalised intrinsics of a field of view, square pixels, the principal point in the middle: v
+    3 3."""
     focal = 0.5 / (fov_rad.double() / 2).tan()
     matrix = torch.zeros(len(fov_rad), 3, 3, dtype=torch.float64)
     matrix[:, 0, 0] = focal if aspect >= 1 else focal / aspect
@@ -69,11 +73,12 @@ def lens(
 
 
 def opengl(poses: Tensor) -> Tensor:
-    """OpenCV's axes to those of OpenGL and of transforms.json (y up, z backward), and back: v 4 4."""
+    """OpenCV's axes to those of OpenGL and of transforms.json (y up, z backward), and back: v 4
+    4."""
     return poses * poses.new_tensor([1.0, -1, -1, 1])
 
 
-# --- paths ---------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------------------
 
 
 class Path(NamedTuple):
@@ -122,12 +127,17 @@ def orbit(start: Start, count: int) -> Path:
     return Path(looking_at(start.target + around, start.target, start.up), same_lens(start, count))
 
 
-def spiral(start: Start, count: int, *, radii: tuple[float, float, float] = (0.5, 0.5, 0.2)) -> Path:
-    """Two small turns before the target's plane, of these radii in the camera's axes, starting at the camera."""
+def spiral(
+    start: Start, count: int, *, radii: tuple[float, float, float] = (0.5, 0.5, 0.2)
+) -> Path:
+    """Two small turns before the target's plane, of these radii in the camera's axes, starting at
+    the camera."""
     c = opengl(start.pose[None])[0]
     theta = 2 * round_once(count)
     across, upward, forward = radii
-    offsets = torch.stack([across * theta.cos(), -upward * theta.sin(), -forward * (theta / 2).sin()], dim=-1)
+    offsets = torch.stack(
+        [across * theta.cos(), -upward * theta.sin(), -forward * (theta / 2).sin()], dim=-1
+    )
     positions = offsets @ c[:3, :3].T + c[:3, 3]
     focus = c[:3, 3] - c[:3, 2] / (0.25 / 0.9 + 0.75 / 25)
     z = F.normalize(positions - focus, dim=-1)
@@ -148,13 +158,16 @@ def lemniscate(start: Start, count: int) -> Path:
 
 
 def roll(start: Start, count: int) -> Path:
-    """The picture turns about its middle; the axis is the way from the origin to the target, as published.
+    """The picture turns about its middle; the axis is the way from the origin to the target, as
+    published.
 
     Where the target is the origin it is the way that the camera looks.
     """
     axis = F.normalize(start.target, dim=0) if start.target.any() else start.forward
     up = turned(-start.pose[:3, 1], axis, round_once(count))
-    return Path(looking_at(start.position.expand(count, 3), start.target, up), same_lens(start, count))
+    return Path(
+        looking_at(start.position.expand(count, 3), start.target, up), same_lens(start, count)
+    )
 
 
 def moved(start: Start, count: int, *, direction: str, distance: float = 0.99) -> Path:
@@ -175,7 +188,9 @@ def zoom(start: Start, count: int, *, factor: float) -> Path:
 
 def dolly_zoom(start: Start, count: int, *, factor: float, direction: str) -> Path:
     """The camera moves against the change of its field of view."""
-    return Path(moved(start, count, direction=direction).poses, zoom(start, count, factor=factor).fov_rad)
+    return Path(
+        moved(start, count, direction=direction).poses, zoom(start, count, factor=factor).fov_rad
+    )
 
 
 def same_lens(start: Start, count: int) -> Tensor:
@@ -207,25 +222,31 @@ def preset_path(name: str, start: Start, count: int) -> Path:
     return paths[name]()
 
 
-# --- the frame of a scene ------------------------------------------------------------------------------------------
+# --- the frame of a scene -------------------------------------------------------------------------
 
 
 def scene_frame(
     poses: Tensor,  # v 4 4
     *,
-    middle: str = "focus",  # focus: of the points of the optical axes nearest the origin; poses: of the positions
+    # focus: of the points of the optical axes nearest the origin; poses: of the positions
+    middle: str = "focus",
     up: Tensor = Z_UP,  # 3, where the cameras' mean up axis goes
 ) -> Tensor:
-    """A similarity that stands a scene upright, brings its middle to the origin and its cameras to distance 1: 4 4.
+    """A similarity that stands a scene upright, brings its middle to the origin and its cameras to
+    distance 1: 4 4.
 
     Middle and distance are medians. An InputError says that the cameras are all in one place.
     """
     poses = poses.double()
     if (poses[:, :3, 3] - poses[0, :3, 3]).norm(dim=1).max() < 1e-9 * (1 + poses[0, :3, 3].norm()):
-        raise InputError("cameras: all stand in one place, so the scene has no size; give cameras that move")
+        raise InputError(
+            "cameras: all stand in one place, so the scene has no size; give cameras that move"
+        )
     mean_up = F.normalize(-poses[:, :3, 1].mean(dim=0), dim=0)
     v, c = torch.linalg.cross(mean_up, up), float(mean_up @ up)
-    cross = torch.tensor([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]], dtype=torch.float64)
+    cross = torch.tensor(
+        [[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]], dtype=torch.float64
+    )
     if c > -1 + 1e-9:
         rotation = torch.eye(3, dtype=torch.float64) + cross + cross @ cross / (1 + c)
     else:
@@ -237,7 +258,9 @@ def scene_frame(
     centre = points.quantile(0.5, dim=0)
     distance = float((positions - centre).norm(dim=-1).quantile(0.5))
     if distance == 0:
-        raise InputError("cameras: most stand in the middle of what they look at; give cameras around the scene")
+        raise InputError(
+            "cameras: most stand in the middle of what they look at; give cameras around the scene"
+        )
     frame = torch.eye(4, dtype=torch.float64)
     frame[:3, :3], frame[:3, 3] = rotation, -centre
     frame[:3] /= distance

@@ -1,8 +1,9 @@
 """`d2 COMMAND [group=choice] [key=value] [options]`: see `d2 --help`, which config/help.py writes.
 
-Exit codes: 0 done; 2 the user can mend it (one line on stderr, nothing half-written); 3 part of the work failed, the
-rest is there; 1 a bug; 130, 143 and 75 stopped by a signal. Hydra reports its own errors on several lines with
-exit code 1, so a configuration is composed under a handler first; only sweeps (-m) then enter Hydra's own main.
+Exit codes: 0 done; 2 the user can mend it (one line on stderr, nothing half-written); 3 part of the
+work failed, the rest is there; 1 a bug; 130, 143 and 75 stopped by a signal. Hydra reports its own
+errors on several lines with exit code 1, so a configuration is composed under a handler first; only
+sweeps (-m) then enter Hydra's own main.
 
 What needs PyTorch is imported once the configuration is known to be good.
 """
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
     signals.install(loading=True)
     launch.end_with_parent()
-    logging.getLogger("d2._torchvision").setLevel(logging.ERROR)  # what a command says on stderr is its own
+    # what a command says on stderr is its own
+    logging.getLogger("d2._torchvision").setLevel(logging.ERROR)
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
     except signals.Stopped as stopped:
@@ -70,7 +72,9 @@ def run(argv: list[str]) -> int:
         return 0
     if command not in pages.COMMANDS:
         alike = did_you_mean(command, pages.COMMANDS)
-        return complain(f"{command or 'no command'}{alike or ':'} d2 {'|'.join(pages.COMMANDS)}; see d2 --help")
+        return complain(
+            f"{command or 'no command'}{alike or ':'} d2 {'|'.join(pages.COMMANDS)}; see d2 --help"
+        )
     if {"-h", "--help"} & set(arguments):
         print(f"usage: {CHECKPOINTS}" if command == "checkpoints" else pages.of_command(command))
         return 0
@@ -100,7 +104,9 @@ def run_command(command: str, arguments: list[str]) -> int:
     options, overrides = parsed(command, arguments)
     overrides = command_line.readable(overrides)
     if options.cfg:
-        print(command_line.printed(command, overrides, options.cfg, resolve=options.resolve), end="")
+        print(
+            command_line.printed(command, overrides, options.cfg, resolve=options.resolve), end=""
+        )
         return 0
     if options.multirun:
         return sweep(command, overrides)
@@ -114,7 +120,8 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 
 def refuse(config: Any) -> None:
-    """Raise a ValueError for what is wrong with a configuration, and for a logger that could not start."""
+    """Raise a ValueError for what is wrong with a configuration, and for a logger that could not
+    start."""
     from d2.config.checks import check
 
     check(config)
@@ -135,9 +142,14 @@ def parsed(command: str, arguments: list[str]) -> tuple[argparse.Namespace, list
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name}: {error.message}") from error
     for unknown in (one for one in overrides if one.startswith("-")):
-        raise InputError(f"{unknown}: no such option; there are {', '.join(pages.OPTIONS)}; see d2 {command} --help")
+        raise InputError(
+            f"{unknown}: no such option; there are {', '.join(pages.OPTIONS)}; see d2 {command}"
+            " --help"
+        )
     if options.multirun and options.cfg:
-        raise InputError("--cfg: prints one configuration; leave -m out and give the values of one point")
+        raise InputError(
+            "--cfg: prints one configuration; leave -m out and give the values of one point"
+        )
     return options, overrides
 
 
@@ -162,7 +174,8 @@ def checkpoints(arguments: list[str]) -> int:
 
 
 def execute(command: str, composed: Composed, overrides: list[str], *, swept: bool = False) -> int:
-    """Resolve a configuration, which `overrides` gave, and run it; a finished point of a sweep is kept."""
+    """Resolve a configuration, which `overrides` gave, and run it; a finished point of a sweep is
+    kept."""
     from d2 import resolve
 
     quiet()
@@ -227,7 +240,8 @@ def jobs_of(composed: Composed, overrides: list[str]) -> list[Job]:
 
     def variant(more: list[str]) -> Composed:
         node = command_line.compose_command("sample", [*overrides, *more])
-        node.variants, node.seeds, node.compare_to = {}, [], None  # a variant does not depend on the others
+        # a variant does not depend on the others
+        node.variants, node.seeds, node.compare_to = {}, [], None
         one = command_line.Composed("sample", node, {})
         refuse(one.config)
         return one
@@ -244,9 +258,11 @@ def use_threads(config: Any) -> None:
 
 
 def sweep(command: str, overrides: list[str]) -> int:
-    """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some points failed.
+    """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some
+    points failed.
 
-    Points may run in other processes, so what they say comes back through files in the sweep's folder.
+    Points may run in other processes, so what they say comes back through files in the sweep's
+    folder.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -259,8 +275,13 @@ def sweep(command: str, overrides: list[str]) -> int:
         raise InputError(f"-m: d2 {command} has no points to sweep over; give one command line")
     for override in overrides:
         if override.startswith("output_dir="):
-            raise InputError(f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR instead")
-    overrides = [command_line.with_known_rules(as_path(override, swept=True)) for override in overrides]
+            raise InputError(
+                f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR"
+                " instead"
+            )
+    overrides = [
+        command_line.with_known_rules(as_path(override, swept=True)) for override in overrides
+    ]
     lines = command_line.values_in_turn(overrides)
     for one in lines:
         config = command_line.composed(command, one).config
@@ -268,8 +289,12 @@ def sweep(command: str, overrides: list[str]) -> int:
         if getattr(config, "objective", None):
             from d2.study.job import check_objective
 
-            check_objective(config.objective, num_variants=len(config.variants), num_seeds=len(config.seeds))
-    folder = command_line.sweep_folder(command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))])
+            check_objective(
+                config.objective, num_variants=len(config.variants), num_seeds=len(config.seeds)
+            )
+    folder = command_line.sweep_folder(
+        command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))]
+    )
     codes, fixed = folder / ".codes", command_line.fixed_keys(overrides)
     shutil.rmtree(codes, ignore_errors=True)
 
@@ -279,14 +304,20 @@ def sweep(command: str, overrides: list[str]) -> int:
         place = quoted(literal(job.runtime.output_dir))
         swept = [o for o in job.overrides.task if command_line.key_of(o) not in fixed]
         name = ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
-        composed = command_line.Composed(command, node, job.runtime.choices, name=name, group=folder.name)
+        composed = command_line.Composed(
+            command, node, job.runtime.choices, name=name, group=folder.name
+        )
         composed.label = composed.label._replace(name=",".join(swept))
         line = [*job.overrides.task, f"output_dir={place}"]
         try:
             refuse(composed.config)
-            with contextlib.chdir(job.runtime.cwd):  # whatever hydra.job.chdir says, paths are as they were given
+            # whatever hydra.job.chdir says, paths are as they were given
+            with contextlib.chdir(job.runtime.cwd):
                 if count := launch.processes(composed.config):
-                    names = {"name": composed.name, "label": {"name": composed.label.name, "group": folder.name}}
+                    names = {
+                        "name": composed.name,
+                        "label": {"name": composed.label.name, "group": folder.name},
+                    }
                     code = launch.begin(command, line, composed.config, count, names)
                 else:
                     code = execute(command, composed, line, swept=True)
@@ -298,7 +329,9 @@ def sweep(command: str, overrides: list[str]) -> int:
             return None
         from d2.study.job import objective_of
 
-        return objective_of(Path(composed.config.output_dir), composed.name, composed.config.objective)
+        return objective_of(
+            Path(composed.config.output_dir), composed.name, composed.config.objective
+        )
 
     GlobalHydra.instance().clear()
     own = sys.argv
@@ -331,8 +364,8 @@ def complain(message: str) -> int:
 def quiet() -> None:
     """Lightning's banners and hints tell our users nothing, and what Hydra logs we say ourselves.
 
-    To be called once Lightning has been imported, which sets its own levels: the last of the libraries that are loaded
-    before a command's work.
+    To be called once Lightning has been imported, which sets its own levels: the last of the
+    libraries that are loaded before a command's work.
     """
     signals.loaded()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -345,7 +378,11 @@ def quiet() -> None:
 
 def _plain(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as its one line, on the first process alone."""
-    return "" if int(os.environ.get("LOCAL_RANK", "0")) else f"d2: warning: {' '.join(str(message).split())}\n"
+    return (
+        ""
+        if int(os.environ.get("LOCAL_RANK", "0"))
+        else f"d2: warning: {' '.join(str(message).split())}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What is meant for whoever runs d2, and not for whoever writes it: one exception, and lines on stderr."""
+"""What is meant for whoever runs d2, and not for whoever writes it: one exception, and lines on
+stderr."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ import sys
 class InputError(ValueError):
     """What the user can mend: one line that names the key or the file, the value and the way out.
 
-    The command prints it and exits with 2; any other exception is a bug of ours, and keeps its traceback.
+    The command prints it and exits with 2; any other exception is a bug of ours, and keeps its
+    traceback.
     """
 
 
 def say(line: str) -> None:
-    """Write a line to stderr by one call, so that lines of several processes do not run into each other."""
+    """Write a line to stderr by one call, so that lines of several processes do not run into each
+    other."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

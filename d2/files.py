@@ -1,7 +1,8 @@
-"""The ground floor of files: writing that leaves nothing half-written, JSON, CSV, hashes, safetensors, shipped folders.
+"""The ground floor of files: writing that leaves nothing half-written, JSON, CSV, hashes,
+safetensors, shipped folders.
 
-It imports nothing of d2, and PyTorch only where tensors are read or written. Every writer writes beside the name and
-moves the file there when it is complete.
+It imports nothing of d2, and PyTorch only where tensors are read or written. Every writer writes
+beside the name and moves the file there when it is complete.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 LOCK_SECONDS = 3.0  # for which a process that is ending may still hold a folder
 
-# --- what ships with d2 ----------------------------------------------------------------------------------------------
+# --- what ships with d2 ---------------------------------------------------------------------------
 
 
 def asset(name: str) -> Path:
-    """A folder that ships with d2 (conf, experiments, checkpoints): beside the package in a clone, else inside it."""
+    """A folder that ships with d2 (conf, experiments, checkpoints): beside the package in a clone,
+    else inside it."""
     package = Path(__file__).parent
     for root in (package.parent, package / "_assets"):
         if (root / name / ".d2").exists():
@@ -47,12 +49,13 @@ def asset(name: str) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
-    """Say where a path lies whatever the working folder becomes; `~` is home unless there is a file of that name."""
+    """Say where a path lies whatever the working folder becomes; `~` is home unless there is a file
+    of that name."""
     path = Path(path)
     return (path if path.exists() else path.expanduser()).absolute()
 
 
-# --- nothing half-written --------------------------------------------------------------------------------------------
+# --- nothing half-written -------------------------------------------------------------------------
 
 
 def ensure_writable(folder: Path) -> None:
@@ -63,7 +66,9 @@ def ensure_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)  # other ranks try too
     except OSError as error:
-        raise InputError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder") from error
+        raise InputError(
+            f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -102,7 +107,8 @@ def _lock(path: Path, deadline: float) -> TextIO:
                 file.seek(0)
                 holder = file.read() or "another process"
                 raise InputError(
-                    f"output_dir={path.parent}: {holder} writes there; wait for it, or give another output_dir"
+                    f"output_dir={path.parent}: {holder} writes there; wait for it, or give another"
+                    " output_dir"
                 ) from None
         file.close()
         time.sleep(0.1)
@@ -110,7 +116,8 @@ def _lock(path: Path, deadline: float) -> TextIO:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, moved onto it at the end; after an error `path` is as it was."""
+    """A file beside `path` to write to, moved onto it at the end; after an error `path` is as it
+    was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -122,7 +129,8 @@ def staged(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write to, which takes its place at the end; after an error it is as it was."""
+    """A new folder beside `folder` to write to, which takes its place at the end; after an error it
+    is as it was."""
     partial, old = settle(folder)
     partial.mkdir(parents=True)
     try:
@@ -135,11 +143,15 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> tuple[Path, Path]:
-    """Clear up what a killed `staged_folder` left; where nothing took the old one's place, the new one does.
+    """Clear up what a killed `staged_folder` left; where nothing took the old one's place, the new
+    one does.
 
     Returns the names that both go by while it works; neither is there.
     """
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    partial, old = (
+        folder.with_name(f".{folder.name}.partial"),
+        folder.with_name(f".{folder.name}.old"),
+    )
     if old.exists() and not folder.exists():  # the new one was complete
         os.replace(partial if partial.exists() else old, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -148,11 +160,12 @@ def settle(folder: Path) -> tuple[Path, Path]:
 
 
 def is_out_of_room(error: OSError) -> bool:
-    """Whether a disk is full, or may not be written, so that there is nothing wrong with the program."""
+    """Whether a disk is full, or may not be written, so that there is nothing wrong with the
+    program."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-# --- one file --------------------------------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
@@ -162,7 +175,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON; numbers that JSON does not know (nan, inf) become null."""
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -183,7 +198,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _sort_metadata(path: Path) -> None:
-    """Bring the metadata of a safetensors file into order: the library writes them in one of chance."""
+    """Bring the metadata of a safetensors file into order: the library writes them in one of
+    chance."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -212,33 +228,40 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and the metadata of its header; a ValueError if it cannot be read."""
+    """The tensors of a safetensors file by name, and the metadata of its header; a ValueError if it
+    cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({error}); name another file"
+        ) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file, without its tensors; a ValueError if it cannot be read."""
+    """The metadata in the header of a safetensors file, without its tensors; a ValueError if it
+    cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error}); name another file") from error
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({error}); name another file"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read once for as long as it stays as it is: weights have up to 9.6 GB."""
+    """The SHA-256 of a file, read once for as long as it stays as it is: weights have up to 9.6
+    GB."""
     known = path.stat()
     return _sha256(path.resolve(), known.st_size, known.st_mtime_ns)
 
@@ -258,7 +281,8 @@ def digest_of(*parts: bytes) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """The first twelve digits of the SHA-256 of a file, or of those of a folder's safetensors files."""
+    """The first twelve digits of the SHA-256 of a file, or of those of a folder's safetensors
+    files."""
     if not path.is_dir():
         return sha256_of(path)[:12]
     parts = "".join(fingerprint(file) for file in sorted(path.glob("*/*.safetensors")))
@@ -271,11 +295,15 @@ def commit() -> str:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "-uno") else ""
+        )
     except OSError:
         return ""
 

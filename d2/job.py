@@ -1,6 +1,8 @@
-"""One run of `d2 sample` as a frozen value: all that was decided before it begins, and every file by its whole path.
+"""One run of `d2 sample` as a frozen value: all that was decided before it begins, and every file
+by its whole path.
 
-`d2/resolve.py` makes jobs of configurations. A single run is a list of one job, a study of one a variant and seed.
+`d2/resolve.py` makes jobs of configurations. A single run is a list of one job, a study of one a
+variant and seed.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Job:
     offload: str  # none | idle | sequential: what of the networks waits in host memory
     rules: Rules
     settings: Settings
-    reference: tuple[Rules, Settings]  # under which orbits and clips are made: those of the study's base
+    # under which orbits and clips are made: those of the study's base
+    reference: tuple[Rules, Settings]
     source: SceneSource
     metrics: Metrics | None  # None: nothing is measured
     baselines: bool  # sample columns alone and rows alone too

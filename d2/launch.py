@@ -1,8 +1,10 @@
-"""Several processes of one command on this machine: the one place that starts them, watches them and ends them.
+"""Several processes of one command on this machine: the one place that starts them, watches them
+and ends them.
 
-Lightning would start the others from the first, and when one dies the rest wait for it. Here a parent that samples
-nothing starts them all. The first that fails ends the others within seconds, and what it had to say is what is said;
-each leaves its last words in a file instead of on stderr, since those that only lost a neighbour have nothing to tell.
+Lightning would start the others from the first, and when one dies the rest wait for it. Here a
+parent that samples nothing starts them all. The first that fails ends the others within seconds,
+and what it had to say is what is said; each leaves its last words in a file instead of on stderr,
+since those that only lost a neighbour have nothing to tell.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ GOOD = (0, 3)  # exit codes of a process that came to its end
 
 
 def is_launched() -> bool:
-    """Whether this is one of several processes already, whoever started them: d2, torchrun or srun."""
+    """Whether this is one of several processes already, whoever started them: d2, torchrun or
+    srun."""
     return "LOCAL_RANK" in os.environ or is_worker() or in_srun()
 
 
 def in_srun() -> bool:
-    """Whether srun started this process. A batch script has SLURM's other variables too, but is one process."""
+    """Whether srun started this process. A batch script has SLURM's other variables too, but is one
+    process."""
     return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
 
 
@@ -52,29 +56,44 @@ def is_worker() -> bool:
 
 
 def processes(config: Any) -> int:
-    """How many processes a command wants to be started as on this node; 0 where there is nothing to start."""
+    """How many processes a command wants to be started as on this node; 0 where there is nothing to
+    start."""
     trainer = getattr(config, "trainer", None)
-    if trainer is None or is_launched() or getattr(config, "plan", False) or trainer.strategy not in ("auto", "ddp"):
+    if (
+        trainer is None
+        or is_launched()
+        or getattr(config, "plan", False)
+        or trainer.strategy not in ("auto", "ddp")
+    ):
         return 0
     count = device_count(trainer.devices, trainer.accelerator)
     return count if count > 1 or trainer.num_nodes > 1 else 0
 
 
-def begin(command: str, arguments: Sequence[str], config: Any, count: int, point: Any = None) -> int:
-    """Run a command on `count` devices: one matrix after another over all of them, or the scenes dealt out."""
+def begin(
+    command: str, arguments: Sequence[str], config: Any, count: int, point: Any = None
+) -> int:
+    """Run a command on `count` devices: one matrix after another over all of them, or the scenes
+    dealt out."""
     trainer = config.trainer
-    if command == "sample" and (trainer.parallel == "scenes" or (trainer.parallel == "auto" and even(config, count))):
+    if command == "sample" and (
+        trainer.parallel == "scenes" or (trainer.parallel == "auto" and even(config, count))
+    ):
         if trainer.num_nodes > 1:
             raise InputError(
-                f"trainer.parallel=scenes, num_nodes={trainer.num_nodes}: scenes are dealt out on one machine; take a "
-                "sweep with hydra/launcher=submitit_slurm, or trainer.parallel=matrix"
+                f"trainer.parallel=scenes, num_nodes={trainer.num_nodes}: scenes are dealt out on"
+                " one machine; take a sweep with hydra/launcher=submitit_slurm, or"
+                " trainer.parallel=matrix"
             )
-        return deal([command, *arguments], names_of(trainer.devices, trainer.accelerator, count), point)
+        return deal(
+            [command, *arguments], names_of(trainer.devices, trainer.accelerator, count), point
+        )
     return launch([command, *arguments], count, trainer.num_nodes, point)
 
 
 def even(config: Any, count: int) -> bool:
-    """Whether scenes, variants and seeds that are dealt out keep devices busy for three quarters of the time."""
+    """Whether scenes, variants and seeds that are dealt out keep devices busy for three quarters of
+    the time."""
     if config.scenes.count is None or config.trainer.num_nodes > 1:
         return False
     units = config.scenes.count * max(1, len(config.variants)) * max(1, len(config.seeds))
@@ -82,7 +101,8 @@ def even(config: Any, count: int) -> bool:
 
 
 def names_of(devices: Any, accelerator: str, count: int) -> list[str]:
-    """What CUDA calls the devices of a command, so that each worker sees its own; empty on a CPU."""
+    """What CUDA calls the devices of a command, so that each worker sees its own; empty on a
+    CPU."""
     if accelerator == "cpu":
         return [""] * count
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -101,8 +121,11 @@ def device_count(devices: Any, accelerator: str) -> int:
     return devices if isinstance(devices, int) else 1
 
 
-def launch(arguments: Sequence[str], count: int, num_nodes: int, point: Mapping[str, Any] | None = None) -> int:
-    """Run `d2 ARGUMENTS` as `count` processes of one group, the share of this node. Returns the exit code.
+def launch(
+    arguments: Sequence[str], count: int, num_nodes: int, point: Mapping[str, Any] | None = None
+) -> int:
+    """Run `d2 ARGUMENTS` as `count` processes of one group, the share of this node. Returns the
+    exit code.
 
     `point` are the names that the results of a sweep's point go by.
     """
@@ -119,20 +142,31 @@ def launch(arguments: Sequence[str], count: int, num_nodes: int, point: Mapping[
     return run(arguments, [{**common, **each} for each in own])
 
 
-def deal(arguments: Sequence[str], devices: Sequence[str], point: Mapping[str, Any] | None = None) -> int:
-    """Run `d2 ARGUMENTS` as a worker a device, each with its share of the scenes; then one makes the tables.
+def deal(
+    arguments: Sequence[str], devices: Sequence[str], point: Mapping[str, Any] | None = None
+) -> int:
+    """Run `d2 ARGUMENTS` as a worker a device, each with its share of the scenes; then one makes
+    the tables.
 
     `devices` are what CUDA calls them, empty on a CPU. Returns the exit code.
     """
     names = {POINT: json.dumps(point)}
     on = [{"CUDA_VISIBLE_DEVICES": device} if device else {} for device in devices]
-    own = [{**names, **each, WORKER: f"{i}/{len(devices)}", "RANK": str(i)} for i, each in enumerate(on)]
+    own = [
+        {**names, **each, WORKER: f"{i}/{len(devices)}", "RANK": str(i)}
+        for i, each in enumerate(on)
+    ]
     code = run(arguments, own)
-    return code if code not in GOOD else run(arguments, [{**names, **on[0], WORKER: "0/1", "RANK": "0"}])
+    return (
+        code
+        if code not in GOOD
+        else run(arguments, [{**names, **on[0], WORKER: "0/1", "RANK": "0"}])
+    )
 
 
 def run(arguments: Sequence[str], own: Sequence[Mapping[str, str]]) -> int:
-    """Run `d2 ARGUMENTS` once under each of these additions to the environment. Returns the exit code."""
+    """Run `d2 ARGUMENTS` once under each of these additions to the environment. Returns the exit
+    code."""
     signals.loaded()
     with tempfile.TemporaryDirectory(prefix="d2-") as notes:
         processes = [start(arguments, {**each, NOTES: notes}, len(own)) for each in own]
@@ -142,7 +176,9 @@ def run(arguments: Sequence[str], own: Sequence[Mapping[str, str]]) -> int:
 def start(arguments: Sequence[str], own: Mapping[str, str], count: int) -> subprocess.Popen[bytes]:
     """One process, with its share of the machine's cores unless told otherwise."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-    return subprocess.Popen([sys.executable, "-m", "d2", *arguments], env={**threads, **os.environ, **own})
+    return subprocess.Popen(
+        [sys.executable, "-m", "d2", *arguments], env={**threads, **os.environ, **own}
+    )
 
 
 def watch(processes: Sequence[subprocess.Popen[bytes]], notes: Sequence[Path]) -> int:
@@ -163,7 +199,10 @@ def watch(processes: Sequence[subprocess.Popen[bytes]], notes: Sequence[Path]) -
     code = codes[first] or 1
     if code < 0:
         died = f"d2: rank {notes[first].name} was ended by {signal.Signals(-code).name}"
-        say(f"{died}{', out of memory?' if code == -signal.SIGKILL else ''}; start the same command again to go on")
+        say(
+            f"{died}{', out of memory?' if code == -signal.SIGKILL else ''}; start the same command"
+            " again to go on"
+        )
     elif notes[first].exists():
         say(notes[first].read_text(encoding="utf-8").rstrip())
     else:
@@ -172,7 +211,8 @@ def watch(processes: Sequence[subprocess.Popen[bytes]], notes: Sequence[Path]) -
 
 
 def first_to_fail(codes: Sequence[int | None], notes: Sequence[Path]) -> int:
-    """Of those that failed, the one that was killed, else the one that noted it first: the others lost a neighbour."""
+    """Of those that failed, the one that was killed, else the one that noted it first: the others
+    lost a neighbour."""
 
     def when(rank: int) -> tuple[bool, float]:
         code = codes[rank] or 0
@@ -200,7 +240,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-# --- in one of the processes -----------------------------------------------------------------------------------------
+# --- in one of the processes ----------------------------------------------------------------------
 
 
 def point() -> dict[str, Any] | None:
@@ -214,7 +254,8 @@ def is_watched() -> bool:
 
 
 def last_words(text: str) -> None:
-    """Say why a command ends; one of several processes notes it, and whoever started them says it."""
+    """Say why a command ends; one of several processes notes it, and whoever started them says
+    it."""
     notes = os.environ.get(NOTES)
     if notes is None:
         say(text)

@@ -1,7 +1,7 @@
 """The one place that starts loggers and feeds them: CSV files, Weights & Biases, TensorBoard.
 
-A job says what its run is called and hands over figures, curves, media and tables. Which logger can show what is known
-here alone.
+A job says what its run is called and hands over figures, curves, media and tables. Which logger can
+show what is known here alone.
 """
 
 from __future__ import annotations
@@ -44,27 +44,33 @@ class Logging(NamedTuple):
 
 
 def check_logger(logging: Logging) -> None:
-    """Raise a ValueError for a logger that could not start, before any work: no package, no account, no connection."""
+    """Raise a ValueError for a logger that could not start, before any work: no package, no
+    account, no connection."""
     if logging.kind != "csv" and not importlib.util.find_spec(logging.kind):
         raise InputError(
-            f"logger={logging.kind}: {logging.kind} is not installed; in the clone, pip install -e '.[{logging.kind}]'"
+            f"logger={logging.kind}: {logging.kind} is not installed; in the clone, pip install -e"
+            f" '.[{logging.kind}]'"
         )
     if logging.kind != "wandb":
         return
     if "/" in logging.project:
         team, _, project = logging.project.partition("/")
         raise InputError(
-            f"logger.project={logging.project}: a team is a key of its own; give logger.entity={team} "
-            f"logger.project={project}"
+            f"logger.project={logging.project}: a team is a key of its own; give"
+            f" logger.entity={team} logger.project={project}"
         )
     if re.search(r"[\\#?%:]", logging.project):
-        raise InputError(rf"logger.project={logging.project}: W&B allows none of / \ # ? % : in the name of a project")
+        raise InputError(
+            rf"logger.project={logging.project}: W&B allows none of / \ # ? % : in the name of a"
+            r" project"
+        )
     if wandb_mode(logging) == "online" and not rank_zero_only.rank:
         _check_account()
 
 
 def wandb_mode(logging: Logging) -> str:
-    """online, offline or disabled: WANDB_MODE=disabled wins, then the key, then WANDB_MODE; without any, offline."""
+    """online, offline or disabled: WANDB_MODE=disabled wins, then the key, then WANDB_MODE; without
+    any, offline."""
     told = os.environ.get("WANDB_MODE", "offline").replace("dryrun", "offline")
     if told == "disabled" or logging.offline is None:
         return told
@@ -79,7 +85,9 @@ def _check_account() -> None:
     try:
         known = wandb.login(prompt=False, verify=True)
     except wandb.Error as error:
-        raise InputError(f"logger.offline=false: {' '.join(str(error).split())} {way_out}") from error
+        raise InputError(
+            f"logger.offline=false: {' '.join(str(error).split())} {way_out}"
+        ) from error
     if not known:
         raise InputError(f"logger.offline=false: W&B knows no account here; {way_out}")
 
@@ -96,17 +104,21 @@ def start_loggers(
     label: Label,
     told: Mapping[str, Any],  # the configuration and what else decides the result
     *,
-    id_file: Path | None = None,  # keeps W&B's name of the run, so that whoever goes on with it finds it again
-    first_step: int = 0,  # of a training that goes on: what the log holds from there on is told anew
+    # keeps W&B's name of the run, so that whoever goes on with it finds it again
+    id_file: Path | None = None,
+    # of a training that goes on: what the log holds from there on is told anew
+    first_step: int = 0,
 ) -> list[Any]:
-    """Start the loggers of one run, and tell them its configuration. W&B that is disabled is no logger."""
+    """Start the loggers of one run, and tell them its configuration. W&B that is disabled is no
+    logger."""
     if logging.kind == "wandb":
         if wandb_mode(logging) == "disabled":
             return []
         # On other ranks than the first, Lightning gives the logger a dummy for its run.
         run = None if rank_zero_only.rank else _wandb_run(logging, folder, label, told, id_file)
         if run is not None and first_step:
-            run.log({}, step=first_step)  # W&B drops what comes at a step before the last one that it has
+            # W&B drops what comes at a step before the last one that it has
+            run.log({}, step=first_step)
         return [WandbLogger(project=logging.project, experiment=run)]
     if logging.kind == "tensorboard":
         logger = TensorBoardLogger(folder, "log", version="", purge_step=first_step or None)
@@ -129,7 +141,9 @@ def _csv_logger(folder: Path, first_step: int) -> CSVLogger:
     return logger
 
 
-def _wandb_run(logging: Logging, folder: Path, label: Label, told: Mapping[str, Any], id_file: Path | None) -> Any:
+def _wandb_run(
+    logging: Logging, folder: Path, label: Label, told: Mapping[str, Any], id_file: Path | None
+) -> Any:
     import wandb
 
     try:
@@ -149,7 +163,9 @@ def _wandb_run(logging: Logging, folder: Path, label: Label, told: Mapping[str, 
         )
     except wandb.Error as error:
         said = " ".join(str(error).split())
-        raise InputError(f"logger=wandb: {said}; logger.offline=true needs no connection") from error
+        raise InputError(
+            f"logger=wandb: {said}; logger.offline=true needs no connection"
+        ) from error
     run.define_metric(CURVE_AXIS, hidden=True)
     run.define_metric("disagreement/*", step_metric=CURVE_AXIS)
     for drawn in ("train/*", "val/*", "lr*", "scene/*"):
@@ -164,7 +180,9 @@ def kept_id(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def log_figures(loggers: Sequence[Logger], figures: Mapping[str, float], step: int | None = None) -> None:
+def log_figures(
+    loggers: Sequence[Logger], figures: Mapping[str, float], step: int | None = None
+) -> None:
     """Numbers of one step: those that are finite."""
     finite = {name: value for name, value in figures.items() if math.isfinite(value)}
     for logger in loggers:
@@ -173,11 +191,14 @@ def log_figures(loggers: Sequence[Logger], figures: Mapping[str, float], step: i
 
 
 @rank_zero_only
-def log_scene(loggers: Sequence[Logger], folder: Path, index: int, figures: Mapping[str, float]) -> None:
-    """A sampled scene from its folder: its figures, its grid and video, and the disagreement of the priors.
+def log_scene(
+    loggers: Sequence[Logger], folder: Path, index: int, figures: Mapping[str, float]
+) -> None:
+    """A sampled scene from its folder: its figures, its grid and video, and the disagreement of the
+    priors.
 
-    W&B draws the disagreement of every step against its noise level, TensorBoard, which shows no videos here, in the
-    order of steps. CSV files hold figures alone.
+    W&B draws the disagreement of every step against its noise level, TensorBoard, which shows no
+    videos here, in the order of steps. CSV files hold figures alone.
     """
     log_figures(loggers, {f"scene/{name}": value for name, value in figures.items()}, index)
     grid, curve = folder / "grid.png", read_curve(folder / "disagreement.csv")
@@ -186,7 +207,9 @@ def log_scene(loggers: Sequence[Logger], folder: Path, index: int, figures: Mapp
             for sigma, value in curve:
                 logger.experiment.log({f"disagreement/{folder.name}": value, CURVE_AXIS: sigma})
             logger.log_image(f"grid/{folder.name}", [str(grid)])
-            logger.log_video(f"preview/{folder.name}", [str(folder / "preview.mp4")], format=["mp4"])
+            logger.log_video(
+                f"preview/{folder.name}", [str(folder / "preview.mp4")], format=["mp4"]
+            )
         elif isinstance(logger, TensorBoardLogger):
             for step, (_, value) in enumerate(curve):
                 logger.experiment.add_scalar(f"disagreement/{folder.name}", value, step)
@@ -196,33 +219,45 @@ def log_scene(loggers: Sequence[Logger], folder: Path, index: int, figures: Mapp
 
 
 @rank_zero_only
-def log_videos(loggers: Sequence[Logger], folder: Path, object_name: str, names: Sequence[str]) -> None:
+def log_videos(
+    loggers: Sequence[Logger], folder: Path, object_name: str, names: Sequence[str]
+) -> None:
     """FOLDER/NAME.mp4 under NAME/OBJECT; W&B alone shows videos here."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             for name in names:
-                logger.log_video(f"{name}/{object_name}", [str(folder / f"{name}.mp4")], format=["mp4"])
+                logger.log_video(
+                    f"{name}/{object_name}", [str(folder / f"{name}.mp4")], format=["mp4"]
+                )
 
 
 def read_curve(path: Path) -> list[tuple[float, float]]:
-    """Noise level and value of every step of a scene's disagreement.csv that has both; none where there is no file."""
+    """Noise level and value of every step of a scene's disagreement.csv that has both; none where
+    there is no file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [(float(row["sigma"]), float(row["video_multiview"])) for row in csv.DictReader(file)]
+        rows = [
+            (float(row["sigma"]), float(row["video_multiview"])) for row in csv.DictReader(file)
+        ]
     return [(sigma, value) for sigma, value in rows if math.isfinite(value)]
 
 
 @rank_zero_only
 def log_table(loggers: Sequence[Logger], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table, whose first row names the columns; CSV files leave it out: the run's own folder holds it."""
+    """A table, whose first row names the columns; CSV files leave it out: the run's own folder
+    holds it."""
     for logger in loggers:
         columns = list(rows[0]) if rows else []
         if isinstance(logger, WandbLogger) and rows:
             data = [[row.get(column) for column in columns] for row in rows]
             logger.log_table(name, columns=columns, data=data)
         elif isinstance(logger, TensorBoardLogger) and rows:
-            lines = [columns, ["---"] * len(columns), *([str(row.get(c, "")) for c in columns] for row in rows)]
+            lines = [
+                columns,
+                ["---"] * len(columns),
+                *([str(row.get(c, "")) for c in columns] for row in rows),
+            ]
             logger.experiment.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
@@ -241,4 +276,7 @@ def _finish_wandb(run: Any) -> None:
     sending.join(FINISH_SECONDS)
     if sending.is_alive():
         way_out = f"send it later, wandb sync {Path(run.dir).parent}"
-        say(f"d2: logger=wandb: the server has not answered for {FINISH_SECONDS:.0f} seconds; {way_out}")
+        say(
+            f"d2: logger=wandb: the server has not answered for {FINISH_SECONDS:.0f} seconds;"
+            f" {way_out}"
+        )

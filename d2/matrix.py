@@ -32,8 +32,9 @@ class MatrixSize(NamedTuple):
 class Cameras(NamedTuple):
     """V cameras: without a rig they stand on a sphere of `RADIUS` and look at the origin, z up.
 
-    Azimuth grows as the camera moves counter-clockwise seen from above; it is relative to the input view, whose own
-    azimuth is written 2π, as SV3D embeds it. Of a rig both angles are those of its positions about the origin.
+    Azimuth grows as the camera moves counter-clockwise seen from above; it is relative to the input
+    view, whose own azimuth is written 2π, as SV3D embeds it. Of a rig both angles are those of its
+    positions about the origin.
     """
 
     azimuth_rad: Tensor  # v, float64
@@ -47,7 +48,8 @@ class Cameras(NamedTuple):
 
 
 def camera_ring(num_views: int, elevation_rad: float | Tensor = 0.0) -> Cameras:
-    """An even ring of `num_views` cameras in the published order: the input view comes last, at azimuth 2π."""
+    """An even ring of `num_views` cameras in the published order: the input view comes last, at
+    azimuth 2π."""
     if num_views < 1:
         raise InputError(f"matrix.num_views={num_views}: there must be at least one view")
     azimuth = 2 * math.pi * torch.arange(1, num_views + 1, dtype=torch.float64) / num_views
@@ -64,7 +66,8 @@ def camera_positions(cameras: Cameras) -> Tensor:
 
 
 def camera_to_world(cameras: Cameras) -> Tensor:
-    """v 4 4: columns right, up, backward and centre, in world coordinates; well defined at the poles too."""
+    """v 4 4: columns right, up, backward and centre, in world coordinates; well defined at the
+    poles too."""
     if cameras.rig is not None:
         return opengl(cameras.rig.poses)
     azimuth, centre = cameras.azimuth_rad.double(), camera_positions(cameras).double()
@@ -101,7 +104,8 @@ class ImageMatrix(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How a term sees the matrix: its sequences as lists of cells. Rows, columns and windows are values of it."""
+    """How a term sees the matrix: its sequences as lists of cells. Rows, columns and windows are
+    values of it."""
 
     cells: Tensor  # b t 2: the (view, frame) of every element; no cell twice in one sequence
     blend: Tensor  # b t: its share where sequences overlap; shares of a covered cell sum to 1
@@ -123,18 +127,25 @@ def single_cells(num_views: int, num_frames: int) -> Cut:
 
 
 def row_windows(num_views: int, num_frames: int, length: int, starts: Sequence[int]) -> Cut:
-    """Rows in windows of `length` frames that fade into each other, all views of the first window first."""
-    if sorted(starts) != list(starts) or not starts or min(starts) < 0 or max(starts) + length > num_frames:
+    """Rows in windows of `length` frames that fade into each other, all views of the first window
+    first."""
+    if (
+        sorted(starts) != list(starts)
+        or not starts
+        or min(starts) < 0
+        or max(starts) + length > num_frames
+    ):
         raise InputError(
-            f"scenes.anchor_frames={list(starts)}: windows of {length} of {num_frames} frames start at them; "
-            f"give growing numbers from 0 to {num_frames - length}"
+            f"scenes.anchor_frames={list(starts)}: windows of {length} of {num_frames} frames start"
+            f" at them; give growing numbers from 0 to {num_frames - length}"
         )
     frame = torch.tensor(starts)[:, None] + torch.arange(length)
     cells = _grid(num_views, num_frames)[:, frame]
     missing = set(range(num_frames)) - set(frame.flatten().tolist())
     if missing:
         raise InputError(
-            f"scenes.anchor_frames={list(starts)}: no window of {length} frames covers frame {min(missing)}; add one"
+            f"scenes.anchor_frames={list(starts)}: no window of {length} frames covers frame"
+            f" {min(missing)}; add one"
         )
     return _faded(rearrange(cells, "v w t i -> (w v) t i"), num_views, num_frames)
 
@@ -142,13 +153,13 @@ def row_windows(num_views: int, num_frames: int, length: int, starts: Sequence[i
 def column_windows(num_views: int, num_frames: int, length: int, dilation: int = 1) -> Cut:
     """Columns in windows of `length` views around the ring, all frames of the first window first.
 
-    Neighbouring windows share half of their views. With a `dilation` of d a window takes every d-th view; where that
-    closes the ring, there are d windows and none overlap.
+    Neighbouring windows share half of their views. With a `dilation` of d a window takes every d-th
+    view; where that closes the ring, there are d windows and none overlap.
     """
     if length * dilation > num_views:
         raise InputError(
-            f"multiview.dilation={dilation}: {length} views of a window do not fit on a ring of {num_views}; "
-            f"give at most {num_views // length}"
+            f"multiview.dilation={dilation}: {length} views of a window do not fit on a ring of"
+            f" {num_views}; give at most {num_views // length}"
         )
     closed = length * dilation == num_views
     starts = torch.arange(dilation) if closed else torch.arange(0, num_views, max(1, length // 2))
@@ -156,7 +167,8 @@ def column_windows(num_views: int, num_frames: int, length: int, dilation: int =
     cells = _grid(num_views, num_frames)[view]
     if len(view.unique()) < num_views:
         raise InputError(
-            f"multiview.dilation={dilation}: windows of {length} miss some of the {num_views} views; give another"
+            f"multiview.dilation={dilation}: windows of {length} miss some of the {num_views}"
+            " views; give another"
         )
     return _faded(rearrange(cells, "w t f i -> (w f) t i"), num_views, num_frames)
 
@@ -169,7 +181,8 @@ def diagonals(num_views: int, num_frames: int) -> Cut:
 
 
 def raster(num_views: int, num_frames: int) -> Cut:
-    """All cells as one sequence, view by view, every other row backwards, so that neighbours differ by one step."""
+    """All cells as one sequence, view by view, every other row backwards, so that neighbours differ
+    by one step."""
     grid = _grid(num_views, num_frames)
     grid[1::2] = grid[1::2].flip(1)
     return _full_cut(grid.reshape(1, -1, 2))
@@ -189,7 +202,8 @@ def put(
     num_views: int,
     num_frames: int,
 ) -> Tensor:
-    """The matrix v f ... that a cut's sequences blend to, added in the order of b; zero where nothing covers."""
+    """The matrix v f ... that a cut's sequences blend to, added in the order of b; zero where
+    nothing covers."""
     out = sequences.new_zeros(num_views, num_frames, *sequences.shape[2:])
     for cells, share, sequence in zip(cut.cells, cut.blend.to(sequences), sequences, strict=True):
         out[cells[:, 0], cells[:, 1]] += share.reshape(-1, *[1] * (sequence.dim() - 1)) * sequence
@@ -212,7 +226,11 @@ def _faded(cells: Tensor, num_views: int, num_frames: int) -> Cut:
     position = torch.arange(length)
     tent = torch.minimum(position + 1, length - position).float().expand(cells.shape[:2])
     return Cut(
-        cells, tent / take(put(torch.ones_like(tent), Cut(cells, tent), num_views, num_frames), Cut(cells, tent))
+        cells,
+        tent
+        / take(
+            put(torch.ones_like(tent), Cut(cells, tent), num_views, num_frames), Cut(cells, tent)
+        ),
     )
 
 

@@ -47,14 +47,19 @@ def choose_networks(
     precision: str,
     seed: int,
 ) -> Networks:
-    """Name the networks' files: those given, or those in checkpoints/; an InputError for what one tier lacks.
+    """Name the networks' files: those given, or those in checkpoints/; an InputError for what one
+    tier lacks.
 
     Two priors of different tiers have no latent space in common.
     """
-    tiers = {"tiny" if network in ("tiny", "tiny_camera") else "published" for network in (video, multiview)}
+    tiers = {
+        "tiny" if network in ("tiny", "tiny_camera") else "published"
+        for network in (video, multiview)
+    }
     if len(tiers) > 1:
         raise InputError(
-            f"video={video} multiview={multiview}: their latents differ; take both tiny, or svd + sv3d or seva"
+            f"video={video} multiview={multiview}: their latents differ; take both tiny, or svd +"
+            " sv3d or seva"
         )
     is_tiny = tiers == {"tiny"}
     if is_tiny:
@@ -64,7 +69,9 @@ def choose_networks(
         if precision != "fp32":
             raise InputError(f"precision={precision}: the tiny tier runs in fp32")
     elif given["cell"] is not None:
-        raise InputError(f"cell={given['cell']}: a network of the tiny tier; take video=tiny multiview=tiny")
+        raise InputError(
+            f"cell={given['cell']}: a network of the tiny tier; take video=tiny multiview=tiny"
+        )
     names = {"video": video, "multiview": multiview}
     shipped = {
         f"{kind}.checkpoint": f"tiny_{kind}.safetensors" if is_tiny else PUBLISHED[name].file
@@ -77,19 +84,26 @@ def choose_networks(
     named = {key: given[key] or asset("checkpoints") / file for key, file in shipped.items()}
     if given["cell"] is not None:
         named["cell"] = given["cell"]
-    files = {key.removesuffix(".checkpoint"): path if path == RANDOM else absolute(path) for key, path in named.items()}
+    files = {
+        key.removesuffix(".checkpoint"): path if path == RANDOM else absolute(path)
+        for key, path in named.items()
+    }
     return Networks(video, multiview, files, precision, seed)
 
 
 def matrix_size(networks: Networks, num_views: int | None, num_frames: int | None) -> MatrixSize:
-    """Size the matrix as asked for, or as the priors make it; no published prior goes beyond its own length."""
+    """Size the matrix as asked for, or as the priors make it; no published prior goes beyond its
+    own length."""
     if networks.is_tiny:
         return MatrixSize(num_views or tiny.FRAMES, num_frames or tiny.FRAMES, tiny.SIZE)
     video, multiview = PUBLISHED[networks.video], PUBLISHED[networks.multiview]
     for key, wanted, prior in (("views", num_views, multiview), ("frames", num_frames, video)):
         if wanted is not None and wanted > prior.length and not prior.any_length:
             better = "; or take video=svd_xt" if prior.name == "svd" else ""
-            raise InputError(f"matrix.num_{key}={wanted}: {prior.name} makes {prior.length}; give at most that{better}")
+            raise InputError(
+                f"matrix.num_{key}={wanted}: {prior.name} makes {prior.length}; give at most"
+                f" that{better}"
+            )
     return MatrixSize(num_views or multiview.length, num_frames or video.length, video.size)
 
 
@@ -100,9 +114,11 @@ def load_priors(networks: Networks) -> Priors:
         paths = {kind: Path(path) for kind, path in files.items()}
         return Priors(
             tiny.load_prior(paths["video"], "video"),
-            tiny.load_camera_prior(paths["multiview"])
-            if networks.multiview == "tiny_camera"
-            else tiny.load_prior(paths["multiview"], "multiview"),
+            (
+                tiny.load_camera_prior(paths["multiview"])
+                if networks.multiview == "tiny_camera"
+                else tiny.load_prior(paths["multiview"], "multiview")
+            ),
             tiny.load_first_stage(paths["autoencoder"]),
             tiny.load_prior(paths["cell"], "cell") if "cell" in paths else None,
         )
@@ -119,7 +135,8 @@ def load_priors(networks: Networks) -> Priors:
 
 
 def weights_hashes(networks: Networks) -> dict[str, str]:
-    """Kind -> the first digits of the SHA-256 of its weights; `load_priors` refuses a file that is not there."""
+    """Kind -> the first digits of the SHA-256 of its weights; `load_priors` refuses a file that is
+    not there."""
     return {
         kind: fingerprint(path) if isinstance(path, Path) and path.exists() else str(path)
         for kind, path in networks.files.items()

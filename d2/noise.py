@@ -1,7 +1,7 @@
 """Named noise streams: a draw depends on its name alone, never on what was drawn before.
 
-So a skipped step, another rule, a resume, another device or another number of processes shifts nothing, and rules are
-compared under the same noise.
+So a skipped step, another rule, a resume, another device or another number of processes shifts
+nothing, and rules are compared under the same noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Stream = Literal["init", "churn", "renoise", "orbit", "clip", "augmentation", "score", "resampling"]
 
 
-def draw(seed: int, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
+def draw(
+    seed: int, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0
+) -> Tensor:
     """Unit Gaussian float32 on the CPU, named by (scene seed, stream, step index, repeat)."""
     name = f"{seed}/{stream}/{step}/{repeat}".encode()
     key = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
@@ -28,7 +30,8 @@ def draw(seed: int, stream: Stream, shape: tuple[int, ...], *, step: int = 0, re
 
 
 def step_noise(seed: int, like: Tensor) -> Callable[[Step, Literal["before", "after"]], Tensor]:
-    """The noise of a sampling loop: a whole matrix for (step, before or after its evaluation), on `like`'s device."""
+    """The noise of a sampling loop: a whole matrix for (step, before or after its evaluation), on
+    `like`'s device."""
 
     def noise(step: Step, when: Literal["before", "after"]) -> Tensor:
         stream: Stream = "churn" if when == "before" else "renoise"

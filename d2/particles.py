@@ -1,4 +1,5 @@
-"""Several samples of one scene, resampled on the way where a rule says so, and the one that scores best."""
+"""Several samples of one scene, resampled on the way where a rule says so, and the one that scores
+best."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from d2.passes import Run, Sample, Trace
 from d2.rules.choosing import Choosing, Judge, cuts, shares, systematic
 from d2.sampling import State, Step
 
-SEED_STRIDE = 15_485_863  # between the noise streams of neighbouring particles; the first has the scene's own
+# between the noise streams of neighbouring particles; the first has the scene's own
+SEED_STRIDE = 15_485_863
 
 
 class Chosen(NamedTuple):
@@ -35,10 +37,12 @@ def choose(
     run: Run,
     uniform: Callable[[int], float],  # step -> a number in [0, 1)
 ) -> Chosen:
-    """Sample all particles one after the other, a part of the plan at a time, and score what they end with.
+    """Sample all particles one after the other, a part of the plan at a time, and score what they
+    end with.
 
-    After a resampling a copy goes on under the noise of its own place, so that copies part at the next noise that the
-    plan adds. A rule's memory begins anew there. Scores are of the composition's estimate at the level reached.
+    After a resampling a copy goes on under the noise of its own place, so that copies part at the
+    next noise that the plan adds. A rule's memory begins anew there. Scores are of the
+    composition's estimate at the level reached.
     """
     xs = [start(k) for k in range(choosing.particles)]
     traces: list[Trace] = [{} for _ in xs]
@@ -46,7 +50,9 @@ def choose(
         for k, x in enumerate(xs):
             trace: Trace = {"sigma": [], "distance": []}
             xs[k] = run(sample(k), x, plan[begin:end], see(trace), trace)
-            traces[k] = {name: [*traces[k].get(name, []), *values] for name, values in trace.items()}
+            traces[k] = {
+                name: [*traces[k].get(name, []), *values] for name, values in trace.items()
+            }
         if end < len(plan):
             level = math.hypot(plan[end - 1].sigma_next, plan[end - 1].noise_after)
             scores = [float(choosing.score(judge.denoise(x, level), judge)) for x in xs]

@@ -1,7 +1,9 @@
-"""The samplings that make up a scene, and where each of them stands: what lets a scene go on where it was stopped.
+"""The samplings that make up a scene, and where each of them stands: what lets a scene go on where
+it was stopped.
 
-A scene takes several calls of `sample_matrix`: orbits, perhaps a clip, the joint sampling, baselines. Each is a pass.
-All of it depends on names and numbers alone, so a pass that is begun again with its x and memory ends in the same bits.
+A scene takes several calls of `sample_matrix`: orbits, perhaps a clip, the joint sampling,
+baselines. Each is a pass. All of it depends on names and numbers alone, so a pass that is begun
+again with its x and memory ends in the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Sample(Protocol):
     ) -> Tensor: ...
 
 
-# sample, x, plan, on_step, trace -> the matrix at the plan's end; `trace` is what `on_step` appends to
+# sample, x, plan, on_step, trace -> the matrix at the plan's end; `trace` is what `on_step` appends
+# to
 Run = Callable[[Sample, Tensor, Sequence[Step], Callable[[State], None] | None, Trace], Tensor]
 
 
@@ -54,13 +57,15 @@ def straight(
 
 
 class Journal:
-    """The passes of one scene by their names; `changed` is called after every step of any of them."""
+    """The passes of one scene by their names; `changed` is called after every step of any of
+    them."""
 
     def __init__(self, passes: dict[str, Pass], changed: Callable[[], None]):
         self.passes, self.changed = passes, changed
 
     def named(self, name: str) -> Run:
-        """A `Run` of the passes `name.0`, `name.1` and so on: one that is finished is not sampled again."""
+        """A `Run` of the passes `name.0`, `name.1` and so on: one that is finished is not sampled
+        again."""
         number = -1
 
         def run(
@@ -87,6 +92,10 @@ class Journal:
                 self.changed()
 
             left = plan[start.done :]
-            return sample(start.x.to(x), left, on_step=see, memory=start.memory) if left else start.x.to(x)
+            return (
+                sample(start.x.to(x), left, on_step=see, memory=start.memory)
+                if left
+                else start.x.to(x)
+            )
 
         return run

@@ -1,6 +1,8 @@
-"""From a scene to its image matrix: orbit or clip of reference, conditions, noise, joint sampling, decoding.
+"""From a scene to its image matrix: orbit or clip of reference, conditions, noise, joint sampling,
+decoding.
 
-Plain Python: no configuration, no Lightning, no files. Axes: v views, f frames, c h w; pixels are in [0, 1].
+Plain Python: no configuration, no Lightning, no files. Axes: v views, f frames, c h w; pixels are
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ from d2.shard import make_shard, spread
 from d2.terms import Draw, Priors, Settings, joint_terms, multiview_term, to_images, video_term
 from d2.views import Recipe, make_views
 
-STILL_MOTION = 50.0  # motion_bucket_id told for a single picture, whose motion cannot be measured: the mean of world4d
+# motion_bucket_id told for a single picture, whose motion cannot be measured: the mean of world4d
+STILL_MOTION = 50.0
 
 
 class Rules(NamedTuple):
@@ -64,14 +67,17 @@ class Rules(NamedTuple):
 
 def under_one_prior(rules: Rules, term: str) -> Rules:
     """The same plan, guidance and solver, with one term in all cells: columns alone, rows alone."""
-    return rules._replace(weights=partial(alone, term=term), compose=linear(coefficients=convex), choose=None)
+    return rules._replace(
+        weights=partial(alone, term=term), compose=linear(coefficients=convex), choose=None
+    )
 
 
 class Sampled(NamedTuple):
     """What the job makes of one scene."""
 
     matrix: ImageMatrix
-    orbits: Tensor  # a v 3 h w, the sampled orbits of the anchor frames, the input picture in its own view
+    # a v 3 h w, the sampled orbits of the anchor frames, the input picture in its own view
+    orbits: Tensor
     clip: Tensor  # f 3 h w, the input clip, or the one made of a single picture
     disagreement: Disagreement
 
@@ -80,7 +86,8 @@ class Disagreement(NamedTuple):
     """How far rows and columns were from each other at every evaluation that asked both."""
 
     sigma: Tensor  # n, float64
-    distance: Tensor  # n v f, root mean square of row minus column; NaN where the rule weighs but one of them
+    # n v f, root mean square of row minus column; NaN where the rule weighs but one of them
+    distance: Tensor
 
 
 def sample_scene(
@@ -104,9 +111,13 @@ def sample_scene(
     latent = latent_shape(priors, clip)
     shape = (cameras.num_views, len(clip), *latent)
     terms = joint_terms(clip, orbits, cameras, noise, priors, settings, scene.others)
-    sigma, plan = spoken(rules.renoise(settings.sigmas), settings.sigmas[0], terms, rules, cameras, len(clip))
+    sigma, plan = spoken(
+        rules.renoise(settings.sigmas), settings.sigmas[0], terms, rules, cameras, len(clip)
+    )
     known, where = known_cells(clip, orbits, cameras, priors, settings, scene.others)
-    compose = holding(compose=rules.compose, known=known, where=where) if where.any() else rules.compose
+    compose = (
+        holding(compose=rules.compose, known=known, where=where) if where.any() else rules.compose
+    )
 
     def noise_of(particle: int) -> Draw:
         return partial(draw, scene.seed + SEED_STRIDE * particle) if particle else noise
@@ -116,7 +127,9 @@ def sample_scene(
         if settings.start == "noise":
             return initial_x(unit, sigma)
         orbit = to_images(orbits[0])
-        z = priors.first_stage.encode(orbit, noise("orbit", (len(orbit), *latent), step=-1).to(clip))
+        z = priors.first_stage.encode(
+            orbit, noise("orbit", (len(orbit), *latent), step=-1).to(clip)
+        )
         return z[:, None] + sigma * unit
 
     def see(trace: Trace) -> Callable[[State], None]:
@@ -163,7 +176,9 @@ def sample_scene(
 
 def uniform(seed: int, step: int) -> float:
     """A number in [0, 1) of a name of its own, for the resampling before a step."""
-    return float(torch.special.ndtr(draw(seed, "resampling", (1,), step=step).double()).clamp(max=1 - 1e-9))
+    return float(
+        torch.special.ndtr(draw(seed, "resampling", (1,), step=step).double()).clamp(max=1 - 1e-9)
+    )
 
 
 def judge_of(
@@ -185,11 +200,15 @@ def judge_of(
     def features(x: Tensor) -> Tensor:
         images = to_images(decode(x, priors.first_stage, settings.decode_chunk)).flatten(0, 1)
         tower = priors.video.tower
-        parts = [tower(part.to(dtype_of(tower))).float() for part in images.split(settings.encode_chunk)]
+        parts = [
+            tower(part.to(dtype_of(tower))).float() for part in images.split(settings.encode_chunk)
+        ]
         return torch.cat(parts).unflatten(0, shape[:2])
 
     return Judge(
-        ask=lambda x, sigma, uncond: {term.name: shard(term, x, sigma, (every & uncond, every)) for term in pair},
+        ask=lambda x, sigma, uncond: {
+            term.name: shard(term, x, sigma, (every & uncond, every)) for term in pair
+        },
         denoise=denoise,
         noise=lambda k: noise("score", shape, step=k),
         features=features,
@@ -211,14 +230,20 @@ def spoken(
     cameras: Cameras,
     num_frames: int,
 ) -> tuple[float, list[Step]]:
-    """The level that sampling starts at, and the steps at whose levels some prior with a share says something.
+    """The level that sampling starts at, and the steps at whose levels some prior with a share says
+    something.
 
-    A prior alone is asked at the levels of its range: sampling starts at the first of them and ends after the last.
+    A prior alone is asked at the levels of its range: sampling starts at the first of them and ends
+    after the last.
     """
 
     def speaks(step: Step) -> bool:
         weights = rules.weights(step, cameras, num_frames)
-        return any(in_range(t, step.sigma) and bool(weights[t.name].any()) for t in terms if t.name in weights)
+        return any(
+            in_range(t, step.sigma) and bool(weights[t.name].any())
+            for t in terms
+            if t.name in weights
+        )
 
     steps = list(plan)
     if all(in_range(term, step.sigma) for term in terms for step in steps):
@@ -246,14 +271,30 @@ def make_orbits(
     """The orbits of settings.anchor_frames, under the same noise: a v 3 h w."""
     for anchor in settings.anchor_frames:
         if not 0 <= anchor < len(clip):
-            raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(clip) - 1}")
-    make = partial(make_orbit, priors=priors, rules=rules, settings=settings, noise=noise, on_step=on_step, run=run)
+            raise InputError(
+                f"scenes.anchor_frame={anchor}: the clip has frames 0 to {len(clip) - 1}"
+            )
+    make = partial(
+        make_orbit,
+        priors=priors,
+        rules=rules,
+        settings=settings,
+        noise=noise,
+        on_step=on_step,
+        run=run,
+    )
 
     def known_at(anchor: int) -> Known | None:
-        return None if others is None else others._replace(pixels=others.pixels[:, anchor : anchor + 1])
+        return (
+            None
+            if others is None
+            else others._replace(pixels=others.pixels[:, anchor : anchor + 1])
+        )
 
     anchors = settings.anchor_frames
-    return torch.stack([make(clip[anchor], cameras, seed, others=known_at(anchor)) for anchor in anchors])
+    return torch.stack(
+        [make(clip[anchor], cameras, seed, others=known_at(anchor)) for anchor in anchors]
+    )
 
 
 @torch.no_grad()
@@ -265,13 +306,16 @@ def known_cells(
     settings: Settings,
     others: Known | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What is known of the matrix before it is sampled: its latents (matrix) and where (v f, bool)."""
+    """What is known of the matrix before it is sampled: its latents (matrix) and where (v f,
+    bool)."""
     v, f = cameras.num_views, len(clip)
     known = clip.new_zeros(v, f, *latent_shape(priors, clip))
     where = torch.zeros(v, f, dtype=torch.bool)
     unknown = set(settings.hold) - {"input_row", "reference_column"}
     if unknown:
-        raise InputError(f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]")
+        raise InputError(
+            f"sampler.hold={sorted(unknown)}: choose from [input_row, reference_column]"
+        )
     if "reference_column" in settings.hold:
         for anchor, orbit in zip(settings.anchor_frames, orbits, strict=True):
             known[:, anchor] = priors.first_stage.encode(to_images(orbit))
@@ -297,11 +341,13 @@ def make_orbit(
     run: Run = straight,
     others: Known | None = None,  # of one frame
 ) -> Tensor:
-    """The orbit of one picture by the multi-view prior alone, what is known itself in its own views: v 3 h w.
+    """The orbit of one picture by the multi-view prior alone, what is known itself in its own
+    views: v 3 h w.
 
     A prior with a sampler of its own makes it by that, and a long path by anchors.
     """
-    noise, settings = noise or partial(draw, seed), replace(settings, conv_blend=None)  # one column has no neighbours
+    # one column has no neighbours
+    noise, settings = noise or partial(draw, seed), replace(settings, conv_blend=None)
     prior = priors.multiview
     if isinstance(prior, CameraPrior) and prior.config.levels == "table":
         pixels = make_path(prior, picture, cameras, priors, settings, noise, others, on_step, run)
@@ -342,7 +388,9 @@ def make_path(
     latent, stage = latent_shape(priors, pictures), prior.decoder or priors.first_stage
 
     def of_forward(forward: int, step: int | None, *, length: int) -> Tensor:
-        return noise("orbit", (length, *latent), step=forward, repeat=0 if step is None else 1 + step).to(picture)
+        return noise(
+            "orbit", (length, *latent), step=forward, repeat=0 if step is None else 1 + step
+        ).to(picture)
 
     made = make_views(
         prior,
@@ -434,7 +482,8 @@ def sample_one_axis(
 
 
 def shard_of(settings: Settings) -> Shard:
-    """Sequences are spread over calls and processes; but columns that see each other go through one call, on one."""
+    """Sequences are spread over calls and processes; but columns that see each other go through one
+    call, on one."""
     spread_out = make_shard(sequences_per_call=settings.sequences_per_call)
 
     def shard(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
@@ -448,7 +497,9 @@ def shard_of(settings: Settings) -> Shard:
             return torch.stack([half for half in prediction if half is not None])[None]
 
         results = iter(spread(whole, 1)[0])
-        return Prediction(*(put(next(results), term.cut, *x.shape[:2]) if half else None for half in halves))
+        return Prediction(
+            *(put(next(results), term.cut, *x.shape[:2]) if half else None for half in halves)
+        )
 
     return shard
 
@@ -459,7 +510,8 @@ def decode(
     first_stage: FirstStage,
     chunk: int | None = None,  # frames at once; None: a whole row
 ) -> Tensor:
-    """Pixels v f 3 h w, every rank decoding its share of the rows; a temporal decoder sees the frames of a chunk."""
+    """Pixels v f 3 h w, every rank decoding its share of the rows; a temporal decoder sees the
+    frames of a chunk."""
 
     def row(index: Tensor) -> Tensor:
         clips = latents[index].flatten(0, 1).split(chunk or latents.shape[1])
@@ -468,7 +520,10 @@ def decode(
 
     pixels = spread(row, len(latents))
     if not finite(pixels):
-        raise InputError("the autoencoder: what it decodes is not finite; take other weights or trainer.precision=fp32")
+        raise InputError(
+            "the autoencoder: what it decodes is not finite; take other weights or"
+            " trainer.precision=fp32"
+        )
     return pixels
 
 

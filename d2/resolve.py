@@ -1,6 +1,8 @@
-"""Configurations into jobs, once: every choice made, every rule bound, every path whole, and all that can be checked.
+"""Configurations into jobs, once: every choice made, every rule bound, every path whole, and all
+that can be checked.
 
-Below this module no function takes a configuration. It lies above the rooms, as it knows what each of them wants.
+Below this module no function takes a configuration. It lies above the rooms, as it knows what each
+of them wants.
 """
 
 from __future__ import annotations
@@ -55,13 +57,14 @@ FREE = {  # what variants may change; all else they share
 }
 
 
-# --- d2 sample -------------------------------------------------------------------------------------------------------
+# --- d2 sample ------------------------------------------------------------------------------------
 
 
 def resolve_jobs(composed: Composed, compose: Callable[[list[str]], Composed]) -> list[Job]:
     """Resolve a command line to its runs: one, or one a variant and seed, a seed's runs together.
 
-    `compose` gives a variant's configuration for its overrides. An InputError names what cannot be compared.
+    `compose` gives a variant's configuration for its overrides. An InputError names what cannot be
+    compared.
     """
     config = composed.config
     base = resolve(config, composed.text, composed.name, composed.label)
@@ -71,7 +74,9 @@ def resolve_jobs(composed: Composed, compose: Callable[[list[str]], Composed]) -
     _check_study(config.metrics, config.seeds, base.source)
     known = [*variants, *(BASELINES if config.baselines else ())]
     if config.compare_to is not None and config.compare_to not in known:
-        raise InputError(f"compare_to={config.compare_to}: choose one of the variants, {', '.join(known)}")
+        raise InputError(
+            f"compare_to={config.compare_to}: choose one of the variants, {', '.join(known)}"
+        )
     first, label, jobs = next(iter(variants)), composed.label, []
     for seed in config.seeds or [config.seed]:
         for variant, overrides in variants.items():
@@ -111,10 +116,16 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
     num_views = config.matrix.num_views or _listed_cameras(config.scenes.views, config.cameras.path)
     size = matrix_size(networks, num_views, config.matrix.num_frames)
     settings, source = _settings(config, networks, size.num_frames), _source(config, size)
-    listed = config.cameras.azimuth_deg is not None or isinstance(config.cameras.elevation_deg, list)
+    listed = config.cameras.azimuth_deg is not None or isinstance(
+        config.cameras.elevation_deg, list
+    )
     if networks.multiview == "sv3d_u" and listed:
-        raise InputError("multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation")
-    rules = make_rules({key: getattr(config, key) for key in RULES}, settings, size, config.particles)
+        raise InputError(
+            "multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation"
+        )
+    rules = make_rules(
+        {key: getattr(config, key) for key in RULES}, settings, size, config.particles
+    )
     _check_moments(config.composition, networks)
     motion = bind(config.recon.motion, "recon.motion")
     wanted = config.reconstruct is True or (config.reconstruct == "auto" and config.pages)
@@ -132,7 +143,9 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         settings=settings,
         reference=(rules, settings),
         source=source,
-        metrics=_metrics_of_samples(config.metrics, config.features, config.features_file, vars(config.clip)),
+        metrics=_metrics_of_samples(
+            config.metrics, config.features, config.features_file, vars(config.clip)
+        ),
         baselines=config.baselines and source.has_truth,  # else nothing measures them
         pages=config.pages,
         save_every_seconds=config.save_every_seconds,
@@ -147,7 +160,9 @@ def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Sett
     """The plain numbers of sampling."""
     s, scenes = config.sampler, config.scenes
     if not networks.is_tiny and config.video.motion_bucket_id is None:
-        raise InputError(f"video.motion_bucket_id=null: {networks.video} was told its own measure; give a number")
+        raise InputError(
+            f"video.motion_bucket_id=null: {networks.video} was told its own measure; give a number"
+        )
     return Settings(
         num_steps=s.num_steps,
         sigma_min=s.sigma_min,
@@ -160,7 +175,9 @@ def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Sett
         sequences_per_call=s.sequences_per_call,
         encode_chunk=s.encode_chunk,
         decode_chunk=s.decode_chunk,
-        anchor_frames=anchor_frames(scenes.anchor_frames, scenes.anchor_frame, config.video.window, num_frames),
+        anchor_frames=anchor_frames(
+            scenes.anchor_frames, scenes.anchor_frame, config.video.window, num_frames
+        ),
         video_window=config.video.window,
         multiview_window=config.multiview.window,
         multiview_dilation=config.multiview.dilation,
@@ -173,20 +190,29 @@ def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Sett
     )
 
 
-def anchor_frames(given: Sequence[int] | None, first: int, window: int | None, num_frames: int) -> tuple[int, ...]:
-    """Frames that an orbit is sampled at: those given, or where half-overlapping windows of the rows start."""
+def anchor_frames(
+    given: Sequence[int] | None, first: int, window: int | None, num_frames: int
+) -> tuple[int, ...]:
+    """Frames that an orbit is sampled at: those given, or where half-overlapping windows of the
+    rows start."""
     if given is not None and (not given or first != 0):
-        raise InputError(f"scenes.anchor_frames={given}: give one frame or more, and no scenes.anchor_frame={first}")
+        raise InputError(
+            f"scenes.anchor_frames={given}: give one frame or more, and no"
+            f" scenes.anchor_frame={first}"
+        )
     if given is None and window is not None and window < num_frames:
         if first != 0:
             raise InputError(
-                f"scenes.anchor_frame={first}: rows in windows start at several; give scenes.anchor_frames"
+                f"scenes.anchor_frame={first}: rows in windows start at several; give"
+                " scenes.anchor_frames"
             )
         given = (*range(0, num_frames - window, max(1, window // 2)), num_frames - window)
     anchors = tuple(given or (first,))
     for anchor in anchors:
         if not 0 <= anchor < num_frames:
-            raise InputError(f"scenes.anchor_frame={anchor}: the clip has frames 0 to {num_frames - 1}")
+            raise InputError(
+                f"scenes.anchor_frame={anchor}: the clip has frames 0 to {num_frames - 1}"
+            )
     return anchors
 
 
@@ -194,7 +220,10 @@ def _source(config: SampleConfig, size: MatrixSize) -> SceneSource:
     """The scenes, unread."""
     scenes, cameras = config.scenes, config.cameras
     if scenes.source == "world4d" and cameras != CamerasConfig():
-        raise InputError("cameras: a scene of world4d brings its own; leave cameras.elevation_deg and the others null")
+        raise InputError(
+            "cameras: a scene of world4d brings its own; leave cameras.elevation_deg and the others"
+            " null"
+        )
     wanted = Wanted(**{**vars(cameras), "path": _absolute(cameras.path)})
     return SceneSource(
         kind="views" if scenes.views else scenes.source,
@@ -216,14 +245,18 @@ def _source(config: SampleConfig, size: MatrixSize) -> SceneSource:
 
 
 def _listed_cameras(views: str | None, path: str | None) -> int | None:
-    """How many cameras a file says, where one does: that of a folder of views, or one of its own."""
+    """How many cameras a file says, where one does: that of a folder of views, or one of its
+    own."""
     folder = _absolute(views)
     file = _absolute(path) if folder is None else folder / TABLE
     return None if file is None else len(read_table(file).names)
 
 
-def make_rules(nodes: Mapping[str, Any], settings: Settings, size: MatrixSize, particles: int = 1) -> Rules:
-    """Bind the rules; what one finds wrong with its numbers it says now, at the first and last step."""
+def make_rules(
+    nodes: Mapping[str, Any], settings: Settings, size: MatrixSize, particles: int = 1
+) -> Rules:
+    """Bind the rules; what one finds wrong with its numbers it says now, at the first and last
+    step."""
     bound = {key: bind(node, key) for key, node in nodes.items()}
     several = bound["choosing"]._replace(particles=particles) if particles > 1 else None
     rules = Rules(*(bound[key] for key in RULES if key != "choosing"), choose=several)
@@ -235,14 +268,18 @@ def make_rules(nodes: Mapping[str, Any], settings: Settings, size: MatrixSize, p
         scales = rules.guidance(step, cameras, size.num_frames)
         needs = needed(rules.compose, [], weights, scales)
         if settings.unary is None and any(half.any() for half in needs.get("unary", ())):
-            raise InputError("unary.prior=null: the composition weighs cells by themselves; give multiview or video")
+            raise InputError(
+                "unary.prior=null: the composition weighs cells by themselves; give multiview or"
+                " video"
+            )
     return rules
 
 
 def _metrics_of_samples(
     names: Sequence[str], features: str, file: str | None, clip: Mapping[str, Any]
 ) -> Metrics | None:
-    """What is measured of samples, as `d2 evaluate` would; `reference` brings `consistency` with it."""
+    """What is measured of samples, as `d2 evaluate` would; `reference` brings `consistency` with
+    it."""
     if not names:
         return None
     more = ("consistency",) * ("reference" in names)
@@ -259,7 +296,9 @@ def _metrics(
 ) -> Metrics:
     path, clip_file = _absolute(file), _absolute(clip["file"])
     names, traversals = tuple(names), tuple(traversals)
-    return Metrics(names, traversals, features, path, resize, clip_file, clip["model"], clip["text"])
+    return Metrics(
+        names, traversals, features, path, resize, clip_file, clip["model"], clip["text"]
+    )
 
 
 def _check_study(metrics: Sequence[str], seeds: Sequence[int], source: SceneSource) -> None:
@@ -269,36 +308,45 @@ def _check_study(metrics: Sequence[str], seeds: Sequence[int], source: SceneSour
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise InputError(f"seeds={seeds}: give different numbers, none below 0")
     if not source.has_truth:
-        raise InputError(f"scenes.source={source.kind}: a study compares with truth; take scenes=world4d")
+        raise InputError(
+            f"scenes.source={source.kind}: a study compares with truth; take scenes=world4d"
+        )
 
 
 def _check_variant(job: Job, base: Mapping[str, Any]) -> None:
     """Variants share scenes, networks and outputs."""
     for key, value in job.told.items():
         if key not in FREE and value != base[key]:
-            raise InputError(f"variants.{job.variant}: changes {key}, which all variants share; give it to the study")
+            raise InputError(
+                f"variants.{job.variant}: changes {key}, which all variants share; give it to the"
+                " study"
+            )
 
 
 def _check_moments(node: Any, networks: Networks) -> None:
-    """Refuse the tiny priors' moments for published ones; warn of any that are not those of the job's weights."""
+    """Refuse the tiny priors' moments for published ones; warn of any that are not those of the
+    job's weights."""
     if not isinstance(node, dict) or node.get("_target_") != "d2.rules.calibrated.fitted":
         return
     file = node.get("file")
     if file is None and not networks.is_tiny:
-        raise InputError("composition.file=null: the shipped moments are the tiny priors'; give those of d2 calibrate")
+        raise InputError(
+            "composition.file=null: the shipped moments are the tiny priors'; give those of d2"
+            " calibrate"
+        )
     measured = json.loads(moments_file(file).read_text(encoding="utf-8")).get("facts", {})
     files = {kind: networks.files[kind] for kind in ("video", "multiview")}
     there = {k: path for k, path in files.items() if isinstance(path, Path) and path.exists()}
     others = [kind for kind, path in there.items() if measured.get(kind) != fingerprint(path)]
     if others:
         warnings.warn(
-            f"composition.file={file or 'null'}: measured with other weights ({', '.join(others)}) than this run's; "
-            "d2 calibrate measures these",
+            f"composition.file={file or 'null'}: measured with other weights ({', '.join(others)})"
+            " than this run's; d2 calibrate measures these",
             stacklevel=2,
         )
 
 
-# --- the other commands ----------------------------------------------------------------------------------------------
+# --- the other commands ---------------------------------------------------------------------------
 
 
 def resolve_train(config: TrainConfig) -> TrainJob:

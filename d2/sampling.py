@@ -1,4 +1,5 @@
-"""Sampling of a whole image matrix from composed priors (Diffusion², Yang et al. 2025, algorithm 1).
+"""Sampling of a whole image matrix from composed priors (Diffusion², Yang et al. 2025, algorithm
+1).
 
 Axes: v views, f frames, b sequences, t along a sequence, c h w. `matrix` means v f c h w.
 """
@@ -18,7 +19,8 @@ from d2.noise import step_noise
 
 
 class Prediction(NamedTuple):
-    """What a prior says of x at one sigma; a half that nobody needs is None, and zero in sequences that need it not."""
+    """What a prior says of x at one sigma; a half that nobody needs is None, and zero in sequences
+    that need it not."""
 
     uncond: Tensor | None  # E[x0 | x, sigma] with the condition dropped
     cond: Tensor | None  # the same, with it
@@ -43,7 +45,8 @@ class Term(NamedTuple):
     cut: Cut
     denoise: Denoise
     sigma_range: tuple[float, float] = (0.0, math.inf)  # levels at which its prior says something
-    told: Tensor | None = None  # v f, bool: cells that it is told, so that it says nothing of them; None: of all
+    # v f, bool: cells that it is told, so that it says nothing of them; None: of all
+    told: Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -76,32 +79,43 @@ class State(NamedTuple):
     memory: Memory
 
 
-Memory = tuple[dict[str, Any], dict[str, Any]]  # what the composition keeps between evaluations, and the solver
+# what the composition keeps between evaluations, and the solver
+Memory = tuple[dict[str, Any], dict[str, Any]]
 Fields = dict[str, Tensor]  # term name -> v f
 Schedule = Callable[[Step, Cameras, int], Fields]
 Needs = dict[str, tuple[Tensor, Tensor]]  # term name -> which cells want (uncond, cond): v f, bool
 Shard = Callable[[Term, Tensor, float, tuple[Tensor, Tensor]], Prediction]
 Combine = Callable[
-    [dict[str, Prediction], Fields, Fields, Tensor, Step, dict[str, Any]],  # predictions weights scales x step memory
+    # predictions weights scales x step memory
+    [dict[str, Prediction], Fields, Fields, Tensor, Step, dict[str, Any]],
     tuple[Tensor, dict[str, Any]],  # denoised, memory
 ]
-Ask = Callable[[str, Tensor], Prediction]  # name of a term, another x -> what it says of that at the step's level
+# name of a term, another x -> what it says of that at the step's level
+Ask = Callable[[str, Tensor], Prediction]
 Evaluate = Callable[[Tensor, Step], Tensor]  # x, step -> denoised
 Noise = Callable[[Step, Literal["before", "after"]], Tensor]  # unit noise of a whole matrix
-Solver = Callable[[Evaluate, Tensor, Step, dict[str, Any]], tuple[Tensor, dict[str, Any]]]  # -> x, memory
+# -> x, memory
+Solver = Callable[[Evaluate, Tensor, Step, dict[str, Any]], tuple[Tensor, dict[str, Any]]]
 
 
 class Composition(NamedTuple):
-    """How the terms' predictions become one denoised matrix. A plain `combine` function will do where one is wanted."""
+    """How the terms' predictions become one denoised matrix. A plain `combine` function will do
+    where one is wanted."""
 
     combine: Combine
-    needs: Callable[[Fields, Fields], Needs] | None = None  # weights, scales -> the halves it uses; None: all of all
-    couples_cells: bool = False  # what is said of a cell serves others too, so cells that are held are evaluated
-    nested: Callable[[Ask], Combine] | None = None  # makes the `combine` of a rule that asks for further evaluations
+    # weights, scales -> the halves it uses; None: all of all
+    needs: Callable[[Fields, Fields], Needs] | None = None
+    # what is said of a cell serves others too, so cells that are held are evaluated
+    couples_cells: bool = False
+    # makes the `combine` of a rule that asks for further evaluations
+    nested: Callable[[Ask], Combine] | None = None
 
 
-def karras_sigmas(num_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
-    """Noise levels from sigma_max down to sigma_min, then 0 (Karras et al. 2022, eq. 5): num_steps + 1 numbers."""
+def karras_sigmas(
+    num_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0
+) -> list[float]:
+    """Noise levels from sigma_max down to sigma_min, then 0 (Karras et al. 2022, eq. 5): num_steps
+    + 1 numbers."""
     if num_steps < 1 or not 0 < sigma_min <= sigma_max:
         raise InputError(
             f"sampler.num_steps={num_steps}, sigma_min={sigma_min}, sigma_max={sigma_max}: "
@@ -138,9 +152,10 @@ def sample_matrix(
 ) -> Tensor:
     """Denoise a matrix along a plan; every rule is an argument.
 
-    Each evaluation asks every term for the halves that the rule needs, composes them to one denoised matrix, and lets
-    the solver step. To resume, pass `plan[k:]` with the x and the memory that `on_step` saw. What is left out is the
-    plainest there is. An InputError names the first term, rule or solver whose answer is not finite, and the level.
+    Each evaluation asks every term for the halves that the rule needs, composes them to one
+    denoised matrix, and lets the solver step. To resume, pass `plan[k:]` with the x and the memory
+    that `on_step` saw. What is left out is the plainest there is. An InputError names the first
+    term, rule or solver whose answer is not finite, and the level.
     """
     cameras, noise = cameras or camera_ring(len(x)), noise or step_noise(0, x)
     weights, guidance = weights or evenly(terms, 1 / len(terms)), guidance or evenly(terms, 1.0)
@@ -189,16 +204,21 @@ def evenly(terms: Sequence[Term], value: float) -> Schedule:
     """The same value for every term, in every cell, at every step."""
 
     def schedule(step: Step, cameras: Cameras, num_frames: int) -> Fields:
-        return {t.name: torch.full((cameras.num_views, num_frames), value, dtype=torch.float64) for t in terms}
+        return {
+            t.name: torch.full((cameras.num_views, num_frames), value, dtype=torch.float64)
+            for t in terms
+        }
 
     return schedule
 
 
 def among_speakers(weights: Fields, terms: Sequence[Term], sigma: float) -> Fields:
-    """The weights of a level, those of terms that say nothing there or of a cell given to the others: v f each.
+    """The weights of a level, those of terms that say nothing there or of a cell given to the
+    others: v f each.
 
-    What remains keeps its proportions and its sum. A cell of which nobody else has a share stays with a term that is
-    told it. An InputError where a level is out of the range of all that have a share.
+    What remains keeps its proportions and its sum. A cell of which nobody else has a share stays
+    with a term that is told it. An InputError where a level is out of the range of all that have a
+    share.
     """
     kept = dict(weights)
     for term in terms:
@@ -214,7 +234,9 @@ def among_speakers(weights: Fields, terms: Sequence[Term], sigma: float) -> Fiel
         if not in_range(term, sigma) and (weights[term.name][nobody] != 0).any():
             raise InputError(out_of_range(term, sigma))
     factor = torch.where(nobody, 1.0, total / left.masked_fill(left == 0, 1.0))
-    return {name: torch.where(nobody, weights[name], share * factor) for name, share in kept.items()}
+    return {
+        name: torch.where(nobody, weights[name], share * factor) for name, share in kept.items()
+    }
 
 
 def in_range(term: Term, sigma: float) -> bool:
@@ -231,8 +253,9 @@ def within(sigma_range: tuple[float, float], sigma: float) -> bool:
 def out_of_range(term: Term, sigma: float) -> str:
     low, high = term.sigma_range
     return (
-        f"{term.name}: its prior says nothing at noise level {sigma:.4g}, where the rule gives it a share; it does "
-        f"from {low:.4g} to {high:.4g}: set sampler.sigma_max={math.floor(10 * high) / 10:g}, or give others a share"
+        f"{term.name}: its prior says nothing at noise level {sigma:.4g}, where the rule gives it a"
+        f" share; it does from {low:.4g} to {high:.4g}: set"
+        f" sampler.sigma_max={math.floor(10 * high) / 10:g}, or give others a share"
     )
 
 
@@ -253,10 +276,13 @@ def _weighted_sum(
 
 
 def _weighted_needs(weights: Fields, scales: Fields) -> Needs:
-    return {name: (w * (1 - scales[name]) != 0, w * scales[name] != 0) for name, w in weights.items()}
+    return {
+        name: (w * (1 - scales[name]) != 0, w * scales[name] != 0) for name, w in weights.items()
+    }
 
 
-weighted_sum = Composition(_weighted_sum, _weighted_needs)  # of the guided predictions: Diffusion², eq. 9
+# of the guided predictions: Diffusion², eq. 9
+weighted_sum = Composition(_weighted_sum, _weighted_needs)
 
 
 def euler(
@@ -265,7 +291,8 @@ def euler(
     step: Step,
     memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """One Euler step of dx/dσ = (x − D(x; σ)) / σ to step.sigma_next (arXiv 2206.00364, algorithm 1)."""
+    """One Euler step of dx/dσ = (x − D(x; σ)) / σ to step.sigma_next (arXiv 2206.00364, algorithm
+    1)."""
     d = (x - evaluate(x, step)) / step.sigma
     return x + (step.sigma_next - step.sigma) * d, memory
 
@@ -273,8 +300,12 @@ def euler(
 def in_this_process(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
     """A term's halves that any sequence needs, all sequences in one call."""
     uncond, cond = sequences_needed(term.cut, need).any(dim=0).tolist()
-    prediction = term.denoise(take(x, term.cut), sigma, torch.arange(len(term.cut.cells)), (uncond, cond))
-    return Prediction(*(None if half is None else put(half, term.cut, *x.shape[:2]) for half in prediction))
+    prediction = term.denoise(
+        take(x, term.cut), sigma, torch.arange(len(term.cut.cells)), (uncond, cond)
+    )
+    return Prediction(
+        *(None if half is None else put(half, term.cut, *x.shape[:2]) for half in prediction)
+    )
 
 
 def as_composition(rule: Composition | Combine) -> Composition:
@@ -285,10 +316,14 @@ def as_composition(rule: Composition | Combine) -> Composition:
 def wrapped(rule: Composition, wrap: Callable[[Combine], Combine]) -> Composition:
     """A composition whose `combine` goes through `wrap`, nested or not."""
     nested = rule.nested
-    return rule._replace(combine=wrap(rule.combine), nested=None if nested is None else lambda ask: wrap(nested(ask)))
+    return rule._replace(
+        combine=wrap(rule.combine), nested=None if nested is None else lambda ask: wrap(nested(ask))
+    )
 
 
-def needed(rule: Composition | Combine, terms: Sequence[Term], weights: Fields, scales: Fields) -> Needs:
+def needed(
+    rule: Composition | Combine, terms: Sequence[Term], weights: Fields, scales: Fields
+) -> Needs:
     """Which halves of which cells a rule wants: v f each. A rule without `needs` wants everything.
 
     A term that a rule's `needs` do not speak of is not evaluated.
@@ -301,7 +336,8 @@ def needed(rule: Composition | Combine, terms: Sequence[Term], weights: Fields, 
 
 
 def check_term(term: Term, prediction: Prediction, sigma: float) -> None:
-    """Raise an InputError that names the first sequence of a term of which not all that is said is finite."""
+    """Raise an InputError that names the first sequence of a term of which not all that is said is
+    finite."""
     for half in prediction:
         if half is not None and not finite(half):
             bad = ~take(half.isfinite().flatten(2).all(dim=2), term.cut).all(dim=1)

@@ -1,4 +1,5 @@
-"""The plain numbers of sampling, with their defaults; `sampler.NAME` of the configuration has the same."""
+"""The plain numbers of sampling, with their defaults; `sampler.NAME` of the configuration has the
+same."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from typing import Literal
 class Unary:
     """Cells denoised as single images: by which network, and what it is told of them."""
 
-    prior: Literal["video", "multiview", "cell"] = "multiview"  # cell: one that saw 4D pairs, a ceiling for the others
+    # cell: one that saw 4D pairs, a ceiling for the others
+    prior: Literal["video", "multiview", "cell"] = "multiview"
     told: Literal["none", "anchor", "column", "row"] = (
         "anchor"  # the input at the anchor, at the cell's frame; its orbit
     )
-    cond_aug: float | None = None  # None: the prior's own; more makes it less sure of what it is told
+    # None: the prior's own; more makes it less sure of what it is told
+    cond_aug: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,24 @@ class Settings:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
-    start: Literal["noise", "multiview"] = "noise"  # of the joint sampling: noise alone, or added to the orbit
-    hold: tuple[str, ...] = ()  # cells whose latents are known and stay: input_row, reference_column
-    reinit: int = 0  # further passes of orbit and clip, each from noise that remembers the pass before (FreeInit)
-    keep_picture: bool = True  # a clip made of a picture starts with the picture itself, not with the sampled frame
-    conv_blend: float | None = None  # share of a column itself in what its pixels attend to; None: all, and alone
-    azimuth_sign: Literal[1, -1] = 1  # -1 where the multi-view prior's azimuth grows clockwise seen from above
+    # of the joint sampling: noise alone, or added to the orbit
+    start: Literal["noise", "multiview"] = "noise"
+    # cells whose latents are known and stay: input_row, reference_column
+    hold: tuple[str, ...] = ()
+    # further passes of orbit and clip, each from noise that remembers the pass before (FreeInit)
+    reinit: int = 0
+    # a clip made of a picture starts with the picture itself, not with the sampled frame
+    keep_picture: bool = True
+    # share of a column itself in what its pixels attend to; None: all, and alone
+    conv_blend: float | None = None
+    # -1 where the multi-view prior's azimuth grows clockwise seen from above
+    azimuth_sign: Literal[1, -1] = 1
     sequences_per_call: int | None = None
     encode_chunk: int = 8  # pictures of reference encoded at once
-    decode_chunk: int | None = None  # frames of a clip decoded at once, unseen by the others; None: all
-    anchor_frames: tuple[int, ...] = (0,)  # an orbit is sampled at each, for the window of the rows that starts there
+    # frames of a clip decoded at once, unseen by the others; None: all
+    decode_chunk: int | None = None
+    # an orbit is sampled at each, for the window of the rows that starts there
+    anchor_frames: tuple[int, ...] = (0,)
     video_window: int | None = None  # frames that a row's prior sees at once; None: all
     multiview_window: int | None = None  # views that a column's prior sees at once; None: all
     multiview_dilation: int = 1  # views from one of a window to its next
@@ -48,4 +59,6 @@ class Settings:
     def sigmas(self) -> list[float]:
         from d2.sampling import karras_sigmas  # PyTorch comes with it
 
-        return karras_sigmas(self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        return karras_sigmas(
+            self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho
+        )

@@ -1,4 +1,5 @@
-"""Who denoises which sequences, and how everyone gets the result. The only user of torch.distributed."""
+"""Who denoises which sequences, and how everyone gets the result. The only user of
+torch.distributed."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ _BY_ITSELF: ContextVar[bool] = ContextVar("_BY_ITSELF", default=False)
 def make_shard(*, sequences_per_call: int | None = None) -> Shard:
     """Evaluate terms on every process of the default group, or on this one where there is none.
 
-    Sequence s belongs to rank s modulo the world size, so the shares differ by one at most whatever their number. Each
-    network call takes up to `sequences_per_call` sequences (None: all of a rank's). Every rank returns the same matrix.
+    Sequence s belongs to rank s modulo the world size, so the shares differ by one at most whatever
+    their number. Each network call takes up to `sequences_per_call` sequences (None: all of a
+    rank's). Every rank returns the same matrix.
     """
 
     def shard(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
@@ -45,10 +47,12 @@ def make_shard(*, sequences_per_call: int | None = None) -> Shard:
 
 
 def spread(work: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """`work` on one index at a time, every rank its share; all results in order, on every rank: count ..."""
+    """`work` on one index at a time, every rank its share; all results in order, on every rank:
+    count ..."""
     rank, world = place()
     mine = torch.arange(count)[rank::world]
-    results = [work(index) for index in mine.split(1) if len(index)]  # of none there is one part, which is empty
+    # of none there is one part, which is empty
+    results = [work(index) for index in mine.split(1) if len(index)]
     share = torch.cat(results) if results else work(torch.zeros(1, dtype=torch.long))[:0]
     padded = share.new_zeros(-(-count // world), *share.shape[1:])
     padded[: len(share)] = share
@@ -62,7 +66,8 @@ def meet() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, on every process: for what depends on files, so that all decide alike."""
+    """What the first process makes, on every process: for what depends on files, so that all decide
+    alike."""
     rank, world = place()
     made: list[Any] = [make() if rank == 0 else None]
     if world > 1:
@@ -71,7 +76,8 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def waited_too_long(error: RuntimeError) -> bool:
-    """Whether a collective gave up on another process that still holds its connection: gloo's and NCCL's words."""
+    """Whether a collective gave up on another process that still holds its connection: gloo's and
+    NCCL's words."""
     return bool(re.search(r"[Tt]imed out|[Tt]imeout", str(error))) and dist.is_initialized()
 
 
@@ -84,7 +90,8 @@ def place() -> tuple[int, int]:
 
 @contextmanager
 def by_itself() -> Iterator[None]:
-    """Within it this process works as if there were no other: for what one of them alone has to find out."""
+    """Within it this process works as if there were no other: for what one of them alone has to
+    find out."""
     token = _BY_ITSELF.set(True)
     try:
         yield
@@ -101,11 +108,16 @@ def denoise_share(
     world: int,
     per_call: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's sequences denoised, both halves: ceil(b / world) t c h w each, zero where not wanted."""
+    """This rank's sequences denoised, both halves: ceil(b / world) t c h w each, zero where not
+    wanted."""
     share = -(-len(sequences) // world)
-    results = sequences.new_zeros(share, *sequences.shape[1:]), sequences.new_zeros(share, *sequences.shape[1:])
+    results = (
+        sequences.new_zeros(share, *sequences.shape[1:]),
+        sequences.new_zeros(share, *sequences.shape[1:]),
+    )
     mine = torch.arange(len(sequences))[rank::world]
-    for halves in ((True, True), (True, False), (False, True)):  # sequences that want the same go into one call
+    # sequences that want the same go into one call
+    for halves in ((True, True), (True, False), (False, True)):
         slots = (wanted[mine] == torch.tensor(halves)).all(dim=1).nonzero()[:, 0]
         for slot in slots.split(per_call or max(1, len(slots))):
             if len(slot):

@@ -1,12 +1,13 @@
 """SIGINT, SIGTERM and SIGUSR1 end any command within seconds: the one place that handles them.
 
-The codes are 130, 143 and 75. SLURM sends SIGUSR1 before it takes a job's nodes away (--signal=USR1@60): what was begun
-is there to go on with, and 75, the EX_TEMPFAIL of sysexits.h, says that the job may be started again.
+The codes are 130, 143 and 75. SLURM sends SIGUSR1 before it takes a job's nodes away
+(--signal=USR1@60): what was begun is there to go on with, and 75, the EX_TEMPFAIL of sysexits.h,
+says that the job may be started again.
 
-While a command loads its libraries, a signal ends it at once: what is raised in the middle of a compiled module's
-import is swallowed there, or aborts the process. From then on it raises `Stopped` wherever the program is. Where
-something has to be whole before it stops, a training step for one, `held_back` has it noted instead, until the next
-place that is a good one.
+While a command loads its libraries, a signal ends it at once: what is raised in the middle of a
+compiled module's import is swallowed there, or aborts the process. From then on it raises `Stopped`
+wherever the program is. Where something has to be whole before it stops, a training step for one,
+`held_back` has it noted instead, until the next place that is a good one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ GRACE_SECONDS = 8.0  # a stop that takes longer is cut off
 
 
 class Stopped(BaseException):
-    """A signal asked the program to stop. No Exception, so that nobody takes it for a failure that can be handled."""
+    """A signal asked the program to stop. No Exception, so that nobody takes it for a failure that
+    can be handled."""
 
     def __init__(self, signum: int):
         super().__init__(signum)
@@ -55,7 +57,8 @@ class _State:
 
 
 def install(*, loading: bool = False) -> None:
-    """Handle `SIGNALS` in this process, from its main thread; `loading` until `loaded` says otherwise."""
+    """Handle `SIGNALS` in this process, from its main thread; `loading` until `loaded` says
+    otherwise."""
     _State.installed, _State.loading = True, loading
     for signum in SIGNALS:
         signal.signal(signum, _receive)
@@ -67,7 +70,8 @@ def loaded() -> None:
 
 
 def reinstall() -> None:
-    """Take the place again that a library took; Lightning's own handler notes SIGTERM and goes on for hours."""
+    """Take the place again that a library took; Lightning's own handler notes SIGTERM and goes on
+    for hours."""
     if _State.installed:
         install()
 
@@ -89,7 +93,8 @@ def _receive(signum: int, frame: FrameType | None) -> None:
 
 
 def _cut_off(signum: int) -> NoReturn:
-    """End the process at once: a library may have swallowed `Stopped`, or a second signal does not want to wait."""
+    """End the process at once: a library may have swallowed `Stopped`, or a second signal does not
+    want to wait."""
     stopped = Stopped(signum)
     announce(stopped)
     os._exit(stopped.exit_code)
@@ -108,7 +113,8 @@ def is_child() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process once its exit handlers have run: an interpreter that holds PyTorch takes seconds to fold up."""
+    """End the process once its exit handlers have run: an interpreter that holds PyTorch takes
+    seconds to fold up."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -116,7 +122,8 @@ def leave(code: int) -> NoReturn:
 
 
 def forget() -> None:
-    """Know of no signal, and put handlers nowhere again: for a process that goes on after `Stopped`."""
+    """Know of no signal, and put handlers nowhere again: for a process that goes on after
+    `Stopped`."""
     _State.installed, _State.received, _State.announced = False, None, False
     if _State.cut_off is not None:
         _State.cut_off.cancel()
@@ -128,7 +135,8 @@ def received() -> int | None:
 
 
 def stop() -> None:
-    """Raise `Stopped`: for the signal received, or as SIGTERM would where another rank received one."""
+    """Raise `Stopped`: for the signal received, or as SIGTERM would where another rank received
+    one."""
     raise Stopped(_State.received or signal.SIGTERM)
 
 

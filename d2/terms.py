@@ -1,7 +1,7 @@
 """The terms of a scene: each prior under its conditions, on its cut of the matrix.
 
-Plain Python: no configuration, no Lightning, no files. Axes: v views, f frames, a anchor frames, b sequences, t along a
-sequence, c h w; pixels are in [0, 1].
+Plain Python: no configuration, no Lightning, no files. Axes: v views, f frames, a anchor frames, b
+sequences, t along a sequence, c h w; pixels are in [0, 1].
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from d2.views import bind_views
 class Draw(Protocol):
     """Where noise comes from: `partial(draw, seed)`, or a record of it."""
 
-    def __call__(self, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor: ...
+    def __call__(
+        self, stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0
+    ) -> Tensor: ...
 
 
 class Priors(NamedTuple):
-    """The frozen networks of a run. Where a prior has no encoder or decoder of its own, the first stage serves."""
+    """The frozen networks of a run. Where a prior has no encoder or decoder of its own, the first
+    stage serves."""
 
     video: Prior
     multiview: Prior | CameraPrior
@@ -54,7 +57,8 @@ def joint_terms(
     settings: Settings,
     others: Known | None = None,  # beside the input's clip
 ) -> list[Term]:
-    """The terms of joint sampling: rows, columns, and cells by themselves where settings.unary says so."""
+    """The terms of joint sampling: rows, columns, and cells by themselves where settings.unary says
+    so."""
     terms = [
         video_term(orbits, clip, noise, priors, settings),
         multiview_term(clip, cameras, noise, priors, settings, others),
@@ -76,8 +80,8 @@ def video_term(
     if window is None or window >= f:
         if len(orbits) > 1:
             raise InputError(
-                f"scenes.anchor_frames={list(settings.anchor_frames)}: a whole row is told one picture; "
-                "give one frame, or video.window=N"
+                f"scenes.anchor_frames={list(settings.anchor_frames)}: a whole row is told one"
+                " picture; give one frame, or video.window=N"
             )
         cut = rows(v, f)
     else:
@@ -86,7 +90,13 @@ def video_term(
     scalars = video_scalars(clip, cut.cells.shape[:2], settings, settings.video_cond_aug)
     references, first_stage = orbits.flatten(0, 1), priors.first_stage
     condition = bind_condition(
-        priors.video, references, scalars, cut.cells.shape[1], unit, first_stage, settings.encode_chunk
+        priors.video,
+        references,
+        scalars,
+        cut.cells.shape[1],
+        unit,
+        first_stage,
+        settings.encode_chunk,
     )
     return Term("video", cut, denoiser(priors.video, *condition), priors.video.sigma_range)
 
@@ -97,24 +107,31 @@ def multiview_term(
     noise: Draw,
     priors: Priors,
     settings: Settings,
-    others: Known | None = None,  # further views that are known, of which only a camera prior can be told
+    # further views that are known, of which only a camera prior can be told
+    others: Known | None = None,
 ) -> Term:
-    """Columns under the frames of the input view, in the order in which the prior's azimuth grows."""
+    """Columns under the frames of the input view, in the order in which the prior's azimuth
+    grows."""
     if isinstance(priors.multiview, CameraPrior):
-        return camera_term(priors.multiview, references, cameras, priors.first_stage, settings, others)
+        return camera_term(
+            priors.multiview, references, cameras, priors.first_stage, settings, others
+        )
     if others is not None:
         raise InputError(
-            f"scenes.views: {1 + len(others.views)} known views, and this multi-view prior is told one picture; "
-            "take multiview=seva or tiny_camera, or one clip"
+            f"scenes.views: {1 + len(others.views)} known views, and this multi-view prior is told"
+            " one picture; take multiview=seva or tiny_camera, or one clip"
         )
     if cameras.rig is not None:
         raise InputError(
-            "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of radius 2; "
-            "take multiview=seva or tiny_camera, or cameras.preset=ring without radius and fov_deg"
+            "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of"
+            " radius 2; take multiview=seva or tiny_camera, or cameras.preset=ring without radius"
+            " and fov_deg"
         )
     v, f = cameras.num_views, len(references)
     window = settings.multiview_window or v
-    cut = columns(v, f) if window >= v else column_windows(v, f, window, settings.multiview_dilation)
+    cut = (
+        columns(v, f) if window >= v else column_windows(v, f, window, settings.multiview_dilation)
+    )
     azimuth = prior_azimuth(cameras, settings)
     order = azimuth[cut.cells[..., 0]].argsort(dim=1, stable=True)
     cut = Cut(
@@ -122,7 +139,9 @@ def multiview_term(
         cut.blend.gather(1, order),
     )
     views, frame = cut.cells[..., 0], cut.cells[:, 0, 1]
-    scalars = multiview_scalars(azimuth[views], cameras.elevation_rad[views], settings.multiview_cond_aug, references)
+    scalars = multiview_scalars(
+        azimuth[views], cameras.elevation_rad[views], settings.multiview_cond_aug, references
+    )
     unit = noise("augmentation", tuple(references.shape), step=1)
     condition = bind_condition(
         priors.multiview,
@@ -145,16 +164,24 @@ def camera_term(
     settings: Settings,
     others: Known | None = None,
 ) -> Term:
-    """Columns told their cameras, and their known cells: those of the input's row, and of other known views' rows.
+    """Columns told their cameras, and their known cells: those of the input's row, and of other
+    known views' rows.
 
-    The input view comes first, which makes it the reference of the rays; then the other known ones, then the rest.
+    The input view comes first, which makes it the reference of the rays; then the other known ones,
+    then the rest.
     """
     v, f = cameras.num_views, len(clip)
     if settings.multiview_window is not None or settings.conv_blend is not None:
-        raise InputError("multiview.window, multiview.conv_blend: this prior takes a column whole; leave both null")
+        raise InputError(
+            "multiview.window, multiview.conv_blend: this prior takes a column whole; leave both"
+            " null"
+        )
     views, pictures = [cameras.input_view], clip[:, None]
     if others is not None:
-        views, pictures = [*views, *others.views], torch.cat([pictures, others.pixels.movedim(0, 1)], dim=1)
+        views, pictures = (
+            [*views, *others.views],
+            torch.cat([pictures, others.pixels.movedim(0, 1)], dim=1),
+        )
     order = [*views, *(view for view in range(v) if view not in views)]
     cells = columns(v, f).cells[:, order]
     rig, known = rig_of(cameras), [view in views for view in order]
@@ -180,7 +207,8 @@ def unary_term(
 ) -> Term:
     """Cells as single images (`image_only_indicator` 1).
 
-    Told its row's picture, a cell of the multi-view prior is told that picture as one of its own camera.
+    Told its row's picture, a cell of the multi-view prior is told that picture as one of its own
+    camera.
     """
     v, f = cameras.num_views, len(clip)
     anchor = settings.anchor_frames[0]
@@ -195,8 +223,14 @@ def unary_term(
     if unary.prior == "video":
         grid = video_scalars(clip, (v, f), settings, aug)
     else:
-        azimuth = torch.full((v,), 2 * math.pi) if unary.told == "row" else prior_azimuth(cameras, settings)
-        azimuth, elevation = (repeat(angle, "v -> v f", f=f) for angle in (azimuth, cameras.elevation_rad))
+        azimuth = (
+            torch.full((v,), 2 * math.pi)
+            if unary.told == "row"
+            else prior_azimuth(cameras, settings)
+        )
+        azimuth, elevation = (
+            repeat(angle, "v -> v f", f=f) for angle in (azimuth, cameras.elevation_rad)
+        )
         grid = multiview_scalars(azimuth, elevation, aug, clip)
         grid["frames"] = repeat((torch.arange(f) - anchor) * (FRAMES / f), "f -> v f", v=v).to(clip)
     scalars = {name: rearrange(value, f"v f -> {axes}") for name, value in grid.items()}
@@ -204,14 +238,25 @@ def unary_term(
     prior = {"video": priors.video, "multiview": priors.multiview, "cell": priors.cell}[unary.prior]
     assert prior is not None, "Priors.cell is wanted"
     if isinstance(prior, CameraPrior):
-        raise InputError("unary.prior=multiview: a prior of any cameras has no such cells; take unary.prior=video")
+        raise InputError(
+            "unary.prior=multiview: a prior of any cameras has no such cells; take"
+            " unary.prior=video"
+        )
     length = scalars["cond_aug"].shape[1]
-    halves = bind_condition(prior, references, scalars, length, unit, priors.first_stage, settings.encode_chunk)
+    halves = bind_condition(
+        prior, references, scalars, length, unit, priors.first_stage, settings.encode_chunk
+    )
     cond, uncond = (
-        Condition(*(rearrange(part, f"{axes} ... -> (v f) 1 ...", v=v, f=f) for part in half)) for half in halves
+        Condition(*(rearrange(part, f"{axes} ... -> (v f) 1 ...", v=v, f=f) for part in half))
+        for half in halves
     )
     cond = uncond if unary.told == "none" else cond
-    return Term("unary", single_cells(v, f), denoiser(prior, cond, uncond, image_only=True), prior.sigma_range)
+    return Term(
+        "unary",
+        single_cells(v, f),
+        denoiser(prior, cond, uncond, image_only=True),
+        prior.sigma_range,
+    )
 
 
 def prior_azimuth(cameras: Cameras, settings: Settings) -> Tensor:
@@ -230,7 +275,9 @@ def video_scalars(
     motion = settings.motion_bucket_id
     motion = float(motion_bucket(clip)) if motion is None else motion
     facts = {"fps_id": settings.fps_id, "motion_bucket_id": motion, "cond_aug": cond_aug}
-    return {name: torch.full(tuple(shape), value, device=clip.device) for name, value in facts.items()}
+    return {
+        name: torch.full(tuple(shape), value, device=clip.device) for name, value in facts.items()
+    }
 
 
 def multiview_scalars(
@@ -259,11 +306,17 @@ def bind_condition(
     own, unit = None if prior.encoder is not None else encoder, noise.to(references)
     parts = [
         prior.condition(
-            to_images(references[i]), unit[i], {name: scalars[name][i] for name, _ in prior.config.scalars}, length, own
+            to_images(references[i]),
+            unit[i],
+            {name: scalars[name][i] for name, _ in prior.config.scalars},
+            length,
+            own,
         )
         for i in torch.arange(len(references)).split(chunk)
     ]
-    cond, uncond = (Condition(*map(torch.cat, zip(*half, strict=True))) for half in zip(*parts, strict=True))
+    cond, uncond = (
+        Condition(*map(torch.cat, zip(*half, strict=True))) for half in zip(*parts, strict=True)
+    )
     return cond, uncond
 
 

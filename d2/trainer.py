@@ -28,7 +28,9 @@ class Devices(NamedTuple):
     timeout_seconds: float = 1800.0  # for which a process waits for another
 
 
-def make_trainer(devices: Devices, folder: Path, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
+def make_trainer(
+    devices: Devices, folder: Path, loggers: list[Any], callbacks: list[L.Callback]
+) -> L.Trainer:
     """Make a trainer whose ranks all get every scene: the sequences of a scene are shared out.
 
     An InputError names a device that is not there.
@@ -87,7 +89,9 @@ class StopsAtOnce(L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signals.reinstall()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Tell the processes that Lightning has started (strategy=ddp_fork)."""
         launcher = trainer.strategy.launcher
         if isinstance(exception, signals.Stopped) and launcher is not None:

@@ -1,6 +1,8 @@
-"""One moment from many cameras by a camera prior alone: anchors first, and then what lies between them.
+"""One moment from many cameras by a camera prior alone: anchors first, and then what lies between
+them.
 
-The path of Stable Virtual Camera's published program (arXiv 2503.14489, section 4.3) on this house's sampler.
+The path of Stable Virtual Camera's published program (arXiv 2503.14489, section 4.3) on this
+house's sampler.
 
 Axes: k known pictures, v views, t cells of a forward, c h w. Images are in [-1, 1].
 """
@@ -37,7 +39,8 @@ class Noise(Protocol):
 
 
 class Recipe(NamedTuple):
-    """How views are made; the numbers are those the authors recommend for a single picture and a path."""
+    """How views are made; the numbers are those the authors recommend for a single picture and a
+    path."""
 
     num_steps: int = 50
     length: tuple[int, int] = (21, 21)  # cells of a forward, of the anchors' pass and of the second
@@ -82,23 +85,31 @@ def make_views(
     on_step: Callable[[State], None] | None = None,
     run: Run = straight,
 ) -> Views:
-    """Pictures of all targets; where they are more than fit into one forward, anchors among them are made first."""
+    """Pictures of all targets; where they are more than fit into one forward, anchors among them
+    are made first."""
     m, n = len(pictures), len(targets.poses)
     two_passes = m + n > recipe.length[0] if two_passes is None else two_passes
     scene = torch.cat([inputs.poses, targets.poses])
     numbers = itertools.count()
 
-    def make(cut: Chunks, known: Tensor, givers: Rig, wanted: Rig, length: int, pass_: Literal[1, 2]) -> Tensor:
+    def make(
+        cut: Chunks, known: Tensor, givers: Rig, wanted: Rig, length: int, pass_: Literal[1, 2]
+    ) -> Tensor:
         made: dict[int, Tensor] = {}
         for forward in chunks.forwards(cut, length):
-            every = torch.cat([known, *(made[i][None] for i in sorted(made))])  # what was made can be told
+            # what was made can be told
+            every = torch.cat([known, *(made[i][None] for i in sorted(made))])
             told = every[[slot.index for slot in forward.slots if slot.known]]
             rig, flags = rig_of(forward, givers, wanted), torch.tensor(forward.known)
-            condition, poses = bind_views(prior, encode, told[None], forward.known, rig, scene, recipe)
+            condition, poses = bind_views(
+                prior, encode, told[None], forward.known, rig, scene, recipe
+            )
             by = rays.scale_by_camera if pass_ == 1 else rays.scale_by_order
             scales = by(poses, rig.intrinsics, flags, scale=recipe.scale[pass_ - 1], low=recipe.low)
             of_forward = partial(noise, next(numbers), length=length)
-            latents = sample_forward(prior, condition, scales, recipe.num_steps, of_forward, on_step=on_step, run=run)
+            latents = sample_forward(
+                prior, condition, scales, recipe.num_steps, of_forward, on_step=on_step, run=run
+            )
             if on_forward:
                 on_forward(Made(pass_, forward, condition, poses, scales, latents))
             for slot, own, image in zip(forward.slots, forward.own, decode(latents), strict=True):
@@ -107,12 +118,16 @@ def make_views(
         return torch.stack([made[i] for i in range(len(wanted.poses))])
 
     if not two_passes:
-        cut = chunks.cut_into_chunks(recipe.alone, recipe.length[0], *poses_of(inputs, targets), always=range(m))
+        cut = chunks.cut_into_chunks(
+            recipe.alone, recipe.length[0], *poses_of(inputs, targets), always=range(m)
+        )
         return Views(make(cut, pictures, inputs, targets, recipe.length[0], 1), None)
     plan = chunks.count_anchors(recipe.second, recipe.length, m, n)
     orders = chunks.along_path(plan.count, m, n)
     among = targets.take([round(order) - m for order in orders])  # half to even
-    cut = chunks.cut_into_chunks(recipe.first, plan.first, *poses_of(inputs, among), always=range(m))
+    cut = chunks.cut_into_chunks(
+        recipe.first, plan.first, *poses_of(inputs, among), always=range(m)
+    )
     anchors = make(cut, pictures, inputs, among, plan.first, 1)
     givers = joined(inputs, among)
     cut = chunks.cut_into_chunks(
@@ -120,10 +135,13 @@ def make_views(
         plan.second,
         *poses_of(givers, targets),
         always=range(m),
-        input_orders=[*([math.nan] * m), *orders],  # where the inputs stand on the path is not known
+        # where the inputs stand on the path is not known
+        input_orders=[*([math.nan] * m), *orders],
         target_orders=range(m, m + n),
     )
-    return Views(make(cut, torch.cat([pictures, anchors]), givers, targets, plan.second, 2), anchors)
+    return Views(
+        make(cut, torch.cat([pictures, anchors]), givers, targets, plan.second, 2), anchors
+    )
 
 
 def poses_of(*rigs: Rig) -> list[Tensor]:
@@ -137,7 +155,9 @@ def joined(*rigs: Rig) -> Rig:
 def rig_of(forward: Forward, inputs: Rig, targets: Rig) -> Rig:
     """The cameras of a forward's slots; inputs may be followed by targets made before."""
     m = len(inputs.poses)
-    return joined(inputs, targets).take([slot.index if slot.known else m + slot.index for slot in forward.slots])
+    return joined(inputs, targets).take(
+        [slot.index if slot.known else m + slot.index for slot in forward.slots]
+    )
 
 
 @torch.no_grad()
@@ -155,7 +175,10 @@ def bind_views(
     assert k == len(places)
     latents = encode(pictures.flatten(0, 1)).unflatten(0, (b, k)).to(pictures)
     c, h, w = latents.shape[2:]
-    clean, mask = latents.new_zeros(b, len(known), c, h, w), latents.new_zeros(b, len(known), 1, h, w)
+    clean, mask = (
+        latents.new_zeros(b, len(known), c, h, w),
+        latents.new_zeros(b, len(known), 1, h, w),
+    )
     clean[:, places], mask[:, places] = latents, 1.0
     poses = rays.normalised(scene, rig.poses, recipe.camera_scale)
     every = rays.pluecker(poses, rig.intrinsics, h, w).to(latents).expand(b, -1, -1, -1, -1)

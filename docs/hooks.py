@@ -1,4 +1,5 @@
-"""A hook of the site: links that lead out of docs/, right in a clone, become plain text, as nothing lies there."""
+"""A hook of the site: links that lead out of docs/, right in a clone, become plain text, as nothing
+lies there."""
 
 from __future__ import annotations
 

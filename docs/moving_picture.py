@@ -1,7 +1,9 @@
-"""The picture that README opens with, from a sampled scene: python docs/moving_picture.py [outputs/sample/test_0000].
+"""The picture that README opens with, from a sampled scene: python docs/moving_picture.py
+[outputs/sample/test_0000].
 
-On the left runs the input, in the middle lies the sampled matrix with a mark that walks over its cells, on the right is
-the cell under the mark: once around at frozen time, then around while time runs.
+On the left runs the input, in the middle lies the sampled matrix with a mark that walks over its
+cells, on the right is the cell under the mark: once around at frozen time, then around while time
+runs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,15 @@ def main(folder: Path) -> None:
     clip = truth.pixels[matrix.cameras.input_view]
     cells = preview_cells(*matrix.pixels.shape[:2], matrix.cameras.input_view)
     frames = [drawn(matrix.pixels, clip, cell, matrix.cameras.input_view) for cell in cells]
-    frames[0].save(FILE, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=72, method=6)
+    frames[0].save(
+        FILE,
+        save_all=True,
+        append_images=frames[1:],
+        duration=MILLISECONDS,
+        loop=0,
+        quality=72,
+        method=6,
+    )
     print(f"{FILE}: {len(frames)} frames, {FILE.stat().st_size / 1024:.0f} KiB")
 
 
@@ -40,17 +50,22 @@ def drawn(
     cell: tuple[int, int],
     input_view: int,
 ) -> Image.Image:
-    """One frame of the picture: the input's frame, the matrix with a mark on the cell, and the cell itself."""
+    """One frame of the picture: the input's frame, the matrix with a mark on the cell, and the cell
+    itself."""
     (num_views, num_frames), (view, frame) = pixels.shape[:2], cell
     wide, high = (n * (CELL + GAP) - GAP for n in (num_frames, num_views))
     left, top = MARGIN + high // 2 + 2 * MARGIN, MARGIN + CAPTION
-    canvas = Image.new("RGB", (left + wide + 2 * MARGIN + high + MARGIN, top + high + MARGIN), "white")
+    canvas = Image.new(
+        "RGB", (left + wide + 2 * MARGIN + high + MARGIN, top + high + MARGIN), "white"
+    )
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
 
     def put(picture: Tensor, at: tuple[int, int], side: int, colour: str | None = None) -> None:
         canvas.paste(image(picture).resize((side, side), Image.Resampling.LANCZOS), at)
         if colour:
-            pen.rectangle((at[0] - 2, at[1] - 2, at[0] + side + 1, at[1] + side + 1), outline=colour, width=2)
+            pen.rectangle(
+                (at[0] - 2, at[1] - 2, at[0] + side + 1, at[1] + side + 1), outline=colour, width=2
+            )
 
     for v in range(num_views):
         for f in range(num_frames):
@@ -61,7 +76,11 @@ def drawn(
     put(clip[frame], (MARGIN, top + high // 4), high // 2, INPUT)
     right = left + wide + 2 * MARGIN
     put(pixels[view, frame], (right, top), high, MARK)
-    said = {MARGIN: "one video in", left: f"{num_views} views by {num_frames} frames out", right: "any view, any time"}
+    said = {
+        MARGIN: "one video in",
+        left: f"{num_views} views by {num_frames} frames out",
+        right: "any view, any time",
+    }
     for x, text in said.items():
         pen.text((x, MARGIN - 4), text, fill=INK, font=font)
     return canvas
@@ -71,7 +90,9 @@ def image(
     pixels: Tensor,  # 3 h w
 ) -> Image.Image:
     """Pixels in [0, 1] as a picture of Pillow's."""
-    return Image.fromarray((rearrange(pixels, "c h w -> h w c") * 255).round().to(torch.uint8).numpy())
+    return Image.fromarray(
+        (rearrange(pixels, "c h w -> h w c") * 255).round().to(torch.uint8).numpy()
+    )
 
 
 if __name__ == "__main__":

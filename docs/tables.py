@@ -1,4 +1,5 @@
-"""Writes the tables of docs/configuration.md from the schema and conf/: `make docs`. A test refuses stale ones."""
+"""Writes the tables of docs/configuration.md from the schema and conf/: `make docs`. A test refuses
+stale ones."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ COMMANDS = ("sample", "train", "evaluate", "report", "reconstruct", "view")
 
 
 def filled(text: str) -> str:
-    """The page with its tables made anew: `<!-- table: NAME -->` … `<!-- end -->`, NAME a command or `groups`."""
+    """The page with its tables made anew: `<!-- table: NAME -->` … `<!-- end -->`, NAME a command
+    or `groups`."""
 
     def table(match: re.Match[str]) -> str:
         name = match[1]
@@ -50,16 +52,24 @@ def group_table() -> list[str]:
     """Every choice of every group with the numbers that its file names."""
     conf = asset("conf")
     chosen = {
-        group: choice for command in COMMANDS for group, choice in composed(command).hydra.runtime.choices.items()
+        group: choice
+        for command in COMMANDS
+        for group, choice in composed(command).hydra.runtime.choices.items()
     }
     lines = ["| choice | numbers | meaning |", "| --- | --- | --- |"]
     for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
         for path in sorted(folder.glob("*.yaml")):
             note = " (default)" if chosen.get(folder.name) == path.stem else ""
-            first = path.read_text(encoding="utf-8").replace("# @package _global_\n", "").splitlines()[0]
+            first = (
+                path.read_text(encoding="utf-8")
+                .replace("# @package _global_\n", "")
+                .splitlines()[0]
+            )
             meaning = first.removeprefix("# ") if first.startswith("#") else ""
             prefix = "" if folder.name == "preset" else f"{folder.name}."
-            numbers = ", ".join(f"`{prefix}{k}={plain(v)}`" for k, v in leaves(OmegaConf.load(path)))
+            numbers = ", ".join(
+                f"`{prefix}{k}={plain(v)}`" for k, v in leaves(OmegaConf.load(path))
+            )
             lines.append(f"| `{folder.name}={path.stem}`{note} | {numbers} | {meaning} |")
     return lines
 

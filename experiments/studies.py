@@ -1,8 +1,9 @@
-"""All studies, one after the other: python experiments/studies.py [--list] [--minutes N] [NAME ...].
+"""All studies, one after the other: python experiments/studies.py [--list] [--minutes N] [NAME
+...].
 
-A study that was finished under the weights that ship is not run again, and one that was stopped goes on where it
-stopped. After `--minutes` the command that runs is told to stop, keeps its state, and the same line goes on another
-time. What a study leaves is copied beside its README.
+A study that was finished under the weights that ship is not run again, and one that was stopped
+goes on where it stopped. After `--minutes` the command that runs is told to stop, keeps its state,
+and the same line goes on another time. What a study leaves is copied beside its README.
 """
 
 from __future__ import annotations
@@ -42,31 +43,41 @@ class Study(NamedTuple):
     def kept(self, name: str) -> Path:
         """Where a file that it leaves lies beside the README."""
         stem, dot, kind = name.partition(".")
-        return ROOT / "experiments" / self.name / f"{stem}{'_' * bool(self.part)}{self.part}{dot}{kind}"
+        return (
+            ROOT
+            / "experiments"
+            / self.name
+            / f"{stem}{'_' * bool(self.part)}{self.part}{dot}{kind}"
+        )
 
 
 CELL = (  # a network of pairs of cells, which unary asks: it goes on where it was stopped
-    "d2 train prior=tiny_cell init_from=checkpoints/tiny_multiview.safetensors num_scenes=10000 prior.max_steps=1200 "
-    "prior.decay_steps=600 output_dir=outputs/tiny_cell"
+    "d2 train prior=tiny_cell init_from=checkpoints/tiny_multiview.safetensors num_scenes=10000"
+    " prior.max_steps=1200 prior.decay_steps=600 output_dir=outputs/tiny_cell"
 )
 SWEEP = (
-    "d2 sample -m scenes.split=validation renoise=none sampler.num_steps=10 baselines=false pages=false "
-    "hydra.sweep.dir=outputs"
+    "d2 sample -m scenes.split=validation renoise=none sampler.num_steps=10 baselines=false"
+    " pages=false hydra.sweep.dir=outputs"
 )
 FRAMES = "scenes.count=8 matrix.num_frames=16 video.window=null,8"
 VIEWS = "scenes.count=8 matrix.num_views=16 multiview.window=null,8 multiview.dilation=1,2"
 BOTH = (
-    "scenes.count=4 matrix.num_views=16 matrix.num_frames=24 multiview.window=8 multiview.dilation=2 "
-    "video.window=null,8"
+    "scenes.count=4 matrix.num_views=16 matrix.num_frames=24 multiview.window=8"
+    " multiview.dilation=2 video.window=null,8"
 )
 FULL = (
-    "d2 sample preset=official scenes.split=test scenes.count=16 seeds=[0,1] metrics=[reference,video] "
-    "baselines=false pages=false output_dir=outputs/full_plan"
+    "d2 sample preset=official scenes.split=test scenes.count=16 seeds=[0,1]"
+    " metrics=[reference,video] baselines=false pages=false output_dir=outputs/full_plan"
 )
-# exact worlds and damages know no priors; then what others build on, then what chooses, then test scenes
+# exact worlds and damages know no priors; then what others build on, then what chooses, then test
+# scenes
 STUDIES = (
     Study("exact_world", 0.05, "python experiments/exact_world/study.py outputs/exact_world"),
-    Study("metric_response", 0.3, "python experiments/metric_response/study.py outputs/metric_response"),
+    Study(
+        "metric_response",
+        0.3,
+        "python experiments/metric_response/study.py outputs/metric_response",
+    ),
     Study("budget", 0.5, "python experiments/budget/study.py outputs/budget 16 10"),
     Study("does_composition_help", 0.7, "d2 sample experiment=does_composition_help"),
     Study("guidance", 0.4, "d2 sample experiment=guidance"),
@@ -83,13 +94,20 @@ STUDIES = (
     Study("choosing", 1.5, "python experiments/choosing/study.py outputs/choosing 16 8"),
     Study("best_rule", 1.0, "d2 sample experiment=best_rule"),
     Study("best_rule", 0.7, FULL, "full_plan"),
-    Study("does_the_matrix_make_an_asset", 4.0, "python experiments/does_the_matrix_make_an_asset/study.py"),
+    Study(
+        "does_the_matrix_make_an_asset",
+        4.0,
+        "python experiments/does_the_matrix_make_an_asset/study.py",
+    ),
 )
 
 
 def shipped() -> str:
     """The hash of the weights that ship, as results.csv has it."""
-    files = {kind: ROOT / "checkpoints" / f"tiny_{kind}.safetensors" for kind in ("video", "multiview", "autoencoder")}
+    files = {
+        kind: ROOT / "checkpoints" / f"tiny_{kind}.safetensors"
+        for kind in ("video", "multiview", "autoencoder")
+    }
     return weights_hash({kind: fingerprint(path) for kind, path in files.items()})
 
 
@@ -118,7 +136,8 @@ def finished(study: Study) -> bool:
 
 
 def run(study: Study, end: float | None) -> bool:
-    """Whether it came to its end before that time; what it left is copied then. It goes on where it stood."""
+    """Whether it came to its end before that time; what it left is copied then. It goes on where it
+    stood."""
     for command in study.command.split(" && "):
         words = shlex.split(command)
         program = [sys.executable, *(["-m", "d2", *words[1:]] if words[0] == "d2" else words[1:])]
@@ -141,11 +160,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="All studies, resumable.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of studies; none: all")
     parser.add_argument("--minutes", type=float, help="stop after so long, and go on another time")
-    parser.add_argument("--list", action="store_true", help="say what there is and how long it takes")
+    parser.add_argument(
+        "--list", action="store_true", help="say what there is and how long it takes"
+    )
     given = parser.parse_args()
     unknown = set(given.names) - {study.name for study in STUDIES}
     if unknown:
-        parser.error(f"no study {min(unknown)}; there are {', '.join(study.name for study in STUDIES)}")
+        parser.error(
+            f"no study {min(unknown)}; there are {', '.join(study.name for study in STUDIES)}"
+        )
     todo = [study for study in STUDIES if study.name in given.names or not given.names]
     for study in todo:
         named = f"{study.name} {study.part}".strip()

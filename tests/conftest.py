@@ -1,4 +1,5 @@
-"""What end-to-end tests share: small networks with random weights in the place of the tiny tier, a short command."""
+"""What end-to-end tests share: small networks with random weights in the place of the tiny tier, a
+short command."""
 
 from __future__ import annotations
 
@@ -29,8 +30,12 @@ SHORT = [
 
 def small(config: PriorConfig) -> PriorConfig:
     """A tiny prior with one level of the fewest channels."""
-    unet = dataclasses.replace(config.unet, channel_mult=(1,), attention_resolutions=(1,), num_head_channels=16)
-    return dataclasses.replace(config, unet=unet, tower=dataclasses.replace(config.tower, layers=1, mlp_ratio=1.0))
+    unet = dataclasses.replace(
+        config.unet, channel_mult=(1,), attention_resolutions=(1,), num_head_channels=16
+    )
+    return dataclasses.replace(
+        config, unet=unet, tower=dataclasses.replace(config.tower, layers=1, mlp_ratio=1.0)
+    )
 
 
 VIDEO, MULTIVIEW, CELL = small(tiny.VIDEO), small(tiny.MULTIVIEW), small(tiny.CELL)
@@ -54,29 +59,44 @@ def randomized(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     """No weight is zero, so that every branch and every condition matters."""
     generator = torch.Generator().manual_seed(seed)
     for p in network.parameters():
-        p.data = torch.randn(p.shape, generator=generator) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.2)
+        p.data = torch.randn(p.shape, generator=generator) * (
+            p[0].numel() ** -0.5 if p.ndim > 1 else 0.2
+        )
     return network
 
 
-def save_random_weights(folder: Path, video: PriorConfig, multiview: PriorConfig, stage: FirstStageConfig) -> list[str]:
+def save_random_weights(
+    folder: Path, video: PriorConfig, multiview: PriorConfig, stage: FirstStageConfig
+) -> list[str]:
     """Weights files of all three networks; returns the overrides that name them."""
     tiny.save_weights(folder / "video.safetensors", "video", randomized(Prior(video), 1), {})
-    tiny.save_weights(folder / "multiview.safetensors", "multiview", randomized(Prior(multiview), 2), {})
-    tiny.save_weights(folder / "autoencoder.safetensors", "autoencoder", randomized(FirstStage(stage), 3), {})
-    keys = {"video": "video.checkpoint", "multiview": "multiview.checkpoint", "autoencoder": "autoencoder"}
+    tiny.save_weights(
+        folder / "multiview.safetensors", "multiview", randomized(Prior(multiview), 2), {}
+    )
+    tiny.save_weights(
+        folder / "autoencoder.safetensors", "autoencoder", randomized(FirstStage(stage), 3), {}
+    )
+    keys = {
+        "video": "video.checkpoint",
+        "multiview": "multiview.checkpoint",
+        "autoencoder": "autoencoder",
+    }
     return [f"{key}={folder / name}.safetensors" for name, key in keys.items()]
 
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that name random weights of the small networks; of use under `small_networks` alone."""
+    """Overrides that name random weights of the small networks; of use under `small_networks`
+    alone."""
     return save_random_weights(tmp_path_factory.mktemp("small"), VIDEO, MULTIVIEW, AUTOENCODER)
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides that name random weights of the tiny tier's own sizes, for other processes."""
-    return save_random_weights(tmp_path_factory.mktemp("tiny"), tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER)
+    return save_random_weights(
+        tmp_path_factory.mktemp("tiny"), tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER
+    )
 
 
 @pytest.fixture
@@ -98,10 +118,15 @@ def same_number_of_threads() -> Iterator[None]:
 
 @pytest.fixture
 def d2_sample(small_networks: None, small_weights: list[str], tmp_path: Path) -> Callable[..., int]:
-    """`d2 sample` in this process, short and small, into tmp_path / "out" unless told: its exit code."""
+    """`d2 sample` in this process, short and small, into tmp_path / "out" unless told: its exit
+    code."""
 
     def run(*overrides: str) -> int:
-        place = f"hydra.sweep.dir={tmp_path / 'out'}" if "-m" in overrides else f"output_dir={tmp_path / 'out'}"
+        place = (
+            f"hydra.sweep.dir={tmp_path / 'out'}"
+            if "-m" in overrides
+            else f"output_dir={tmp_path / 'out'}"
+        )
         own = [place, "trainer=cpu", "overwrite=true"]
         return cli.run(["sample", *small_weights, *SHORT, *own, *overrides])
 

@@ -42,7 +42,11 @@ def write_object(
     write_tensors(folder / "matrix.safetensors", {"pixels": _bytes(matrix), **angles}, facts)
     if truth is not None:
         masks = torch.ones_like(truth[:, :, :1]) if masks is None else masks
-        layers = {"pixels": _bytes(truth), "masks": _bytes(masks), "depth": torch.ones_like(truth[:, :, :1])}
+        layers = {
+            "pixels": _bytes(truth),
+            "masks": _bytes(masks),
+            "depth": torch.ones_like(truth[:, :, :1]),
+        }
         write_tensors(folder / "truth.safetensors", layers, {})
 
 

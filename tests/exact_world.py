@@ -1,4 +1,5 @@
-"""Sampling of analytic worlds, for the tests: plain rules, and what the sampler makes of every unit input."""
+"""Sampling of analytic worlds, for the tests: plain rules, and what the sampler makes of every unit
+input."""
 
 from __future__ import annotations
 
@@ -20,15 +21,21 @@ from d2.shard import make_shard
 CUTS = {"video": rows, "multiview": columns, "unary": single_cells}
 
 
-def terms_of(world: World, v: int, f: int, names: Sequence[str] = ("video", "multiview", "unary")) -> list[Term]:
+def terms_of(
+    world: World, v: int, f: int, names: Sequence[str] = ("video", "multiview", "unary")
+) -> list[Term]:
     """Exact rows, columns and cells of a world, told nothing."""
     return [analytic.term(name, CUTS[name](v, f), world, f) for name in names]
 
 
-def sample(x: Tensor, plan: Sequence[Step], terms: Sequence[Term], *, weight: float = 0.5, **changes: Any) -> Tensor:
+def sample(
+    x: Tensor, plan: Sequence[Step], terms: Sequence[Term], *, weight: float = 0.5, **changes: Any
+) -> Tensor:
     """The sampler with these terms; the multi-view prior has this weight, and scales are 1."""
     shares = {"video": 1 - weight, "multiview": weight, "joint": 1.0}
-    fields = {t.name: torch.full(x.shape[:2], shares.get(t.name, 0.0), dtype=torch.float64) for t in terms}
+    fields = {
+        t.name: torch.full(x.shape[:2], shares.get(t.name, 0.0), dtype=torch.float64) for t in terms
+    }
     ones = {name: torch.ones_like(field) for name, field in fields.items()}
     rules: dict[str, Any] = {
         "weights": lambda step, cameras, num_frames: fields,

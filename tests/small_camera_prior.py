@@ -1,4 +1,5 @@
-"""The smallest prior of any cameras, with random weights: for laws that hold whatever a network has learnt."""
+"""The smallest prior of any cameras, with random weights: for laws that hold whatever a network has
+learnt."""
 
 from __future__ import annotations
 

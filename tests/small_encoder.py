@@ -32,4 +32,6 @@ def random_matrix(seed: int, num_views: int, num_frames: int, size: int = 16) ->
     """Smooth random pictures v f 3 size size that change along both axes."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(num_views * num_frames, 3, 6, 6, generator=generator)
-    return F.interpolate(coarse, (size, size), mode="bilinear").unflatten(0, (num_views, num_frames))
+    return F.interpolate(coarse, (size, size), mode="bilinear").unflatten(
+        0, (num_views, num_frames)
+    )

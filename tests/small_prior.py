@@ -1,4 +1,5 @@
-"""The smallest prior of the published class, with random weights: for laws that hold whatever a network has learnt."""
+"""The smallest prior of the published class, with random weights: for laws that hold whatever a
+network has learnt."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ CONFIG = PriorConfig(
         context_dim=6,
         adm_in_channels=8,
     ),
-    tower=ImageTowerConfig(layers=1, width=8, head_width=8, patch_size=4, image_size=8, mlp_ratio=1.0, embed_dim=6),
+    tower=ImageTowerConfig(
+        layers=1, width=8, head_width=8, patch_size=4, image_size=8, mlp_ratio=1.0, embed_dim=6
+    ),
     encoder=None,
     scalars=(("cond_aug", 8),),
 )

@@ -1,4 +1,5 @@
-"""docs/adding-a-rule.md, followed to the letter; and what is said where a user's file is not as it should be."""
+"""docs/adding-a-rule.md, followed to the letter; and what is said where a user's file is not as it
+should be."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ Run = Callable[..., int]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 @pytest.fixture
@@ -28,15 +31,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
-def test_from_an_empty_file_to_a_measured_rule(here: Path, small_networks: None, small_weights: list[str]) -> None:
+def test_from_an_empty_file_to_a_measured_rule(
+    here: Path, small_networks: None, small_weights: list[str]
+) -> None:
     (code,) = blocks("python")
     (name,) = set(re.findall(r"[\w]+\.py(?=:)", PAGE.read_text())) - {"py"}
     (here / name).write_text(code)
-    (_, *line), (_, *pictures) = (shlex.split(block.replace("\\\n", " ")) for block in blocks("bash"))
-    short = ["sampler.num_steps=2", "matrix.num_views=3", "matrix.num_frames=3", "trainer=cpu", "baselines=false"]
+    (_, *line), (_, *pictures) = (
+        shlex.split(block.replace("\\\n", " ")) for block in blocks("bash")
+    )
+    short = [
+        "sampler.num_steps=2",
+        "matrix.num_views=3",
+        "matrix.num_frames=3",
+        "trainer=cpu",
+        "baselines=false",
+    ]
     small = [word.replace("scenes.count=8", "scenes.count=2") for word in line]
     assert small != line
     assert cli.run([*small, *small_weights, *short]) == 0
@@ -48,16 +61,22 @@ def test_from_an_empty_file_to_a_measured_rule(here: Path, small_networks: None,
     assert {row["scene"] for row in rows} == {"validation_0000", "validation_0001"}
     table = (out / "table.md").read_text()
     assert "Paired differences from default." in table and "| energy " in table
-    cost = {row["variant"]: float(row["value"]) for row in rows if row["metric"] == "cell_evaluations"}
+    cost = {
+        row["variant"]: float(row["value"]) for row in rows if row["metric"] == "cell_evaluations"
+    }
     assert cost["hand_over"] < cost["default"]  # one prior at a time
     assert (out / "hand_over" / "seed_0" / "config.yaml").read_text().count(f"# {name}: ") == 1
 
     assert cli.run(pictures) == 0
     page = (here / "outputs" / "hand_over_report" / "index.html").read_text()
-    assert ">2 hand_over<" in page and "<figure>" in page and "Paired differences from default" in page
+    assert (
+        ">2 hand_over<" in page and "<figure>" in page and "Paired differences from default" in page
+    )
 
 
-def test_an_edited_rule_is_measured_again(here: Path, d2_sample: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_rule_is_measured_again(
+    here: Path, d2_sample: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
     (code,) = blocks("python")
     (here / "mine.py").write_text(code)
     line = ["+variants={a:['weights=mine.py:hand_over']}"]
@@ -70,10 +89,12 @@ def test_an_edited_rule_is_measured_again(here: Path, d2_sample: Run, capfd: pyt
     assert "sampling" in capfd.readouterr().err
 
 
-# --- a user's file ---------------------------------------------------------------------------------------------------
+# --- a user's file --------------------------------------------------------------------------------
 
 RULES = """
-def constant(step, cameras, num_frames, *, share: float, wide: bool = False, name: str | None = None):
+def constant(
+    step, cameras, num_frames, *, share: float, wide: bool = False, name: str | None = None
+):
     return share
 
 def made(*, power: int = 2):
@@ -113,14 +134,23 @@ def test_a_file_is_read_anew(rules: Path) -> None:
             node(_target_="sub/nosuch.py:constant"),
             "weights._target_=sub/nosuch.py:constant: no such file sub/nosuch.py",
         ),
-        (node(_target_="sub/rules.py:nosuch"), "sub/rules.py has no function nosuch; there are constant, made"),
+        (
+            node(_target_="sub/rules.py:nosuch"),
+            "sub/rules.py has no function nosuch; there are constant, made",
+        ),
         (node(_target_="sub/rules.py:NUMBER"), "sub/rules.py has no function NUMBER"),
         (node(_target_="sub:constant"), "no such file sub in"),
-        (node(shaer=1.0), "weights.shaer: sub/rules.py:constant has no such argument; it takes share, wide, name"),
+        (
+            node(shaer=1.0),
+            "weights.shaer: sub/rules.py:constant has no such argument; it takes share, wide, name",
+        ),
         (node(share="much"), "weights.share=much: sub/rules.py:constant takes float there"),
         (node(wide=1), "weights.wide=1: sub/rules.py:constant takes bool there"),
         (node(name=1.5), "weights.name=1.5: sub/rules.py:constant takes str | None there"),
-        ({"_target_": "sub/rules.py:constant", "_partial_": True}, "weights.share: sub/rules.py:constant needs this"),
+        (
+            {"_target_": "sub/rules.py:constant", "_partial_": True},
+            "weights.share: sub/rules.py:constant needs this",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(given: dict[str, object], says: str, rules: Path) -> None:
@@ -138,11 +168,23 @@ def test_arguments_without_annotations_take_anything(rules: Path) -> None:
     ("line", "says"),
     [
         (["weights=nosuch.py:f"], "no such file nosuch.py"),
-        (["weights=sub/rules.py:nosuch"], "sub/rules.py has no function nosuch; there are constant, made"),
-        (["weights=sub/rules.py:made", "weights.pwoer=3"], "weights.pwoer: no such key, did you mean weights.power?"),
-        (["weights=sub/rules.py:made", "weights.power=2.5"], "weights.power=2.5: sub/rules.py:made takes int"),
+        (
+            ["weights=sub/rules.py:nosuch"],
+            "sub/rules.py has no function nosuch; there are constant, made",
+        ),
+        (
+            ["weights=sub/rules.py:made", "weights.pwoer=3"],
+            "weights.pwoer: no such key, did you mean weights.power?",
+        ),
+        (
+            ["weights=sub/rules.py:made", "weights.power=2.5"],
+            "weights.power=2.5: sub/rules.py:made takes int",
+        ),
         (["weights=broken.py:f"], "broken.py cannot be imported (SyntaxError"),
-        (["weights=raising.py:f"], "raising.py cannot be imported (ZeroDivisionError: division by zero)"),
+        (
+            ["weights=raising.py:f"],
+            "raising.py cannot be imported (ZeroDivisionError: division by zero)",
+        ),
     ],
 )
 def test_the_command_line_refuses_it_before_anything_runs(
@@ -195,4 +237,7 @@ def test_a_rule_of_ones_own_is_swept_over(here: Path, d2_sample: Run) -> None:
     (here / "mine.py").write_text(code)
     assert d2_sample("-m", "weights=mine.py:hand_over", "weights.at=0.2,0.9") == 0
     with (here / "out" / "results.csv").open() as file:
-        assert {row["variant"] for row in csv.DictReader(file)} == {"weights.at=0.2", "weights.at=0.9"}
+        assert {row["variant"] for row in csv.DictReader(file)} == {
+            "weights.at=0.2",
+            "weights.at=0.9",
+        }

@@ -1,4 +1,5 @@
-"""Laws of the analytic worlds, and of the composition rules on them, where every answer is known."""
+"""Laws of the analytic worlds, and of the composition rules on them, where every answer is
+known."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def power(matrix: Tensor, exponent: float) -> Tensor:
     return (vectors * values**exponent) @ vectors.T
 
 
-# --------------------------------------------------------------------------------------------------------- worlds
+# ------------------------------------------------------------------------------------------- worlds
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.7, 30.0])
@@ -41,17 +42,23 @@ def test_a_mixtures_denoiser_is_its_posterior_mean(sigma: float) -> None:
         torch.tensor(stds).double().square()[:, None, None],
     )
     grid = torch.linspace(-8, 8, 40001, dtype=torch.float64)
-    density = sum(s * torch.exp(-0.5 * ((grid - m) / d) ** 2) / d for s, m, d in zip(shares, means, stds, strict=True))
+    density = sum(
+        s * torch.exp(-0.5 * ((grid - m) / d) ** 2) / d
+        for s, m, d in zip(shares, means, stds, strict=True)
+    )
     x = torch.tensor([-3.0, -0.4, 0.0, 0.9, 2.5], dtype=torch.float64)
     seen = density * torch.exp(-0.5 * ((x[:, None] - grid) / sigma) ** 2)
     expected = (seen * grid).sum(dim=1) / seen.sum(dim=1)
     none = torch.zeros(1, 0, dtype=torch.long)
-    got = analytic.posterior_mean(world, none.new_zeros(1, 1), x[None, None], sigma, none, x.new_zeros(1, 0, 5))
+    got = analytic.posterior_mean(
+        world, none.new_zeros(1, 1), x[None, None], sigma, none, x.new_zeros(1, 0, 5)
+    )
     torch.testing.assert_close(got[0, 0], expected, rtol=1e-6, atol=1e-8)
 
 
 def test_what_is_told_is_known_exactly() -> None:
-    """Condition first, then denoise what is left, in two steps of textbook algebra; a cell told twice is told once."""
+    """Condition first, then denoise what is left, in two steps of textbook algebra; a cell told
+    twice is told once."""
     cut, told = rows(V, F), torch.tensor([[[v, 0], [0, 0]] for v in range(V)])
     truth, x = draw(0, "init", (V, F, 1, 2, 2)).double(), draw(1, "init", (V, F, 1, 2, 2)).double()
     term = analytic.term("video", cut, APART, F, told=told, truth=truth)
@@ -61,20 +68,31 @@ def test_what_is_told_is_known_exactly() -> None:
         cells = torch.arange(v * F, v * F + F)
         gain, left = analytic.given(cov, torch.tensor(sorted({0, v * F})))
         mean = (gain @ truth.reshape(V * F, 4))[cells]
-        wiener = left[cells][:, cells] @ torch.linalg.inv(left[cells][:, cells] + 0.36 * torch.eye(F))
+        wiener = left[cells][:, cells] @ torch.linalg.inv(
+            left[cells][:, cells] + 0.36 * torch.eye(F)
+        )
         assert got.cond is not None and got.uncond is not None
-        torch.testing.assert_close(got.cond[v].reshape(F, 4), mean + wiener @ (x[v].reshape(F, 4) - mean))
+        torch.testing.assert_close(
+            got.cond[v].reshape(F, 4), mean + wiener @ (x[v].reshape(F, 4) - mean)
+        )
         plain = B @ torch.linalg.inv(B + 0.36 * torch.eye(F)) @ x[v].reshape(F, 4)
         torch.testing.assert_close(got.uncond[v].reshape(F, 4), plain)
         torch.testing.assert_close(got.cond[v, 0], truth[v, 0], rtol=0, atol=1e-6)
 
 
 def test_a_term_answers_for_the_sequences_and_halves_it_is_asked() -> None:
-    term = analytic.term("multiview", columns(V, F), analytic.travelling(V, F, correlation=0.7, share=0.4), F)
+    term = analytic.term(
+        "multiview", columns(V, F), analytic.travelling(V, F, correlation=0.7, share=0.4), F
+    )
     x = draw(0, "init", (F, V, 1, 2, 2))
     every = term.denoise(x, 1.0, torch.arange(F), (True, False))
     some = term.denoise(x[[2, 0]], 1.0, torch.tensor([2, 0]), (False, True))
-    assert every.cond is None and some.uncond is None and every.uncond is not None and some.cond is not None
+    assert (
+        every.cond is None
+        and some.uncond is None
+        and every.uncond is not None
+        and some.cond is not None
+    )
     assert some.cond.dtype == torch.float32
     torch.testing.assert_close(some.cond, every.uncond[[2, 0]])
 
@@ -94,7 +112,9 @@ def test_matrices_drawn_have_the_worlds_covariance() -> None:
     world = analytic.two_kinds(A, B, share=0.6)
     generator = torch.Generator().manual_seed(0)
     x = analytic.draw_truth(
-        world, torch.randn(V * F, 40000, generator=generator), torch.rand(40000, generator=generator)
+        world,
+        torch.randn(V * F, 40000, generator=generator),
+        torch.rand(40000, generator=generator),
     )
     torch.testing.assert_close(x @ x.T / 40000, analytic.covariance(world), rtol=0, atol=0.04)
     assert (x.mean(dim=0).abs() < 0.3).double().mean() < 0.2  # two kinds, little between
@@ -102,7 +122,10 @@ def test_matrices_drawn_have_the_worlds_covariance() -> None:
 
 
 def test_wasserstein_distance() -> None:
-    a, b = torch.diag(torch.tensor([4.0, 9.0])).double(), torch.diag(torch.tensor([1.0, 25.0])).double()
+    a, b = (
+        torch.diag(torch.tensor([4.0, 9.0])).double(),
+        torch.diag(torch.tensor([1.0, 25.0])).double(),
+    )
     assert wasserstein2(a, b) == pytest.approx((2 - 1) ** 2 + (3 - 5) ** 2)
     turn = torch.linalg.qr(draw(0, "init", (2, 2)).double()).Q
     assert wasserstein2(turn @ a @ turn.T, turn @ b @ turn.T) == pytest.approx(5.0)
@@ -115,13 +138,15 @@ def test_half_a_condition_is_refused() -> None:
         analytic.term("video", rows(V, F), APART, F, told=torch.zeros(V, 1, 2, dtype=torch.long))
 
 
-# ------------------------------------------------------------------------------------- what joint denoisers sample
+# ---------------------------------------------------------------------- what joint denoisers sample
 
 
 def test_the_joint_denoiser_samples_the_world() -> None:
     world = analytic.travelling(V, F, correlation=0.8, share=0.5)
     joint = [analytic.term("joint", raster(V, F), world, F)]
-    left = wasserstein2(ended(FINE, joint, V, F, solver=solver.heun), world.covariances[0]) / (V * F)
+    left = wasserstein2(ended(FINE, joint, V, F, solver=solver.heun), world.covariances[0]) / (
+        V * F
+    )
     assert left < 1e-4
 
 
@@ -129,18 +154,28 @@ def test_the_joint_denoiser_of_a_mixture_samples_both_kinds() -> None:
     world = analytic.two_kinds(A, B, share=0.8)
     plan = renoise.none(karras_sigmas(25, sigma_min=0.01, sigma_max=50.0))
     x = initial_x(draw(0, "init", (V, F, 1, 50, 50)), plan[0].sigma)
-    x = sample(x, plan, [analytic.term("joint", raster(V, F), world, F)], solver=solver.heun).flatten(0, 1).flatten(1)
-    torch.testing.assert_close((x @ x.T / 2500).double(), analytic.covariance(world), rtol=0, atol=0.08)
+    x = (
+        sample(x, plan, [analytic.term("joint", raster(V, F), world, F)], solver=solver.heun)
+        .flatten(0, 1)
+        .flatten(1)
+    )
+    torch.testing.assert_close(
+        (x @ x.T / 2500).double(), analytic.covariance(world), rtol=0, atol=0.08
+    )
     up = (x > 0).double().mean(dim=0)
-    assert ((up > 0.9) | (up < 0.1)).double().mean() > 0.9 and 0.45 < (up > 0.5).double().mean() < 0.55
+    assert ((up > 0.9) | (up < 0.1)).double().mean() > 0.9 and 0.45 < (
+        up > 0.5
+    ).double().mean() < 0.55
 
 
-# ----------------------------------------------------------------------------------- what composed priors end with
+# -------------------------------------------------------------------- what composed priors end with
 
 
 @pytest.mark.parametrize("w", [0.0, 0.25, 0.5, 0.8, 1.0])
 def test_the_convex_rule_ends_at_a_geometric_mean(w: float) -> None:
-    got = ended(FINE, terms_of(APART, V, F, ("video", "multiview")), V, F, weight=w, solver=solver.heun)
+    got = ended(
+        FINE, terms_of(APART, V, F, ("video", "multiview")), V, F, weight=w, solver=solver.heun
+    )
     torch.testing.assert_close(got, torch.kron(power(A, w), power(B, 1 - w)), rtol=0, atol=5e-3)
 
 
@@ -172,19 +207,22 @@ def test_no_rule_of_rows_and_columns_sees_what_couples_them() -> None:
     for share in (0.0, 0.5, 1.0):
         world = analytic.travelling(V, F, correlation=0.8, share=share)
         got = ended(FINE, terms_of(world, V, F), V, F, compose=three_terms(), solver=solver.heun)
-        torch.testing.assert_close(got, torch.kron(autoregressive(V, 0.8), autoregressive(F, 0.8)), rtol=0, atol=5e-3)
+        torch.testing.assert_close(
+            got, torch.kron(autoregressive(V, 0.8), autoregressive(F, 0.8)), rtol=0, atol=5e-3
+        )
         errors.append(wasserstein2(got, world.covariances[0]) / (V * F))
     assert errors[0] < 1e-4 and errors[1] > 0.02 and errors[2] > 2 * errors[1]
 
 
-# ------------------------------------------------------------------------------------------------ with conditions
+# ---------------------------------------------------------------------------------- with conditions
 
 
 def conditioned(unary: str | None, alpha: float) -> tuple[float, float]:
-    """7 × 7 cells of correlation 0.9 / 0.9, first row and column known: errors of mean and covariance a free cell.
+    """7 × 7 cells of correlation 0.9 / 0.9, first row and column known: errors of mean and
+    covariance a free cell.
 
-    Columns are told their cell of the first row, rows theirs of the first column. The squared error of the mean is
-    averaged over what may be known.
+    Columns are told their cell of the first row, rows theirs of the first column. The squared error
+    of the mean is averaged over what may be known.
     """
     n = 7
     world = analytic.separable(autoregressive(n, 0.9), autoregressive(n, 0.9))
@@ -222,7 +260,11 @@ def conditioned(unary: str | None, alpha: float) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def told_table() -> dict[tuple[str | None, float], tuple[float, float]]:
-    wanted = [(None, 0.5), *((u, 1.0) for u in ("nothing", "column's", "row's", "both", "shared")), ("shared", 0.875)]
+    wanted = [
+        (None, 0.5),
+        *((u, 1.0) for u in ("nothing", "column's", "row's", "both", "shared")),
+        ("shared", 0.875),
+    ]
     return {(unary, alpha): conditioned(unary, alpha) for unary, alpha in wanted}
 
 
@@ -252,6 +294,11 @@ def test_the_unary_term_is_to_be_told_what_both_conditions_share(
 ) -> None:
     mean = {key: value[0] for key, value in told_table.items()}
     assert mean["shared", 0.875] < mean["shared", 1.0] < mean[None, 0.5]
-    assert all(mean[None, 0.5] < 0.5 * mean[told, 1.0] for told in ("nothing", "column's", "row's", "both"))
-    assert mean["column's", 1.0] == pytest.approx(mean["row's", 1.0], rel=1e-3)  # the world is symmetric
-    assert math.isclose(mean["shared", 1.0], 0.09, rel_tol=0.1) and math.isclose(mean[None, 0.5], 0.138, rel_tol=0.1)
+    assert all(
+        mean[None, 0.5] < 0.5 * mean[told, 1.0] for told in ("nothing", "column's", "row's", "both")
+    )
+    # the world is symmetric
+    assert mean["column's", 1.0] == pytest.approx(mean["row's", 1.0], rel=1e-3)
+    assert math.isclose(mean["shared", 1.0], 0.09, rel_tol=0.1) and math.isclose(
+        mean[None, 0.5], 0.138, rel_tol=0.1
+    )

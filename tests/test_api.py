@@ -42,19 +42,25 @@ def test_three_lines_give_what_the_command_gives(
         assert torch.equal((matrix.pixels * 255).round(), (saved.pixels * 255).round())
         assert torch.equal(matrix.cameras.azimuth_rad, saved.cameras.azimuth_rad)
     names = {path.name for path in (tmp_path / "mine").iterdir()}
-    cameras = {"transforms.json", *(f"transforms_{split}.json" for split in ("train", "val", "test"))}
+    cameras = {
+        "transforms.json",
+        *(f"transforms_{split}.json" for split in ("train", "val", "test")),
+    }
     assert names == {"matrix.safetensors", "rows", "grid.png", "preview.mp4"} | cameras
 
 
 def test_a_scene_of_the_world_and_no_scene_at_all(words: list[str]) -> None:
-    """The configured scene is the command's; a sampler does not see a scene's truth; seeds matter, order does not."""
+    """The configured scene is the command's; a sampler does not see a scene's truth; seeds matter,
+    order does not."""
     sampler = d2.load(*words)
     scene = world4d.scene("test", 0, num_views=3, num_frames=3, size=64)
     assert scene.truth is not None
     blind = scene._replace(truth=scene.truth._replace(pixels=scene.truth.pixels * torch.nan))
     first, other = sampler(scene), sampler(scene, seed=1)
     assert not torch.equal(first.pixels, other.pixels)
-    assert torch.equal(first.pixels, sampler().pixels) and torch.equal(first.pixels, sampler(blind).pixels)
+    assert torch.equal(first.pixels, sampler().pixels) and torch.equal(
+        first.pixels, sampler(blind).pixels
+    )
 
 
 def test_choices_by_name_and_rules_as_functions(words: list[str]) -> None:
@@ -65,7 +71,9 @@ def test_choices_by_name_and_rules_as_functions(words: list[str]) -> None:
         columns = torch.full((cameras.num_views, num_frames), share, dtype=torch.float64)
         return {"multiview": columns, "video": 1 - columns}
 
-    mine = d2.load(*words, weights=columns_alone)(scene, on_step=lambda state: seen.append(state.step.index))
+    mine = d2.load(*words, weights=columns_alone)(
+        scene, on_step=lambda state: seen.append(state.step.index)
+    )
     assert torch.equal(mine.pixels, d2.load(*words, weights="multiview")(scene).pixels)
     assert not torch.equal(mine.pixels, d2.load(*words)(scene).pixels)
     assert seen and sorted(set(seen)) == [0, 1]
@@ -77,7 +85,11 @@ def test_choices_by_name_and_rules_as_functions(words: list[str]) -> None:
         ((), {"weights": "nosuch"}, "nosuch"),
         (("sampler.num_step=3",), {}, "sampler.num_step: no such key"),
         (("sampler.num_steps=0",), {}, "sampler.num_steps=0"),
-        ((), {"curve": torch.cos}, "curve: no rule of that name; functions are taken as renoise, weights"),
+        (
+            (),
+            {"curve": torch.cos},
+            "curve: no rule of that name; functions are taken as renoise, weights",
+        ),
     ],
 )
 def test_what_is_wrong_is_a_line(

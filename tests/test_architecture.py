@@ -1,4 +1,5 @@
-"""Imports point one way (docs/architecture.md): this file is the import linter, and the law of a light `import d2`."""
+"""Imports point one way (docs/architecture.md): this file is the import linter, and the law of a
+light `import d2`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Package or module -> what of d2 it may import besides itself; the longest name that fits a module counts.
+# Package or module -> what of d2 it may import besides itself; the longest name that fits a module
+# counts.
 LAYERS = {
     "d2._torchvision": (),
     "d2.allocator": (),
@@ -39,7 +41,15 @@ LAYERS = {
     "d2.metrics": ("d2.files", "d2.matrix", "d2.nn", "d2.scene"),
     "d2.metrics.features": ("d2.files", "d2.metrics", "d2.nn"),
     "d2.report": ("d2.files", "d2.metrics.figures", "d2.metrics.intervals", "d2.metrics.table"),
-    "d2.terms": ("d2.matrix", "d2.noise", "d2.priors", "d2.sampling", "d2.scene", "d2.views", "d2.settings"),
+    "d2.terms": (
+        "d2.matrix",
+        "d2.noise",
+        "d2.priors",
+        "d2.sampling",
+        "d2.scene",
+        "d2.views",
+        "d2.settings",
+    ),
     "d2.views": ("d2.cameras", "d2.matrix", "d2.passes", "d2.priors", "d2.sampling"),
     "d2.pipeline": (
         "d2.matrix",
@@ -247,7 +257,8 @@ LAYERS = {
     ),
     "d2.__main__": ("d2.cli",),
 }
-ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate", "d2.recon")  # of those jobs that are Lightning's
+# of those jobs that are Lightning's
+ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate", "d2.recon")
 # Library -> where it may be imported.
 FENCES = {
     "hydra": ("d2.cli", "d2.config.paths", "d2.config.command_line", "d2.config.schema"),
@@ -266,10 +277,30 @@ FENCES = {
 }
 # Sampling knows nothing of files, Hydra, Lightning and W&B.
 PURE = (
-    *("d2.cameras", "d2.matrix", "d2.scene", "d2.noise", "d2.sampling", "d2.shard", "d2.rules", "d2.terms"),
+    *(
+        "d2.cameras",
+        "d2.matrix",
+        "d2.scene",
+        "d2.noise",
+        "d2.sampling",
+        "d2.shard",
+        "d2.rules",
+        "d2.terms",
+    ),
     *("d2.views", "d2.passes", "d2.particles", "d2.pipeline", "d2.nn"),
 )
-IMPURE = ("pathlib", "os", "io", "json", "shutil", "PIL", "imageio", "imageio_ffmpeg", "safetensors", *FENCES)
+IMPURE = (
+    "pathlib",
+    "os",
+    "io",
+    "json",
+    "shutil",
+    "PIL",
+    "imageio",
+    "imageio_ffmpeg",
+    "safetensors",
+    *FENCES,
+)
 ALLOWED_IN_PURE = {"d2.shard": ("torch.distributed",), "d2.nn.clip": ("open_clip",)}
 
 
@@ -284,7 +315,8 @@ def within(name: str, *places: str) -> bool:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Every dotted name that a module imports, or reaches through a package it imported; type checking apart."""
+    """Every dotted name that a module imports, or reaches through a package it imported; type
+    checking apart."""
     todo = [tree]
     while todo:
         node = todo.pop()
@@ -312,7 +344,9 @@ def read_modules(folder: Path) -> dict[str, Module]:
     for path in sorted((folder / "d2").rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        modules[name] = Module(name, frozenset(imported(ast.parse(path.read_text(encoding="utf-8")))))
+        modules[name] = Module(
+            name, frozenset(imported(ast.parse(path.read_text(encoding="utf-8"))))
+        )
     return modules
 
 
@@ -329,17 +363,25 @@ def violations(modules: dict[str, Module]) -> list[str]:
     """One line for every import that points the wrong way."""
     lines = []
     for module in modules.values():
-        layers = [layer for layer in LAYERS if module.name == layer or (layer != "d2" and within(module.name, layer))]
+        layers = [
+            layer
+            for layer in LAYERS
+            if module.name == layer or (layer != "d2" and within(module.name, layer))
+        ]
         if not layers:
             if module.imports:
                 lines.append(f"{module.name} has no layer: say in LAYERS what it may import")
             continue
         layer = max(layers, key=len)
         for name in own_imports(module, modules):
-            if not within(name, "d2.errors", *LAYERS[layer]) and not (layer != "d2" and within(name, layer)):
+            if not within(name, "d2.errors", *LAYERS[layer]) and not (
+                layer != "d2" and within(name, layer)
+            ):
                 lines.append(f"{module.name} imports {name}")
         for library, places in FENCES.items():
-            if any(within(name, library) for name in module.imports) and not within(module.name, *places):
+            if any(within(name, library) for name in module.imports) and not within(
+                module.name, *places
+            ):
                 lines.append(f"{module.name} imports {library}")
         if within(module.name, *PURE):
             allowed = ALLOWED_IN_PURE.get(module.name, ())
@@ -361,7 +403,9 @@ def test_there_are_no_circles_of_modules_or_rooms() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(modules)  # raises CycleError
     rooms: dict[str, set[str]] = {}
     for name in graph.keys() - {"d2", "d2.priors.analytic"}:
-        rooms.setdefault(room_of(name), set()).update({room_of(other) for other in graph[name]} - {room_of(name)})
+        rooms.setdefault(room_of(name), set()).update(
+            {room_of(other) for other in graph[name]} - {room_of(name)}
+        )
     assert len(list(TopologicalSorter(rooms).static_order())) == len(rooms)
 
 
@@ -374,10 +418,18 @@ def test_there_are_no_circles_of_modules_or_rooms() -> None:
         ("sampling.py", "def f():\n    from d2.shard import place", "d2.sampling imports d2.shard"),
         ("rules/weights.py", "import hydra.utils", "d2.rules.weights imports hydra"),
         ("metrics/table.py", "import lightning as L", "d2.metrics.table imports lightning"),
-        ("study/job.py", "import torch\ntorch.distributed.barrier()", "d2.study.job imports torch.distributed"),
+        (
+            "study/job.py",
+            "import torch\ntorch.distributed.barrier()",
+            "d2.study.job imports torch.distributed",
+        ),
         ("study/job.py", "from torch import distributed", "d2.study.job imports torch.distributed"),
         ("pipeline.py", "from pathlib import Path", "d2.pipeline imports pathlib"),
-        ("noise.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import d2.sampling", ""),
+        (
+            "noise.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import d2.sampling",
+            "",
+        ),
         ("extra.py", "import torch", "d2.extra has no layer"),
     ],
 )
@@ -415,27 +467,31 @@ def test_a_configuration_is_resolved_once() -> None:
 
 def test_importing_d2_is_light_and_asks_no_network() -> None:
     code = (
-        "import socket, sys\n"
-        "def refuse(*_): raise AssertionError('import d2 opened a socket')\n"
-        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "import d2\n"
-        "heavy = {'torch', 'numpy', 'lightning', 'hydra', 'omegaconf', 'open_clip', 'torchvision', 'wandb', 'PIL'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "assert callable(d2.sample_matrix) and not (heavy - {'torch', 'numpy'}) & set(sys.modules)\n"
-        "for name in set(d2.__all__) - set(d2._HOMES['d2.api']): getattr(d2, name)\n"
-        "assert 'open_clip' in sys.modules and not {'lightning', 'hydra', 'omegaconf'} & set(sys.modules)\n"
+        "import socket, sys\ndef refuse(*_): raise AssertionError('import d2 opened a"
+        " socket')\nsocket.socket.connect = socket.create_connection = socket.getaddrinfo ="
+        " refuse\nimport d2\nheavy = {'torch', 'numpy', 'lightning', 'hydra', 'omegaconf',"
+        " 'open_clip', 'torchvision', 'wandb', 'PIL'}\nassert not heavy & set(sys.modules), heavy &"
+        " set(sys.modules)\nassert callable(d2.sample_matrix) and not (heavy - {'torch', 'numpy'})"
+        " & set(sys.modules)\nfor name in set(d2.__all__) - set(d2._HOMES['d2.api']): getattr(d2,"
+        " name)\nassert 'open_clip' in sys.modules and not {'lightning', 'hydra', 'omegaconf'} &"
+        " set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_users_can_mend_is_said_by_an_input_error() -> None:
-    """The command prints no other ValueError; networks, which could be lifted out of the house, know none of ours."""
+    """The command prints no other ValueError; networks, which could be lifted out of the house,
+    know none of ours."""
     files = [path for path in (ROOT / "d2").rglob("*.py") if "nn" not in path.parts]
-    assert not [path.name for path in files if "raise ValueError(" in path.read_text(encoding="utf-8")]
+    assert not [
+        path.name for path in files if "raise ValueError(" in path.read_text(encoding="utf-8")
+    ]
 
 
 def test_lines_on_stderr_are_written_whole() -> None:
     """A `print` to stderr may be two writes, between which another process writes its own."""
-    found = [str(path) for path in (ROOT / "d2").rglob("*.py") if "file=sys.stderr" in path.read_text()]
+    found = [
+        str(path) for path in (ROOT / "d2").rglob("*.py") if "file=sys.stderr" in path.read_text()
+    ]
     assert found == []

@@ -1,4 +1,5 @@
-"""The page of a scene, in a browser: what it draws is what the rasteriser draws, and the hand turns it."""
+"""The page of a scene, in a browser: what it draws is what the rasteriser draws, and the hand turns
+it."""
 
 from __future__ import annotations
 
@@ -51,13 +52,25 @@ def page(scene: MovingGaussians, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def browser() -> Any:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    executable = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if executable is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     playwright = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--no-first-run", "--disable-quic"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-unsafe-swiftshader",
+        "--no-first-run",
+        "--disable-quic",
+    ]
     with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=executable, args=[*quiet, "--disable-background-networking"])
+        chromium = p.chromium.launch(
+            executable_path=executable, args=[*quiet, "--disable-background-networking"]
+        )
         yield chromium
         chromium.close()
 
@@ -85,7 +98,8 @@ def test_the_page_draws_what_the_rasteriser_draws_and_follows_the_hand(
         with torch.no_grad():
             twin = rasterize(scene(torch.tensor([time])), cameras, WHITE).colour[0].clamp(0, 1)
         error = (canvas_of(tab) - twin).abs()
-        assert error.mean() < 1 / 255 and error.max() < 16 / 255  # sixty layers are rounded to eight bits each
+        # sixty layers are rounded to eight bits each
+        assert error.mean() < 1 / 255 and error.max() < 16 / 255
     still = canvas_of(tab)
     box = tab.locator("#asset").bounding_box()
     tab.mouse.move(box["x"] + 100, box["y"] + 100)

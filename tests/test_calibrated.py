@@ -1,4 +1,5 @@
-"""Laws of calibrated weights: least squares in closed form, their file, and the job that measures them."""
+"""Laws of calibrated weights: least squares in closed form, their file, and the job that measures
+them."""
 
 from __future__ import annotations
 
@@ -51,8 +52,11 @@ def random(seed: int, *shape: int) -> Tensor:
     return draw(seed, "init", shape).double()
 
 
-def answers(sigma: float, seed: int, count: int = 2000) -> tuple[Tensor, Tensor, dict[str, Prediction]]:
-    """Matrices of the exact world, the same with noise, and what rows, columns and cells say of them."""
+def answers(
+    sigma: float, seed: int, count: int = 2000
+) -> tuple[Tensor, Tensor, dict[str, Prediction]]:
+    """Matrices of the exact world, the same with noise, and what rows, columns and cells say of
+    them."""
     truth = analytic.draw_truth(WORLD, random(seed, V * F, count), torch.zeros(count))
     x0 = rearrange(truth, "(v f) c -> v f c 1 1", v=V)
     x = x0 + sigma * random(seed + 1, *x0.shape)
@@ -77,15 +81,19 @@ def mixed(weights: dict[str, Any], spread: float = 0.1) -> Grams:
         name: Prediction(*random(i, 2, 3, 2, 4, 10, 10))
         for i, name in enumerate(dict.fromkeys(h.split(".")[0] for h in weights))
     }
-    parts = {f"{n}.{k}": half for n, p in halves.items() for k, half in zip(p._fields, p, strict=True)}
-    truth = sum(w * parts[half] for half, w in weights.items()) + spread * random(9, 3, 2, 4, 10, 10)
+    parts = {
+        f"{n}.{k}": half for n, p in halves.items() for k, half in zip(p._fields, p, strict=True)
+    }
+    truth = sum(w * parts[half] for half, w in weights.items()) + spread * random(
+        9, 3, 2, 4, 10, 10
+    )
     return measured(halves, truth, 1.0)  # type: ignore[arg-type]
 
 
 TRUE = {"video.uncond": -0.3, "video.cond": 0.9, "multiview.uncond": 0.1, "multiview.cond": 0.4}
 
 
-# ----------------------------------------------------------------------------------------------------------- fitting
+# ------------------------------------------------------------------------------------------ fitting
 
 
 def test_known_weights_are_found() -> None:
@@ -93,7 +101,9 @@ def test_known_weights_are_found() -> None:
     assert table.weights.shape == (1, 2, 4)  # three views lie at two distances
     for half, found in by_half(table).items():
         assert found.flatten().tolist() == pytest.approx([TRUE[half]] * 2, abs=0.02)
-    assert errors(mixed(TRUE), by_half(table)).flatten().tolist() == pytest.approx([0.01] * 2, rel=0.1)
+    assert errors(mixed(TRUE), by_half(table)).flatten().tolist() == pytest.approx(
+        [0.01] * 2, rel=0.1
+    )
 
 
 def test_every_distance_has_its_own_weights() -> None:
@@ -101,7 +111,10 @@ def test_every_distance_has_its_own_weights() -> None:
     halves = random(0, 2, 3, 2, 4, 10, 10)
     share = torch.tensor([0.2, 0.2, 0.7]).double()[:, None, None, None, None]
     truth = share * halves[0] + (1 - share) * halves[1]
-    table = fit(measured({n: Prediction(None, h) for n, h in zip("ab", halves, strict=True)}, truth, 1.0), ridge=0.0)
+    table = fit(
+        measured({n: Prediction(None, h) for n, h in zip("ab", halves, strict=True)}, truth, 1.0),
+        ridge=0.0,
+    )
     torch.testing.assert_close(table.turns, torch.tensor([0.0, 1 / 3]).double())
     torch.testing.assert_close(table.weights[0], torch.tensor([[0.7, 0.3], [0.2, 0.8]]).double())
 
@@ -146,18 +159,27 @@ def test_scenes_count_alike() -> None:
     torch.testing.assert_close(errors(mean, TRUE), (errors(one, TRUE) + errors(other, TRUE)) / 2)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------------- composition
+# -------------------------------------------------------------------------------------- composition
 
 
 def test_weights_are_read_linearly_in_log_sigma_and_in_distance() -> None:
     weights = random(0, 3, 2, 2)
-    table = Table(("a.uncond", "b.cond"), torch.tensor([0.1, 1.0, 10.0]).double(), torch.tensor([0, 0.5]), weights)
+    table = Table(
+        ("a.uncond", "b.cond"),
+        torch.tensor([0.1, 1.0, 10.0]).double(),
+        torch.tensor([0, 0.5]),
+        weights,
+    )
     at = coefficients(table, 1.0, 4, 3)
     middle = weights[1, :, 0].mean()
     expected = torch.stack([middle, weights[1, 1, 0], middle, weights[1, 0, 0]])
     torch.testing.assert_close(at["a"][0], expected[:, None].expand(4, 3))
     assert not at["a"][1].any() and not at["b"][0].any() and at["b"][1].shape == (4, 3)
-    for sigma, expected in ((math.sqrt(10), weights[1:].mean(dim=0)), (1e-3, weights[0]), (1e3, weights[2])):
+    for sigma, expected in (
+        (math.sqrt(10), weights[1:].mean(dim=0)),
+        (1e-3, weights[0]),
+        (1e3, weights[2]),
+    ):
         got = coefficients(table, sigma, 1, 1)
         assert [got["a"][0].item(), got["b"][1].item()] == pytest.approx(expected[0].tolist())
 
@@ -170,13 +192,22 @@ def test_distances_close_the_ring(num_views: int) -> None:
 
 
 def test_the_composition_is_the_sum_it_was_fitted_as() -> None:
-    halves = {n: Prediction(*random(i, 2, 3, 2, 4, 2, 2)) for i, n in enumerate(("video", "multiview"))}
+    halves = {
+        n: Prediction(*random(i, 2, 3, 2, 4, 2, 2)) for i, n in enumerate(("video", "multiview"))
+    }
     table = fit(mixed(TRUE), ridge=0.0)
     w = {name: torch.full((3, 2), 0.5) for name in halves}
-    got, memory = calibrated(table=table).combine(halves, w, w, random(0, 3, 2, 4, 2, 2), STEP, {"kept": 1})
-    parts = {f"{n}.{k}": half for n, p in halves.items() for k, half in zip(p._fields, p, strict=True)}
+    got, memory = calibrated(table=table).combine(
+        halves, w, w, random(0, 3, 2, 4, 2, 2), STEP, {"kept": 1}
+    )
+    parts = {
+        f"{n}.{k}": half for n, p in halves.items() for k, half in zip(p._fields, p, strict=True)
+    }
     place = [1, 1, 0]  # of views 0, 1, 2 in the table
-    expected = sum(found[0, place][:, None, None, None, None] * parts[half] for half, found in by_half(table).items())
+    expected = sum(
+        found[0, place][:, None, None, None, None] * parts[half]
+        for half, found in by_half(table).items()
+    )
     torch.testing.assert_close(got, expected)
     assert memory == {"kept": 1}
 
@@ -188,12 +219,13 @@ def test_a_term_that_is_not_there_is_named(grams: Grams) -> None:
         calibrated(table=fit(grams)).combine({n: Prediction(None, x) for n in w}, w, w, x, STEP, {})
 
 
-# ------------------------------------------------------------------------------------------------------- exact world
+# -------------------------------------------------------------------------------------- exact world
 
 
 @pytest.mark.parametrize("level", range(5))
 def test_no_rule_of_the_family_errs_less_in_one_evaluation(grams: Grams, level: int) -> None:
-    """On matrices it has not seen, at its own levels; clearly less than the convex rule in the middle of them."""
+    """On matrices it has not seen, at its own levels; clearly less than the convex rule in the
+    middle of them."""
     sigma = noise_levels()[level]
     x0, x, predictions = answers(sigma, 100 + 2 * level)
     w = {name: torch.full((V, F), 0.5).double() for name in ("video", "multiview")}
@@ -211,7 +243,8 @@ def test_no_rule_of_the_family_errs_less_in_one_evaluation(grams: Grams, level: 
 
 
 def test_least_error_in_one_evaluation_is_not_the_best_end(grams: Grams) -> None:
-    """More variance is kept than by the convex rule, but not all of it, as row + column − unary does."""
+    """More variance is kept than by the convex rule, but not all of it, as row + column − unary
+    does."""
     plan = renoise.none(karras_sigmas(60, sigma_min=0.05, sigma_max=100.0))
     terms = terms_of(WORLD, V, F)
     convex = ended(plan, terms, V, F).trace().item() / (V * F)
@@ -219,7 +252,7 @@ def test_least_error_in_one_evaluation_is_not_the_best_end(grams: Grams) -> None
     assert 1.1 * convex < own < 0.9
 
 
-# ------------------------------------------------------------------------------------------------------------- job
+# ---------------------------------------------------------------------------------------------- job
 
 
 @pytest.fixture
@@ -236,27 +269,47 @@ def job(small_networks: None, small_weights: list[str], tmp_path: Path) -> Calla
 
 
 def test_the_job_measures_and_the_command_samples_with_it(
-    job: Callable[..., int], d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    job: Callable[..., int],
+    d2_sample: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert job("scenes.count=2") == 0
     file = tmp_path / "measured" / "calibrated.json"
     found = read_moments(str(file), "composition.file")
     assert found.halves == ("video.uncond", "video.cond", "multiview.uncond", "multiview.cond")
-    assert found.outer.shape == (LEVELS, 2, 4, 4) and (torch.linalg.eigvalsh(found.outer) > -1e-9).all()
+    assert (
+        found.outer.shape == (LEVELS, 2, 4, 4)
+        and (torch.linalg.eigvalsh(found.outer) > -1e-9).all()
+    )
     facts = json.loads(file.read_text())["facts"]
-    assert facts["split"] == "validation" and facts["scenes"] == ["validation_0000", "validation_0001"]
+    assert facts["split"] == "validation" and facts["scenes"] == [
+        "validation_0000",
+        "validation_0001",
+    ]
     with (file.parent / "calibrated.csv").open() as f:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
     assert len(rows) == 2 * LEVELS
     for row in rows:
-        assert row["calibrated"] <= min(row[k] for k in ("even", "sum_to_one", "conditional")) * (1 + 1e-3)
+        assert row["calibrated"] <= min(row[k] for k in ("even", "sum_to_one", "conditional")) * (
+            1 + 1e-3
+        )
         assert all(value >= 0 for value in row.values())
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="composition.file")
-        assert d2_sample("composition=calibrated", f"composition.file={file}", "composition.sum_to_one=true") == 0
-    with pytest.warns(UserWarning, match=r"composition.file=null: measured with other weights \(video, multiview\)"):
-        assert d2_sample("composition=calibrated", "matrix.num_views=8") == 0  # the shipped moments, of eight views
+        assert (
+            d2_sample(
+                "composition=calibrated", f"composition.file={file}", "composition.sum_to_one=true"
+            )
+            == 0
+        )
+    with pytest.warns(
+        UserWarning,
+        match=r"composition.file=null: measured with other weights \(video, multiview\)",
+    ):
+        # the shipped moments, of eight views
+        assert d2_sample("composition=calibrated", "matrix.num_views=8") == 0
 
 
 def test_the_shipped_moments_are_of_the_shipped_priors() -> None:
@@ -267,7 +320,10 @@ def test_the_shipped_moments_are_of_the_shipped_priors() -> None:
 
 def test_the_convex_column_is_the_runs_own_rule(job: Callable[..., int], tmp_path: Path) -> None:
     """Under even weights and no guidance it is the even column, which comes from the moments."""
-    assert job("scenes.count=1", "guidance=none", "weights.curve.scale=0.5", "weights.profile.depth=0") == 0
+    assert (
+        job("scenes.count=1", "guidance=none", "weights.curve.scale=0.5", "weights.profile.depth=0")
+        == 0
+    )
     with (tmp_path / "measured" / "calibrated.csv").open() as f:
         for row in csv.DictReader(f):
             assert float(row["convex"]) == pytest.approx(float(row["even"]), rel=1e-4, abs=1e-6)
@@ -278,7 +334,9 @@ def test_a_file_of_another_kind_is_refused(text: str | None, tmp_path: Path) -> 
     path = tmp_path / "file.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ValueError, match="composition.file=.*: not a file that `d2 calibrate` has written") as error:
+    with pytest.raises(
+        ValueError, match="composition.file=.*: not a file that `d2 calibrate` has written"
+    ) as error:
         bind({"_target_": "d2.rules.calibrated.fitted", "file": str(path)}, "composition")
     assert "\n" not in str(error.value)
 

@@ -29,8 +29,12 @@ V, F = 4, 3
 HIGH = float(table()[-1])
 RULES = Rules(
     renoise.none,
-    partial(weights.scheduled, curve=partial(weights.constant, scale=0.6), profile=weights.side_views),
-    partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.0)),
+    partial(
+        weights.scheduled, curve=partial(weights.constant, scale=0.6), profile=weights.side_views
+    ),
+    partial(
+        guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.0)
+    ),
     composition.linear(coefficients=composition.convex),
     solver.euler,
 )
@@ -51,11 +55,14 @@ def priors(levels: str = "table") -> Priors:
 
 def scene(cameras: Cameras | None = None, others: Known | None = None) -> Scene:
     clip = draw(0, "init", (F, 3, 2 * SIZE, 2 * SIZE)).sigmoid()
-    return Scene("small", 7, clip, clip[:, :1], spiral() if cameras is None else cameras, 7.0, others=others)
+    return Scene(
+        "small", 7, clip, clip[:, :1], spiral() if cameras is None else cameras, 7.0, others=others
+    )
 
 
 def by_hand(x: Tensor, sigmas: list[float], orbit: Tensor) -> Tensor:
-    """The joint sampling of `scene()` as a plain loop that shares no rule, cut, term or solver with the house."""
+    """The joint sampling of `scene()` as a plain loop that shares no rule, cut, term or solver with
+    the house."""
     given, clip = priors(), scene().pixels
     rig, table_ = rig_of(spiral()), table()
     row_term = video_term(orbit[None], clip, partial(draw, 7), given, SETTINGS)
@@ -86,11 +93,14 @@ def by_hand(x: Tensor, sigmas: list[float], orbit: Tensor) -> Tensor:
                         y[0], mask[0] = latents[f], 1.0
                         context = context + given.multiview.tower(pictures[f : f + 1])  # type: ignore[misc]
                     inside = torch.cat([y / math.sqrt(s**2 + 1), mask, told_rays], dim=1)
-                    net = given.multiview.unet(inside, torch.full((V,), float(k)), context, told_rays, num_cells=V)
+                    net = given.multiview.unet(
+                        inside, torch.full((V,), float(k)), context, told_rays, num_cells=V
+                    )
                     column[half] = y - s * net
                 guided = column["uncond"] + 2.0 * (column["cond"] - column["uncond"])
                 share = (1 - 0.4 * side).float()  # of columns
-                for v in range(1, V):  # the input's own cells are told, so columns say nothing of them
+                # the input's own cells are told, so columns say nothing of them
+                for v in range(1, V):
                     denoised[v, f] = (1 - share[v]) * row[v, f] + share[v] * guided[v]
         x = x + (down - sigma) * (x - denoised) / sigma
     return x
@@ -106,21 +116,29 @@ def test_rows_and_columns_of_any_cameras_are_composed_as_a_plain_loop_composes_t
         RULES,
         settings,
         orbits=orbit[None],
-        on_step=lambda state: shares.update({state.step.sigma: float(state.weights["multiview"].sum())}),
+        on_step=lambda state: shares.update(
+            {state.step.sigma: float(state.weights["multiview"].sum())}
+        ),
     )
     sigmas = karras_sigmas(settings.num_steps, sigma_min=0.01, sigma_max=700.0)
-    assert {sigma: share > 0 for sigma, share in shares.items()} == {s: 0.0246 < s < 84.92 for s in sigmas[:-1]}
+    assert {sigma: share > 0 for sigma, share in shares.items()} == {
+        s: 0.0246 < s < 84.92 for s in sigmas[:-1]
+    }
     x = draw(7, "init", (V, F, CHANNELS, SIZE, SIZE)) * math.sqrt(1 + 700.0**2)
     expected = by_hand(x, sigmas, orbit)
     assert sampled.matrix.latents is not None
-    torch.testing.assert_close(sampled.matrix.latents, expected, rtol=2e-4, atol=2e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        sampled.matrix.latents, expected, rtol=2e-4, atol=2e-4 * float(expected.abs().max())
+    )
 
 
 def test_columns_alone_are_sampled_at_the_levels_of_their_prior() -> None:
     seen: list[Step] = []
     alone = under_one_prior(RULES, "multiview")
     orbit = draw(3, "init", (1, V, 3, 2 * SIZE, 2 * SIZE)).sigmoid()
-    sampled = sample_scene(scene(), priors(), alone, SETTINGS, orbits=orbit, on_step=lambda s: seen.append(s.step))
+    sampled = sample_scene(
+        scene(), priors(), alone, SETTINGS, orbits=orbit, on_step=lambda s: seen.append(s.step)
+    )
     assert sampled.matrix.latents is not None and sampled.matrix.latents.isfinite().all()
     inside = [sigma for sigma in SETTINGS.sigmas[:-1] if 0.0246 < sigma < 84.92]
     assert [step.sigma for step in seen] == inside and seen[-1].sigma_next == 0
@@ -128,24 +146,35 @@ def test_columns_alone_are_sampled_at_the_levels_of_their_prior() -> None:
 
 
 def test_a_rule_that_asks_a_prior_outside_its_range_is_refused_with_the_way_out() -> None:
-    shared = RULES._replace(compose=composition.linear(coefficients=partial(composition.convex, uncond="multiview")))
+    shared = RULES._replace(
+        compose=composition.linear(coefficients=partial(composition.convex, uncond="multiview"))
+    )
     orbit = draw(3, "init", (1, V, 3, 2 * SIZE, 2 * SIZE)).sigmoid()
     with pytest.raises(
-        InputError, match=r"nothing at noise level 700.* from 0\.02465 to 84\.92: set sampler\.sigma_max=84\.9,"
+        InputError,
+        match=(
+            r"nothing at noise level 700.* from 0\.02465 to 84\.92: set sampler\.sigma_max=84\.9,"
+        ),
     ):
         sample_scene(scene(), priors(), shared, SETTINGS, orbits=orbit)
-    sample_scene(scene(), priors(), shared, replace(SETTINGS, sigma_max=84.9, sigma_min=0.03), orbits=orbit)
+    sample_scene(
+        scene(), priors(), shared, replace(SETTINGS, sigma_max=84.9, sigma_min=0.03), orbits=orbit
+    )
 
 
 def test_weights_of_the_silent_go_to_the_others_in_their_proportions() -> None:
     def term(name: str, high: float = math.inf, told: Tensor | None = None) -> Term:
         return Term(name, None, None, (0.0, high), told)  # type: ignore[arg-type]
 
-    fields = {name: torch.full((1, 2), share) for name, share in (("a", 0.5), ("b", 0.3), ("c", 0.2))}
+    fields = {
+        name: torch.full((1, 2), share) for name, share in (("a", 0.5), ("b", 0.3), ("c", 0.2))
+    }
     told = torch.tensor([[True, False]])
     terms = [term("a"), term("b", 10.0, told), term("c")]
     given = among_speakers(fields, terms, 5.0)
-    assert given["b"].tolist() == [[0, pytest.approx(0.3)]] and sum(given.values()).tolist() == [[1, 1]]  # type: ignore[union-attr]
+    assert given["b"].tolist() == [[0, pytest.approx(0.3)]] and sum(given.values()).tolist() == [
+        [1, 1]
+    ]  # type: ignore[union-attr]
     assert given["a"][0, 0] / given["c"][0, 0] == pytest.approx(2.5)
     above = among_speakers(fields, terms, 11.0)
     assert not above["b"].any() and above["a"].flatten().tolist() == pytest.approx([0.5 / 0.7] * 2)
@@ -159,28 +188,42 @@ def test_a_long_path_is_made_by_anchors_and_what_lies_between() -> None:
     given.multiview.unet.register_forward_pre_hook(lambda _, args: lengths.append(len(args[0])))
     orbit = make_orbit(scene().pixels[0], cameras, 7, given, RULES, replace(SETTINGS, num_steps=1))
     assert orbit.shape == (40, 3, 2 * SIZE, 2 * SIZE) and orbit.isfinite().all()
-    assert torch.equal(orbit[0], scene().pixels[0]) and len({view.sum().item() for view in orbit}) == 40
-    assert set(lengths) == {2 * 21} and len(lengths) > 2  # both halves of so many cells, in more than one pass
+    assert (
+        torch.equal(orbit[0], scene().pixels[0])
+        and len({view.sum().item() for view in orbit}) == 40
+    )
+    # both halves of so many cells, in more than one pass
+    assert set(lengths) == {2 * 21} and len(lengths) > 2
 
 
 def test_more_known_views_are_told_and_kept() -> None:
     others = Known((2,), draw(9, "init", (1, F, 3, 2 * SIZE, 2 * SIZE)).sigmoid())
     cells: list[Tensor] = []
     given = priors()
-    given.multiview.unet.register_forward_pre_hook(lambda _, args: cells.append(args[0][:, CHANNELS]))
+    given.multiview.unet.register_forward_pre_hook(
+        lambda _, args: cells.append(args[0][:, CHANNELS])
+    )
     settings = replace(SETTINGS, sigma_max=80.0, hold=("input_row",))
     sampled = sample_scene(scene(others=others), given, RULES, settings)
     assert torch.equal(sampled.orbits[0, 2], others.pixels[0, 0])
     joint = [mask for mask in cells if len(mask) == 2 * F * V]  # the others are the orbit's
     asked = [mask.amax(dim=(1, 2)).unflatten(0, (-1, V)).sum(dim=1).tolist() for mask in joint]
-    assert {count for batch in asked for count in batch} == {0.0, 2.0}  # nothing, or both known cells
+    # nothing, or both known cells
+    assert {count for batch in asked for count in batch} == {0.0, 2.0}
     assert sampled.matrix.latents is not None
     stage = given.first_stage
     for view, clip in ((0, scene().pixels), (2, others.pixels[0])):
-        torch.testing.assert_close(sampled.matrix.latents[view], stage.encode(clip * 2 - 1), atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputError, match=r"scenes\.views: 2 known views, and this multi-view prior is told one"):
+        torch.testing.assert_close(
+            sampled.matrix.latents[view], stage.encode(clip * 2 - 1), atol=1e-5, rtol=1e-5
+        )
+    with pytest.raises(
+        InputError, match=r"scenes\.views: 2 known views, and this multi-view prior is told one"
+    ):
         sample_scene(
-            scene(camera_ring(V), others), Priors(small_prior(1), small_prior(2), first_stage(3)), RULES, settings
+            scene(camera_ring(V), others),
+            Priors(small_prior(1), small_prior(2), first_stage(3)),
+            RULES,
+            settings,
         )
 
 
@@ -201,7 +244,9 @@ def test_a_level_snaps_to_its_nearest_entry_and_to_the_lower_of_two() -> None:
 
 def test_cameras_all_in_one_place_turn_and_have_rays() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
-    every = rays.pluecker(rays.normalised(poses, poses), torch.eye(3, dtype=torch.float64).expand(3, 3, 3), 2, 2)
+    every = rays.pluecker(
+        rays.normalised(poses, poses), torch.eye(3, dtype=torch.float64).expand(3, 3, 3), 2, 2
+    )
     assert every.isfinite().all() and not every[:, 3:].any()
 
 

@@ -1,4 +1,5 @@
-"""Laws of the tiny prior of any cameras: its data, a few steps of its training, and a job with it."""
+"""Laws of the tiny prior of any cameras: its data, a few steps of its training, and a job with
+it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def test_any_cameras_that_stand_on_the_ring_see_what_the_ring_sees() -> None:
     ring = camera_ring(3, 0.4)
     poses = rig_of(ring).poses
     ours = world4d.render_from(sphere, poses[:, :3, :3].mT, poses[:, :3, 3], 32)
-    for a, b in zip(ours, world4d.render(sphere, ring.azimuth_rad, ring.elevation_rad, 32), strict=True):
+    for a, b in zip(
+        ours, world4d.render(sphere, ring.azimuth_rad, ring.elevation_rad, 32), strict=True
+    ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
@@ -61,9 +64,21 @@ def test_it_trains_and_a_job_samples_with_it_along_any_path(
     weights = train(job, lambda step: [CSVLogger(tmp_path / "log")], [])
     assert weights.name == "tiny_camera.safetensors"
     prior = tiny.load_camera_prior(weights)
-    assert any(not torch.equal(p, start[name].half().float()) for name, p in prior.state_dict().items())
-    told = ["multiview=tiny_camera", f"multiview.checkpoint={weights}", "matrix.num_views=3", "matrix.num_frames=2"]
-    path = ["scenes=folder", f"scenes.path={picture}", "cameras.preset=spiral", "cameras.fov_deg=40"]
+    assert any(
+        not torch.equal(p, start[name].half().float()) for name, p in prior.state_dict().items()
+    )
+    told = [
+        "multiview=tiny_camera",
+        f"multiview.checkpoint={weights}",
+        "matrix.num_views=3",
+        "matrix.num_frames=2",
+    ]
+    path = [
+        "scenes=folder",
+        f"scenes.path={picture}",
+        "cameras.preset=spiral",
+        "cameras.fov_deg=40",
+    ]
     assert d2_sample(*told, *path, "sampler.num_steps=2") == 0
     matrix = load_file(tmp_path / "out" / "disc" / "matrix.safetensors")
     assert matrix["poses"].shape == (3, 4, 4) and matrix["pixels"].float().std() > 0

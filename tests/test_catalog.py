@@ -1,4 +1,5 @@
-"""`d2 checkpoints`: files are known by their headers, and a download arrives whole or not at all, without a network."""
+"""`d2 checkpoints`: files are known by their headers, and a download arrives whole or not at all,
+without a network."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def write_sparse(path: Path, shapes: Shapes, dtype: str = "F32") -> Path:
 
 
 def shapes_of(published: Published) -> Shapes:
-    """Of the official file: what the networks want, and one tensor of every group that is left out."""
+    """Of the official file: what the networks want, and one tensor of every group that is left
+    out."""
     sources, left_out = layout(published, folder=False)
     used = {sources[name].keys[0]: shape for name, shape in wanted(published).items()}
     return used | {part.prefix + "x": (3,) for part in left_out}
@@ -55,7 +57,7 @@ def write_published(folder: Path, name: str, dtype: str = "F32") -> Path:
     return write_sparse(folder / PUBLISHED[name].file, shapes_of(PUBLISHED[name]), dtype)
 
 
-# --- verify ----------------------------------------------------------------------------------------------------------
+# --- verify ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["svd_xt", "sv3d_u", "sv3d_p"])
@@ -81,7 +83,9 @@ def test_types_are_told_apart(tmp_path: Path) -> None:
     for dtype, size in (("F32", 9.1), ("BF16", 4.6), ("F16", 4.6)):
         lines = verify(write_published(tmp_path, "sv3d_p", dtype)).splitlines()
         assert lines[1].split() == ["type", dtype]
-        assert float(lines[2].split()[3]) == pytest.approx(size, rel=0.05) and lines[2].endswith("GB")
+        assert float(lines[2].split()[3]) == pytest.approx(size, rel=0.05) and lines[2].endswith(
+            "GB"
+        )
 
 
 def folder_shapes(published: Published) -> Shapes:
@@ -94,7 +98,11 @@ def folder_shapes(published: Published) -> Shapes:
             candidates = (shape, shape[:2], shape[::-1])
             shapes[keys[0]] = next(c for c in candidates if made_shape(make, c) == shape)
         elif keys[1].endswith("quant_conv.weight"):
-            shapes |= {keys[0]: shape, "vae/quant_conv.weight": (8, 8, 1, 1), "vae/quant_conv.bias": (8,)}
+            shapes |= {
+                keys[0]: shape,
+                "vae/quant_conv.weight": (8, 8, 1, 1),
+                "vae/quant_conv.bias": (8,),
+            }
         else:
             shapes |= {key: (shape[0] // 3, *shape[1:]) for key in keys}
     return shapes
@@ -108,12 +116,19 @@ def made_shape(make: Callable[..., torch.Tensor], shape: tuple[int, ...]) -> tup
 
 
 @pytest.mark.parametrize(
-    ("length", "said"), [(14, "svd, a video prior"), (25, "svd_xt, a video prior"), (None, "svd or svd_xt")]
+    ("length", "said"),
+    [(14, "svd, a video prior"), (25, "svd_xt, a video prior"), (None, "svd or svd_xt")],
 )
-def test_a_folder_in_diffusers_layout_is_known_by_its_length(length: int | None, said: str, tmp_path: Path) -> None:
+def test_a_folder_in_diffusers_layout_is_known_by_its_length(
+    length: int | None, said: str, tmp_path: Path
+) -> None:
     shapes = folder_shapes(PUBLISHED["svd"])
     for folder, stem in diffusers_layout.FOLDERS.items():
-        own = {key.removeprefix(f"{folder}/"): shape for key, shape in shapes.items() if key.startswith(f"{folder}/")}
+        own = {
+            key.removeprefix(f"{folder}/"): shape
+            for key, shape in shapes.items()
+            if key.startswith(f"{folder}/")
+        }
         write_sparse(tmp_path / folder / f"{stem}.fp16.safetensors", own, "F16")
     if length is not None:
         (tmp_path / "unet" / "config.json").write_text(json.dumps({"num_frames": length}))
@@ -127,10 +142,16 @@ def test_a_folder_in_diffusers_layout_is_known_by_its_length(length: int | None,
 def test_a_network_in_shards_is_read_through_its_index(index: str, tmp_path: Path) -> None:
     shapes, places = folder_shapes(PUBLISHED["svd"]), {}
     for folder, stem in diffusers_layout.FOLDERS.items():
-        own = {key.removeprefix(f"{folder}/"): shape for key, shape in shapes.items() if key.startswith(f"{folder}/")}
+        own = {
+            key.removeprefix(f"{folder}/"): shape
+            for key, shape in shapes.items()
+            if key.startswith(f"{folder}/")
+        }
         parts = {f"{stem}.safetensors": list(own)}
         if folder == "unet":
-            parts = {f"{stem}-0000{part + 1}-of-00002.safetensors": list(own)[part::2] for part in (0, 1)}
+            parts = {
+                f"{stem}-0000{part + 1}-of-00002.safetensors": list(own)[part::2] for part in (0, 1)
+            }
             places = {key: file for file, keys in parts.items() for key in keys}
         for file, keys in parts.items():
             write_sparse(tmp_path / folder / file, {key: own[key] for key in keys}, "F16")
@@ -140,12 +161,18 @@ def test_a_network_in_shards_is_read_through_its_index(index: str, tmp_path: Pat
 
     shard = tmp_path / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors"
     key = next(key for key, file in places.items() if file == shard.name)
-    written.write_text(json.dumps({"weight_map": places | {key: shard.name.replace("00002-", "00001-")}}))
-    with pytest.raises(ValueError, match=f"{key} is not in .*-00001-of-00002.safetensors; fetch both again$"):
+    written.write_text(
+        json.dumps({"weight_map": places | {key: shard.name.replace("00002-", "00001-")}})
+    )
+    with pytest.raises(
+        ValueError, match=f"{key} is not in .*-00001-of-00002.safetensors; fetch both again$"
+    ):
         verify(tmp_path)
     written.write_text(json.dumps({"weight_map": places}))
     shard.unlink()
-    with pytest.raises(ValueError, match=rf"of its 2 shards {shard.name} is not there; fetch it again$"):
+    with pytest.raises(
+        ValueError, match=rf"of its 2 shards {shard.name} is not there; fetch it again$"
+    ):
         verify(tmp_path)
     written.write_text("{}")
     with pytest.raises(ValueError, match="not an index of shards; fetch it again$"):
@@ -161,7 +188,10 @@ def test_a_shipped_file_is_known_and_a_changed_one_refused(kind: str, tmp_path: 
     assert lines[1].split() == ["type", "F16"] and lines[2].split()[1] == str(len(state))
     facts = {"format": "d2-tiny-1", "kind": kind}
     first = min(state)
-    for changed in ({k: v for k, v in state.items() if k != first}, state | {first: torch.zeros(7)}):
+    for changed in (
+        {k: v for k, v in state.items() if k != first},
+        state | {first: torch.zeros(7)},
+    ):
         save_file(changed, tmp_path / "changed.safetensors", facts)
         with pytest.raises(ValueError, match=rf"^[^\n]*changed\.safetensors: {first} is [^\n]*$"):
             verify(tmp_path / "changed.safetensors")
@@ -170,14 +200,20 @@ def test_a_shipped_file_is_known_and_a_changed_one_refused(kind: str, tmp_path: 
 def test_a_network_of_cells_is_known(tmp_path: Path) -> None:
     state = {name: tensor.half() for name, tensor in Prior(tiny.CELL).state_dict().items()}
     save_file(state, tmp_path / "cell.safetensors", {"format": tiny.FORMAT, "kind": "cell"})
-    assert verify(tmp_path / "cell.safetensors").splitlines()[0].endswith("single cells, which has seen 4D pairs")
+    assert (
+        verify(tmp_path / "cell.safetensors")
+        .splitlines()[0]
+        .endswith("single cells, which has seen 4D pairs")
+    )
 
 
 def test_a_file_that_fits_nothing_is_compared_with_the_nearest(tmp_path: Path) -> None:
     shapes = shapes_of(PUBLISHED["sv3d_p"])
     key = "model.diffusion_model.out.2.bias"
     write_sparse(tmp_path / "odd.safetensors", shapes | {key: (5,)})
-    with pytest.raises(ValueError, match=rf"^[^\n]*odd\.safetensors: not sv3d_p: {key} [^\n]*; get [^\n]*$"):
+    with pytest.raises(
+        ValueError, match=rf"^[^\n]*odd\.safetensors: not sv3d_p: {key} [^\n]*; get [^\n]*$"
+    ):
         verify(tmp_path / "odd.safetensors")
 
 
@@ -194,7 +230,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere")
 
 
-# --- list ------------------------------------------------------------------------------------------------------------
+# --- list -----------------------------------------------------------------------------------------
 
 
 def test_the_list_says_what_is_there(tmp_path: Path) -> None:
@@ -204,17 +240,22 @@ def test_the_list_says_what_is_there(tmp_path: Path) -> None:
         file.truncate(10_000_000)
     title, head, *lines = list_checkpoints(tmp_path).splitlines()
     assert str(tmp_path) in title
-    starts = [head.index(word) for word in ("name", "for", "file", "size", "there", "from", "licence")]
+    starts = [
+        head.index(word) for word in ("name", "for", "file", "size", "there", "from", "licence")
+    ]
     rows = {line.split()[0]: line for line in lines}
     there = {name: line[starts[4] : starts[5]].strip() for name, line in rows.items()}
     tiers = dict.fromkeys(["tiny_autoencoder", "tiny_video", "tiny_multiview", *PUBLISHED], "no")
     assert there == tiers | {"tiny_video": "yes", "svd_xt": "yes", "sv3d_p": "damaged"}
     for name, published in PUBLISHED.items():
         assert f"{published.kind}={name} " in rows[name]
-        assert all(fact in rows[name] for fact in (published.file, published.repository, published.licence, " GB"))
+        assert all(
+            fact in rows[name]
+            for fact in (published.file, published.repository, published.licence, " GB")
+        )
 
 
-# --- download --------------------------------------------------------------------------------------------------------
+# --- download -------------------------------------------------------------------------------------
 
 
 class Hub(NamedTuple):
@@ -248,7 +289,9 @@ def raising(error: BaseException) -> Callable[[Path], None]:
     return make
 
 
-def test_a_download_is_checked_then_put_in_its_place(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_checked_then_put_in_its_place(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "checkpoints"
 
     def make(path: Path) -> None:
@@ -276,8 +319,12 @@ def test_a_damaged_file_is_replaced_and_another_model_s_is_not(
     assert len(hub.asked) == 1
 
 
-def test_what_does_not_fit_never_arrives(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.install(monkeypatch, lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"))
+def test_what_does_not_fit_never_arrives(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.install(
+        monkeypatch, lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    )
     with pytest.raises(ValueError, match=r"^[^\n]*Git LFS pointer[^\n]*$"):
         download("svd_xt", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -306,12 +353,22 @@ def errors() -> list[tuple[str, Callable[[], BaseException], str]]:
         ("switched off", lambda: unlocated(kinds.OfflineModeIsEnabled("offline")), away),
         ("no connection", lambda: unlocated(ConnectionRefusedError("no route")), away),
         ("broken off", lambda: TimeoutError("read timed out"), away),
-        ("fault of the hub", lambda: unlocated(answered("HfHubHTTPError", 503)), r"could not be fetched [^\n]*later"),
-        ("disk full", lambda: OSError(errno.ENOSPC, "No space left on device"), r"is full; make room[^\n]*"),
+        (
+            "fault of the hub",
+            lambda: unlocated(answered("HfHubHTTPError", 503)),
+            r"could not be fetched [^\n]*later",
+        ),
+        (
+            "disk full",
+            lambda: OSError(errno.ENOSPC, "No space left on device"),
+            r"is full; make room[^\n]*",
+        ),
     ]
 
 
-def test_every_refusal_of_the_hub_is_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_refusal_of_the_hub_is_one_line(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, error, said in errors():
         hub.install(monkeypatch, raising(error()))
         with pytest.raises(ValueError, match=rf"^svd_xt: [^\n]*{said}$"):
@@ -320,19 +377,29 @@ def test_every_refusal_of_the_hub_is_one_line(hub: Hub, tmp_path: Path, monkeypa
         assert [*tmp_path.rglob("*.incomplete")], name  # to be resumed
 
 
-def test_refusals_before_the_hub_is_asked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_before_the_hub_is_asked(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.install(monkeypatch, raising(AssertionError("asked")))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=9_000_000_000))
     with pytest.raises(
-        ValueError, match=r"^svd: 9\.56 GB do not fit into [^\n]*where 9\.00 GB are free; make room[^\n]*$"
+        ValueError,
+        match=r"^svd: 9\.56 GB do not fit into [^\n]*where 9\.00 GB are free; make room[^\n]*$",
     ):
         download("svd", tmp_path)
-    for name, said in (("sdxl", "choose svd or svd_xt"), ("tiny_video", "the tiny files ship with d2")):
-        with pytest.raises(ValueError, match=rf"^{name}: no such checkpoint to fetch; [^\n]*{said}[^\n]*$"):
+    for name, said in (
+        ("sdxl", "choose svd or svd_xt"),
+        ("tiny_video", "the tiny files ship with d2"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: no such checkpoint to fetch; [^\n]*{said}[^\n]*$"
+        ):
             download(name, tmp_path)
 
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^[^\n]*file/sub: cannot be made \([^\n]*\); name another folder$"):
+    with pytest.raises(
+        ValueError, match=r"^[^\n]*file/sub: cannot be made \([^\n]*\); name another folder$"
+    ):
         download("svd", tmp_path / "file" / "sub")
 
     def missing(name: str) -> Any:
@@ -340,7 +407,10 @@ def test_refusals_before_the_hub_is_asked(hub: Hub, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(catalog, "import_module", missing)
     with pytest.raises(
-        ValueError, match=r"^svd_xt: huggingface_hub is not installed; in the clone, pip install -e '\.\[hub\]'$"
+        ValueError,
+        match=(
+            r"^svd_xt: huggingface_hub is not installed; in the clone, pip install -e '\.\[hub\]'$"
+        ),
     ):
         download("svd_xt", tmp_path)
     assert hub.asked == []

@@ -45,7 +45,9 @@ def small(name: str) -> Published:
     if not (FOLDER / f"{ENGINES[name]}.json").is_file():
         pytest.skip(f"no engine {ENGINES[name]} in {FOLDER}; set D2_PARITY_DIR")
     engine = load_engine(FOLDER, ENGINES[name])
-    stage = FirstStageConfig(official.first_stage_config(engine["config"]["params"]["first_stage_config"]))
+    stage = FirstStageConfig(
+        official.first_stage_config(engine["config"]["params"]["first_stage_config"])
+    )
     return replace(PUBLISHED[name], prior=official.prior_config(engine), first_stage=stage)
 
 
@@ -87,13 +89,16 @@ def refusal(path: Path, published: Published | None = None) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-# ------------------------------------------------------------------------------------------------ what is loaded
+# ----------------------------------------------------------------------------------- what is loaded
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_official_file_gives_the_networks_of_the_goldens(name: str) -> None:
     loaded = load_published(FOLDER / f"{ENGINES[name]}.safetensors", small(name), **F32)
-    prior, stage = load_prior(FOLDER, ENGINES[name]), load_first_stage(FOLDER, ENGINES[name], 0.18215)
+    prior, stage = (
+        load_prior(FOLDER, ENGINES[name]),
+        load_first_stage(FOLDER, ENGINES[name], 0.18215),
+    )
     theirs = state_of(Loaded(prior, stage))
     ours = state_of(loaded)
     assert ours.keys() == theirs.keys()
@@ -108,19 +113,24 @@ def test_weights_are_cast_once_from_what_is_stored(
     svd: Published, tmp_path: Path, stored: torch.dtype, dtype: torch.dtype
 ) -> None:
     weights = {key: tensor.to(stored) for key, tensor in weights_of(svd).items()}
-    loaded = state_of(load_published(saved(weights, tmp_path / "x.safetensors"), svd, dtype=dtype, device="cpu"))
+    loaded = state_of(
+        load_published(saved(weights, tmp_path / "x.safetensors"), svd, dtype=dtype, device="cpu")
+    )
     sources, _ = layout(svd, folder=False)
     for name in wanted(svd):
         (key,) = sources[name].keys
         wide = dtype == torch.float16 and name.startswith(AUTOENCODERS)  # they overflow in float16
         own = torch.float32 if wide else dtype
         assert loaded[name].dtype == own and torch.equal(loaded[name], weights[key].to(own))
-    assert loaded["first_stage.scale"].dtype == torch.float32  # a rounded scale would shift every latent
+    # a rounded scale would shift every latent
+    assert loaded["first_stage.scale"].dtype == torch.float32
     assert loaded["first_stage.scale"].tolist() == pytest.approx([0.18215] * 4)
 
 
 def test_networks_own_their_memory(svd: Published, tmp_path: Path) -> None:
-    path = saved({key: tensor.float() for key, tensor in weights_of(svd).items()}, tmp_path / "x.safetensors")
+    path = saved(
+        {key: tensor.float() for key, tensor in weights_of(svd).items()}, tmp_path / "x.safetensors"
+    )
     loaded = load_published(path, svd, **F32)
     before = {name: tensor.clone() for name, tensor in state_of(loaded).items()}
     with path.open("r+b") as file:
@@ -129,7 +139,9 @@ def test_networks_own_their_memory(svd: Published, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(loaded).items())
 
 
-def test_memory_holds_one_mapped_tensor_at_a_time(svd: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_one_mapped_tensor_at_a_time(
+    svd: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alive, most = 0, 0
 
     class Pages(tensor_file.mmap.mmap):
@@ -148,10 +160,12 @@ def test_memory_holds_one_mapped_tensor_at_a_time(svd: Published, monkeypatch: p
     assert (alive, most) == (0, 1)
 
 
-# ------------------------------------------------------------------------------------------------ what is shared
+# ----------------------------------------------------------------------------------- what is shared
 
 
-def test_a_pair_shares_what_is_equal_and_nothing_else(svd: Published, sv3d: Published, tmp_path: Path) -> None:
+def test_a_pair_shares_what_is_equal_and_nothing_else(
+    svd: Published, sv3d: Published, tmp_path: Path
+) -> None:
     weights, of_sv3d = weights_of(svd), weights_of(sv3d)
     tower = svd.sources["prior.tower."]
     of_sv3d |= {key: tensor for key, tensor in weights.items() if key.startswith(tower)}
@@ -159,7 +173,10 @@ def test_a_pair_shares_what_is_equal_and_nothing_else(svd: Published, sv3d: Publ
     video = load_published(FOLDER / "tiny_svd.safetensors", svd, **F32)
     multiview = load_published(path, sv3d, **F32, like=video)
     assert multiview.prior.tower is video.prior.tower
-    assert multiview.prior.encoder is not video.prior.encoder and multiview.prior.unet is not video.prior.unet
+    assert (
+        multiview.prior.encoder is not video.prior.encoder
+        and multiview.prior.unet is not video.prior.unet
+    )
     alone = state_of(load_published(path, sv3d, **F32))
     assert all(torch.equal(tensor, alone[name]) for name, tensor in state_of(multiview).items())
 
@@ -174,17 +191,23 @@ def test_one_other_number_and_the_tower_is_not_shared(svd: Published, tmp_path: 
     assert second.prior.tower is not first.prior.tower
     biases = [prior.tower.get_parameter("ln_post.bias") for prior in (first.prior, second.prior)]
     assert biases[0][3] != biases[1][3]
-    assert second.prior.tower.conv1.weight is first.prior.tower.conv1.weight  # no second copy of the rest
+    # no second copy of the rest
+    assert second.prior.tower.conv1.weight is first.prior.tower.conv1.weight
     assert second.prior.encoder is first.prior.encoder
 
 
 def test_a_prior_of_any_cameras_takes_tower_and_decoder_from_the_video_priors_file(
     svd: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = CameraPriorConfig(replace(UNET, context_dim=svd.prior.tower.embed_dim), svd.prior.tower, "table")
+    config = CameraPriorConfig(
+        replace(UNET, context_dim=svd.prior.tower.embed_dim), svd.prior.tower, "table"
+    )
     seva = replace(PUBLISHED["seva"], prior=config)
     monkeypatch.setitem(checkpoint.PUBLISHED, "seva", seva)
-    weights = {name: torch.randn(shape).half() for name, shape in shapes_of(CameraUNet(config.unet)).items()}
+    weights = {
+        name: torch.randn(shape).half()
+        for name, shape in shapes_of(CameraUNet(config.unet)).items()
+    }
     files = FOLDER / "tiny_svd.safetensors", saved(weights, tmp_path / "seva.safetensors")
     first, second = load_pair((svd, files[0]), (seva, files[1]), **F32)
     assert second.prior.tower is first.prior.tower
@@ -192,10 +215,14 @@ def test_a_prior_of_any_cameras_takes_tower_and_decoder_from_the_video_priors_fi
     of_images, prefix = weights_of(svd), svd.sources["prior.encoder."]
     state = second.first_stage.autoencoder.state_dict()
     assert {name.partition(".")[0] for name in state} == {"decoder", "post_quant_conv"}
-    assert all(torch.equal(tensor, of_images[prefix + name].float()) for name, tensor in state.items())
+    assert all(
+        torch.equal(tensor, of_images[prefix + name].float()) for name, tensor in state.items()
+    )
     assert second.first_stage.scale.tolist() == first.first_stage.scale.tolist()
     key = "out.2.bias"
-    bad = saved({name: w for name, w in weights.items() if name != key}, tmp_path / "bad.safetensors")
+    bad = saved(
+        {name: w for name, w in weights.items() if name != key}, tmp_path / "bad.safetensors"
+    )
     said = rf"^[^\n]*bad.safetensors: not seva: {key} is missing; get seva.safetensors[^\n]*$"
     with pytest.raises(ValueError, match=said):
         load_pair((svd, files[0]), (seva, bad), **F32)
@@ -216,12 +243,25 @@ def test_what_is_shared_moves_together(svd: Published) -> None:
 
 
 @pytest.mark.parametrize("random", [False, True])
-def test_load_pair_shares_as_loading_one_after_the_other(svd: Published, sv3d: Published, random: bool) -> None:
-    files = ["random"] * 2 if random else [FOLDER / f"{ENGINES[p.name]}.safetensors" for p in (svd, sv3d)]
+def test_load_pair_shares_as_loading_one_after_the_other(
+    svd: Published, sv3d: Published, random: bool
+) -> None:
+    files = (
+        ["random"] * 2
+        if random
+        else [FOLDER / f"{ENGINES[p.name]}.safetensors" for p in (svd, sv3d)]
+    )
     video, multiview = load_pair((svd, files[0]), (sv3d, files[1]), **F32)
-    assert (multiview.prior.tower is video.prior.tower) == random  # the engines have towers of their own
-    own = random_published(sv3d, seed=0, **F32) if random else load_published(Path(files[1]), sv3d, **F32)
-    assert all(torch.equal(tensor, state_of(multiview)[name]) for name, tensor in state_of(own).items())
+    # the engines have towers of their own
+    assert (multiview.prior.tower is video.prior.tower) == random
+    own = (
+        random_published(sv3d, seed=0, **F32)
+        if random
+        else load_published(Path(files[1]), sv3d, **F32)
+    )
+    assert all(
+        torch.equal(tensor, state_of(multiview)[name]) for name, tensor in state_of(own).items()
+    )
 
 
 def test_a_pair_with_a_bad_second_file_reads_no_weights(
@@ -243,7 +283,7 @@ def test_a_fingerprint_is_the_hash_of_the_bytes(tmp_path: Path) -> None:
     assert len(whole) == 12 and fingerprint(tmp_path) != whole
 
 
-# ------------------------------------------------------------------------------------------------ random weights
+# ----------------------------------------------------------------------------------- random weights
 
 
 def test_random_weights_depend_on_seed_and_name_alone(svd: Published, sv3d: Published) -> None:
@@ -259,7 +299,10 @@ def test_random_weights_depend_on_seed_and_name_alone(svd: Published, sv3d: Publ
 def test_a_random_pair_shares_tower_and_encoder_alone(svd: Published, sv3d: Published) -> None:
     video = random_published(svd, seed=0, **F32)
     multiview = random_published(sv3d, seed=0, **F32, like=video)
-    assert multiview.prior.tower is video.prior.tower and multiview.prior.encoder is video.prior.encoder
+    assert (
+        multiview.prior.tower is video.prior.tower
+        and multiview.prior.encoder is video.prior.encoder
+    )
     unets = (dict(loaded.prior.unet.named_parameters()) for loaded in (video, multiview))
     assert not {id(p) for p in next(unets).values()} & {id(p) for p in next(unets).values()}
 
@@ -275,7 +318,7 @@ def test_random_networks_give_finite_numbers_of_sensible_size(svd: Published) ->
     assert 0.1 < stage.decode(denoised[0], num_frames=3).std() < 100
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def test_a_missing_file(tmp_path: Path, svd: Published) -> None:
@@ -285,24 +328,54 @@ def test_a_missing_file(tmp_path: Path, svd: Published) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.safetensors", b"<!doctype html><title>Log in</title>", "not a safetensors file; give the .safetensors"),
-        ("x.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer in the place"),
-        ("x.ckpt", b"anything but a header", "a pickle, which can run code and is never loaded; give the .safetensors"),
+        (
+            "x.safetensors",
+            b"<!doctype html><title>Log in</title>",
+            "not a safetensors file; give the .safetensors",
+        ),
+        (
+            "x.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "a Git LFS pointer in the place",
+        ),
+        (
+            "x.ckpt",
+            b"anything but a header",
+            "a pickle, which can run code and is never loaded; give the .safetensors",
+        ),
         ("x.safetensors", b"", "half a download: its 0 bytes end before the tensors"),
-        ("x.safetensors", (900).to_bytes(8, "little") + b'{"a": ', "half a download: its 14 bytes end before"),
-        ("x.safetensors", (4).to_bytes(8, "little") + b"[1,]", "not a safetensors file, its header is no table"),
-        ("x.safetensors", (7).to_bytes(8, "little") + b'{"a":1}', "not a safetensors file, its header is no table"),
+        (
+            "x.safetensors",
+            (900).to_bytes(8, "little") + b'{"a": ',
+            "half a download: its 14 bytes end before",
+        ),
+        (
+            "x.safetensors",
+            (4).to_bytes(8, "little") + b"[1,]",
+            "not a safetensors file, its header is no table",
+        ),
+        (
+            "x.safetensors",
+            (7).to_bytes(8, "little") + b'{"a":1}',
+            "not a safetensors file, its header is no table",
+        ),
     ],
 )
-def test_a_file_that_is_no_checkpoint(tmp_path: Path, svd: Published, name: str, content: bytes, said: str) -> None:
+def test_a_file_that_is_no_checkpoint(
+    tmp_path: Path, svd: Published, name: str, content: bytes, said: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     assert refusal(tmp_path / name, svd).startswith(said)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_by_another_name(tmp_path: Path, svd: Published, legacy: bool) -> None:
-    torch.save({"a": torch.zeros(3)}, tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
-    assert refusal(tmp_path / "x.safetensors", svd).startswith("a pickle, which can run code and is never loaded")
+    torch.save(
+        {"a": torch.zeros(3)}, tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy
+    )
+    assert refusal(tmp_path / "x.safetensors", svd).startswith(
+        "a pickle, which can run code and is never loaded"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.5, 0.9999])
@@ -327,18 +400,24 @@ def test_an_fp8_file(tmp_path: Path, svd: Published, dtype: torch.dtype) -> None
 def test_offsets_that_disagree_with_the_shape(tmp_path: Path, svd: Published) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    assert refusal(tmp_path / "x.safetensors", svd).startswith("damaged: a has not the bytes of its shape (3,)")
+    assert refusal(tmp_path / "x.safetensors", svd).startswith(
+        "damaged: a has not the bytes of its shape (3,)"
+    )
 
 
 def test_sv3d_as_the_video_prior(svd: Published, sv3d: Published) -> None:
     path = FOLDER / "tiny_sv3d_p.safetensors"
-    assert refusal(path, svd).startswith("not svd_xt but sv3d_p, a multi-view prior; give it as multiview.checkpoint (")
+    assert refusal(path, svd).startswith(
+        "not svd_xt but sv3d_p, a multi-view prior; give it as multiview.checkpoint ("
+    )
 
 
 def test_a_file_of_other_sizes() -> None:
     small("svd_xt")  # skips where the engine is not at hand
     said = refusal(FOLDER / "tiny_svd.safetensors", PUBLISHED["svd_xt"])
-    assert said.startswith("not svd_xt: model.diffusion_model.time_embed.0.weight makes (128, 32), wanted (1280, 320)")
+    assert said.startswith(
+        "not svd_xt: model.diffusion_model.time_embed.0.weight makes (128, 32), wanted (1280, 320)"
+    )
 
 
 def test_shapes_are_checked_before_a_weight_is_read(

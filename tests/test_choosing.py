@@ -40,7 +40,11 @@ def ask(x: Tensor, sigma: float, uncond: bool) -> dict[str, Prediction]:
     for term in TERMS:
         states: list[Any] = []
         sample(
-            x, [Step(0, 1, 0, 1, sigma, 0.0)], [term], weight=1.0 * (term.name == "multiview"), on_step=states.append
+            x,
+            [Step(0, 1, 0, 1, sigma, 0.0)],
+            [term],
+            weight=1.0 * (term.name == "multiview"),
+            on_step=states.append,
         )
         said[term.name] = Prediction(states[0].denoised, states[0].denoised)
     return said
@@ -65,7 +69,9 @@ def chosen(how: Choosing, plan: list[Step]) -> Chosen:
 
         return under
 
-    return choose(how, start, of, plan, lambda trace: lambda state: None, JUDGE, straight, partial(uniform, 3))
+    return choose(
+        how, start, of, plan, lambda trace: lambda state: None, JUDGE, straight, partial(uniform, 3)
+    )
 
 
 SCORES = [choosing.agreement, choosing.lift, choosing.smoothness, choosing.neighbours]
@@ -76,7 +82,8 @@ def test_the_best_of_k_is_never_worse_in_its_own_score(score: Any) -> None:
     plan = renoise.none(SIGMAS)
     ends = [chosen(Choosing(k, score, (), 1.0), plan) for k in (1, 2, 4)]
     best = [max(end.scores) for end in ends]
-    assert best == sorted(best) and ends[2].scores[:2] == ends[1].scores  # the same particles, and two more
+    # the same particles, and two more
+    assert best == sorted(best) and ends[2].scores[:2] == ends[1].scores
     assert score(ends[2].latents, JUDGE) == best[2]
     alone = sample(initial_x(draw(0, "init", (V, F, 16, 1, 1)).double(), SIGMAS[0]), plan, TERMS)
     assert torch.equal(ends[0].latents, alone)  # one particle is the sample that there is without
@@ -84,22 +91,30 @@ def test_the_best_of_k_is_never_worse_in_its_own_score(score: Any) -> None:
 
 def test_scores_see_what_they_are_named_after() -> None:
     """Of the world's own matrices and of noise in their place, and of a view that jumps."""
-    truth = analytic.draw_truth(WORLD, draw(4, "init", (V * F, 16)), torch.zeros(16)).reshape(V, F, 16, 1, 1)
+    truth = analytic.draw_truth(WORLD, draw(4, "init", (V * F, 16)), torch.zeros(16)).reshape(
+        V, F, 16, 1, 1
+    )
     wrong = 2 * draw(5, "init", (V, F, 16, 1, 1)).double()
     assert choosing.agreement(truth, JUDGE) > choosing.agreement(wrong, JUDGE)
     assert choosing.smoothness(truth, JUDGE) <= 0
     smooth = torch.ones(V, F, 16, 1, 1).double()
     jumping = smooth.clone()
     jumping[1] *= -1
-    assert choosing.neighbours(smooth, JUDGE) == pytest.approx(1) and choosing.neighbours(jumping, JUDGE) < 0
+    assert (
+        choosing.neighbours(smooth, JUDGE) == pytest.approx(1)
+        and choosing.neighbours(jumping, JUDGE) < 0
+    )
 
 
 def test_the_lift_is_the_lesser_condition_s() -> None:
-    """A half that says x itself gains all of the other's error; one that says what the other does gains nothing."""
+    """A half that says x itself gains all of the other's error; one that says what the other does
+    gains nothing."""
     x = torch.ones(V, F, 16, 1, 1)
     told, nothing = Prediction(0 * x, x), Prediction(0 * x, 0 * x)
     for rows, columns, expected in ((told, told, 1.0), (told, nothing, 0.0), (nothing, told, 0.0)):
-        judge = JUDGE._replace(ask=lambda x, sigma, uncond, r=rows, c=columns: {"video": r, "multiview": c})
+        judge = JUDGE._replace(
+            ask=lambda x, sigma, uncond, r=rows, c=columns: {"video": r, "multiview": c}
+        )
         assert choosing.lift(x, judge, sigmas=(1.0,)) == pytest.approx(expected)
 
 
@@ -113,10 +128,15 @@ def test_systematic_resampling_keeps_every_share(number: float) -> None:
 
 def test_systematic_resampling_is_unbiased_and_follows_scores() -> None:
     share = shares(torch.tensor([0.0, 1.0, 3.0]), 1.0)
-    mean = sum(torch.tensor(systematic(share, i / 500)).bincount(minlength=3) for i in range(500)) / 500
+    mean = (
+        sum(torch.tensor(systematic(share, i / 500)).bincount(minlength=3) for i in range(500))
+        / 500
+    )
     torch.testing.assert_close(torch.as_tensor(mean).double(), 3 * share, atol=5e-3, rtol=0)
     assert share[0] < share[1] < share[2]
-    assert torch.equal(shares(torch.tensor([2.0, 2.0]), 5.0), torch.full((2,), 0.5, dtype=torch.float64))
+    assert torch.equal(
+        shares(torch.tensor([2.0, 2.0]), 5.0), torch.full((2,), 0.5, dtype=torch.float64)
+    )
     numbers = [uniform(seed, 2) for seed in range(200)]
     assert all(0 <= n < 1 for n in numbers) and abs(sum(numbers) / 200 - 0.5) < 0.06
 
@@ -126,8 +146,12 @@ def test_resampled_copies_part_and_are_the_same_again() -> None:
     how = Choosing(4, choosing.agreement, (5.0, 0.5), 2.0)
     one, other = chosen(how, plan), chosen(how, plan)
     assert one.scores == other.scores and torch.equal(one.latents, other.latents)
-    assert len(set(one.scores)) == 4 and cuts(plan, how.levels) == sorted(cuts(plan, how.levels)) != []
-    with pytest.raises(InputError, match=r"choosing.levels=\[5.0\]: the plan adds no noise below 5"):
+    assert (
+        len(set(one.scores)) == 4 and cuts(plan, how.levels) == sorted(cuts(plan, how.levels)) != []
+    )
+    with pytest.raises(
+        InputError, match=r"choosing.levels=\[5.0\]: the plan adds no noise below 5"
+    ):
         cuts(renoise.none(SIGMAS), (5.0,))
 
 
@@ -145,14 +169,23 @@ def test_a_scene_costs_as_much_as_its_particles_and_their_scores() -> None:
 
     assert cell_evaluations(workload, cast, settings) == 2 * steps * cells
     plain, both = 3 * 2 * steps * cells, 2 * 2 * cells  # both halves of both terms
-    assert [cost(score) - plain for score in SCORES] == [3 * both // 2, 3 * 3 * both, 3 * 5 * 2 * cells, 0]
+    assert [cost(score) - plain for score in SCORES] == [
+        3 * both // 2,
+        3 * 3 * both,
+        3 * 5 * 2 * cells,
+        0,
+    ]
 
 
 def test_the_command_chooses(d2_sample: Callable[..., int], tmp_path: Path) -> None:
     """With one particle no bit changes; with two every score of conf/choosing has its say."""
     found = []
     scores = ("agreement", "lift", "neighbours", "smoothness")
-    for words in (["particles=1", "choosing=lift"], [], *(["particles=2", f"choosing={score}"] for score in scores)):
+    for words in (
+        ["particles=1", "choosing=lift"],
+        [],
+        *(["particles=2", f"choosing={score}"] for score in scores),
+    ):
         assert d2_sample("guidance=none", *words) == 0
         (file,) = (tmp_path / "out").glob("*/matrix.safetensors")
         found.append(read_matrix(file.parent).pixels)

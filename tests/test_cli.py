@@ -1,4 +1,5 @@
-"""What a user can mend is refused with exit code 2 and one line on stderr, before anything is written."""
+"""What a user can mend is refused with exit code 2 and one line on stderr, before anything is
+written."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def clip(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refused(d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(
+    d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Runs `d2 sample` with overrides that must be refused; returns what was said."""
 
     def run(*overrides: str) -> str:
@@ -66,7 +69,7 @@ def said(capfd: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-# --- the user's frames -----------------------------------------------------------------------------------------------
+# --- the user's frames ----------------------------------------------------------------------------
 
 
 def remove_all(clip: Path) -> None:
@@ -105,7 +108,9 @@ def all_transparent(clip: Path) -> None:
     ],
     ids=["empty", "missing", "gap", "too-few", "mixed-sizes", "truncated", "text", "transparent"],
 )
-def test_a_bad_clip_is_refused(spoil: Break, says: str, clip: Path, refused: Callable[..., str]) -> None:
+def test_a_bad_clip_is_refused(
+    spoil: Break, says: str, clip: Path, refused: Callable[..., str]
+) -> None:
     spoil(clip)
     line = refused("scenes=folder", f"scenes.path={clip}")
     assert says in line and str(clip) in line
@@ -116,7 +121,9 @@ def test_the_same_clip_unspoilt_is_taken(clip: Path, d2_sample: Run) -> None:
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
-    assert "no such file or folder" in refused("scenes=folder", f"scenes.path={tmp_path / 'nosuch'}")
+    assert "no such file or folder" in refused(
+        "scenes=folder", f"scenes.path={tmp_path / 'nosuch'}"
+    )
 
 
 def test_one_broken_scene_of_several_is_left_out(
@@ -134,7 +141,9 @@ def test_one_broken_scene_of_several_is_left_out(
     assert (written / "config.yaml").exists() and not (written / "b").exists()
 
 
-def test_when_all_scenes_are_broken_nothing_is_written(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_when_all_scenes_are_broken_nothing_is_written(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
     for name in ("a", "b"):
         truncate(write_clip(tmp_path / "clips" / name))
     assert "cannot be decoded" in refused("scenes=folder", f"scenes.path={tmp_path / 'clips'}")
@@ -144,7 +153,7 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
     assert "scenes.first=1" in refused("scenes=folder", f"scenes.path={clip}", "scenes.first=1")
 
 
-# --- keys and values -------------------------------------------------------------------------------------------------
+# --- keys and values ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -155,24 +164,42 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("+sampler.steps=1", "sampler.steps: no such key; there are num_steps, sigma_min"),
         ("sampler.steps=1", "; there are num_steps, sigma_min"),
         ("sampler.num_step=1", "sampler.num_step: no such key, did you mean sampler.num_steps?"),
-        ("sequences_per_call=1", "sequences_per_call: no such key, did you mean sampler.sequences_per_call?"),
+        (
+            "sequences_per_call=1",
+            "sequences_per_call: no such key, did you mean sampler.sequences_per_call?",
+        ),
         ("variants.a=1", "variants.a=1: a variant is a list of overrides"),
         ("variants=[a]", "variants=[a]: give each a name"),
-        ("weights=nosuch", "weights=nosuch: no such choice; choose alternating or constant or cosine"),
+        (
+            "weights=nosuch",
+            "weights=nosuch: no such choice; choose alternating or constant or cosine",
+        ),
         ("preset=nosuch", "choose calibrated_exact or official or official_short"),
         ("experiment=nosuch", "experiment=nosuch: no such experiment"),
         ("video=nosuch", "choose svd or svd_xt or tiny"),
-        ("weights.curve.scael=1", "no such key, did you mean weights.curve.scale?; there are scale"),
-        ("+weights.curve.scael=1", "weights.curve.scael: d2.rules.weights.constant has no such argument"),
+        (
+            "weights.curve.scael=1",
+            "no such key, did you mean weights.curve.scale?; there are scale",
+        ),
+        (
+            "+weights.curve.scael=1",
+            "weights.curve.scael: d2.rules.weights.constant has no such argument",
+        ),
         ("+renoise.sigmas=[1]", "renoise.sigmas: d2.rules.renoise.vrs has no such argument"),
-        ("weights.curve.scale=steep", "weights.curve.scale=steep: d2.rules.weights.constant takes float"),
+        (
+            "weights.curve.scale=steep",
+            "weights.curve.scale=steep: d2.rules.weights.constant takes float",
+        ),
         ("weights.curve._target_=d2.nosuch", "weights.curve._target_=d2.nosuch: no such function"),
         ("weights=null", "Config group override"),
         ("~weights", "weights"),
         ("renoise.steps=-1", "renoise.steps=-1"),
         ("composition.coefficients.uncond=nosuch", "choose default, video, multiview or mean"),
         ("sampler.num_steps=0", "sampler.num_steps=0: out of range, give 1 to 1000"),
-        ("sampler.num_steps=abc", "sampler.num_steps=abc: Value 'abc' of type 'str' could not be converted"),
+        (
+            "sampler.num_steps=abc",
+            "sampler.num_steps=abc: Value 'abc' of type 'str' could not be converted",
+        ),
         ("sampler.num_steps=1.5", "sampler.num_steps=1.5"),
         ("sampler.num_steps=1,2", "sampler.num_steps=1,2"),
         ("sampler.num_steps=[", "sampler.num_steps"),
@@ -210,30 +237,42 @@ def test_bad_cameras_are_refused(cameras: str, clip: Path, refused: Callable[...
     assert cameras.partition("=")[0] in refused("scenes=folder", f"scenes.path={clip}", cameras)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["video.checkpoint", "multiview.checkpoint", "autoencoder"])
-def test_a_missing_checkpoint_is_refused(key: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_missing_checkpoint_is_refused(
+    key: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     assert "no such weights file" in refused(f"{key}={tmp_path / 'nosuch.safetensors'}")
 
 
-def test_a_checkpoint_of_another_shape_is_refused(tiny_weights: list[str], refused: Callable[..., str]) -> None:
+def test_a_checkpoint_of_another_shape_is_refused(
+    tiny_weights: list[str], refused: Callable[..., str]
+) -> None:
     line = refused(tiny_weights[0])  # the tiny tier's own sizes, where the networks are smaller
     assert tiny_weights[0].partition("=")[2] in line and "this network wants" in line
 
 
-def test_a_checkpoint_of_another_kind_is_refused(small_weights: list[str], refused: Callable[..., str]) -> None:
-    assert "wanted 'multiview'" in refused(f"multiview.checkpoint={small_weights[0].partition('=')[2]}")
+def test_a_checkpoint_of_another_kind_is_refused(
+    small_weights: list[str], refused: Callable[..., str]
+) -> None:
+    assert "wanted 'multiview'" in refused(
+        f"multiview.checkpoint={small_weights[0].partition('=')[2]}"
+    )
 
 
-@pytest.mark.parametrize("write", [lambda p: torch.save({}, p), lambda p: p.write_bytes(pickle.dumps({}))])
+@pytest.mark.parametrize(
+    "write", [lambda p: torch.save({}, p), lambda p: p.write_bytes(pickle.dumps({}))]
+)
 def test_a_pickle_is_refused(write: Break, tmp_path: Path, refused: Callable[..., str]) -> None:
     write(tmp_path / "weights.ckpt")
     assert "pickles are never loaded" in refused(f"video.checkpoint={tmp_path / 'weights.ckpt'}")
 
 
-def test_an_output_folder_below_a_file_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_an_output_folder_below_a_file_is_refused(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
     (tmp_path / "file").write_text("mine")
     assert "cannot be written" in refused(f"output_dir={tmp_path / 'file' / 'out'}")
     assert "cannot be written" in refused(f"output_dir={tmp_path / 'file'}")
@@ -250,7 +289,7 @@ def test_what_an_earlier_run_wrote_stays_when_the_next_is_refused(
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 
 
-# --- commands, sweeps, training --------------------------------------------------------------------------------------
+# --- commands, sweeps, training -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,7 +301,9 @@ def test_what_an_earlier_run_wrote_stays_when_the_next_is_refused(
         (["sample", "-x"], "-x: no such option"),
     ],
 )
-def test_bad_commands_are_refused(argv: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_commands_are_refused(
+    argv: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(argv) == 2
     assert says in said(capfd)
 
@@ -277,28 +318,40 @@ def test_the_help_of_a_command_names_its_groups_and_keys_that_exist(
     assert all(f"\n  {group} " in out for group in pages.groups(command))
     assert all(f"\n  {key} " in out for key in pages.KEYS[command])
     for line in pages.EXAMPLES[command]:
-        overrides = [word for word in shlex.split(line)[2:] if word != "-m" and "," not in word.split("[")[0]]
+        overrides = [
+            word for word in shlex.split(line)[2:] if word != "-m" and "," not in word.split("[")[0]
+        ]
         composed(command, readable(overrides))  # an example that cannot be composed is none
 
 
 def test_help_version_and_configuration_wait_for_no_network(tmp_path: Path) -> None:
     help_and_version = (["--help"], ["--version"], ["sample", "--help"])
-    refused = (["sample", "nosuch=1"], ["sample", "sampler.num_steps=-3"])  # by its name, by its range
+    # by its name, by its range
+    refused = (["sample", "nosuch=1"], ["sample", "sampler.num_steps=-3"])
     for line in (*help_and_version, *refused, ["sample", "--cfg", "job"]):
         code = f"import sys; from d2 import cli; cli.run({line}); assert 'torch' not in sys.modules"
         done = script(sys.executable, "-c", code, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 
-def test_a_composed_configuration_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    line = ["sample", "variants={a:[],b:[weights=linear,sampler.hold=[input_row]]}", "output_dir=${oc.env:HOME}/x"]
+def test_a_composed_configuration_is_printed(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = [
+        "sample",
+        "variants={a:[],b:[weights=linear,sampler.hold=[input_row]]}",
+        "output_dir=${oc.env:HOME}/x",
+    ]
     assert cli.run([*line, "--cfg", "job"]) == 0
     node = yaml.safe_load(capfd.readouterr().out)
     assert node["variants"] == {"a": [], "b": ["weights=linear", "sampler.hold=[input_row]"]}
     assert node["output_dir"] == "${oc.env:HOME}/x" and "hydra" not in node
     assert cli.run([*line, "--cfg=all", "--resolve"]) == 0
     node = yaml.safe_load(capfd.readouterr().out)
-    assert node["output_dir"] == f"{Path.home()}/x" and node["hydra"]["runtime"]["choices"]["weights"] == "constant"
+    assert (
+        node["output_dir"] == f"{Path.home()}/x"
+        and node["hydra"]["runtime"]["choices"]["weights"] == "constant"
+    )
 
 
 def test_a_variant_is_added_to_an_experiment(capfd: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +378,14 @@ def test_a_sweep_over_a_bad_value_is_refused_before_its_first_point(
 
 def test_every_value_of_a_sweep_is_tried_and_no_more() -> None:
     lines = values_in_turn(
-        ["a=1,2,3", "b=choice(x,y)", "c=7", "hydra.sweep.dir=/nowhere", "d=interval(0,1)", "e=glob(*)"]
+        [
+            "a=1,2,3",
+            "b=choice(x,y)",
+            "c=7",
+            "hydra.sweep.dir=/nowhere",
+            "d=interval(0,1)",
+            "e=glob(*)",
+        ]
     )
     assert len(lines) == 1 + 2 + 1 + 1
     assert lines[0] == ["a=1", "b=x", "c=7", "d=0.0"]
@@ -357,17 +417,22 @@ def test_bad_training_is_refused(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", small_weights[-1]]
+    places = [
+        f"output_dir={tmp_path / 'out'}",
+        f"cache_dir={tmp_path / 'cache'}",
+        small_weights[-1],
+    ]
     assert cli.run(["train", *places, *overrides]) == 2
     assert says in said(capfd)
     assert not list(tmp_path.iterdir())
 
 
-# --- bugs ------------------------------------------------------------------------------------------------------------
+# --- bugs -----------------------------------------------------------------------------------------
 
 
 def test_an_unequal_zip_in_d2_is_a_bug(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix_sampler, "BASELINES", ("columns_alone",))  # fewer names than matrices
+    # fewer names than matrices
+    monkeypatch.setattr(matrix_sampler, "BASELINES", ("columns_alone",))
     with pytest.raises(ValueError, match="zip"):
         d2_sample("baselines=true")
 
@@ -377,7 +442,7 @@ def test_complaints_are_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "d2: two lines\n"
 
 
-# --- the console script ----------------------------------------------------------------------------------------------
+# --- the console script ---------------------------------------------------------------------------
 
 
 def script(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -386,9 +451,13 @@ def script(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_console_script_says_one_line_and_exits_with_2(tmp_path: Path, tiny_weights: list[str]) -> None:
+def test_the_console_script_says_one_line_and_exits_with_2(
+    tmp_path: Path, tiny_weights: list[str]
+) -> None:
     (tmp_path / "empty").mkdir()
-    done = script(str(SCRIPT), "sample", *tiny_weights, "scenes=folder", "scenes.path=empty", cwd=tmp_path)
+    done = script(
+        str(SCRIPT), "sample", *tiny_weights, "scenes=folder", "scenes.path=empty", cwd=tmp_path
+    )
     assert done.returncode == 2 and done.stdout == ""
     said = f"d2: scenes.path={tmp_path / 'empty'}: the folder is empty"
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1

@@ -1,4 +1,5 @@
-"""Every file in conf/ and experiments/ is composed and run, and what is written on the command line wins."""
+"""Every file in conf/ and experiments/ is composed and run, and what is written on the command line
+wins."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from d2.resolve import resolve
 from d2.sampling import Composition, Step, needed
 from d2.terms import Settings
 
-ELSEWHERE = {  # group/option -> the test file that runs it: what needs other processes, or a second device
+# group/option -> the test file that runs it: what needs other processes, or a second device
+ELSEWHERE = {
     "trainer/ddp": "test_sample_job.py",
     "trainer/slurm": "test_launch.py",
     "logger/wandb": "test_loggers.py",
@@ -48,19 +50,29 @@ STEP = Step(0, 2, 0, 1, sigma=1.0, sigma_next=0.5)
 
 def options() -> dict[str, list[str]]:
     """Group -> its options, as they lie in conf/."""
-    groups = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in asset("conf").iterdir()}
+    groups = {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in asset("conf").iterdir()
+    }
     return {group: names for group, names in sorted(groups.items()) if names}
 
 
 def of_sampling() -> dict[str, list[str]]:
     """What a run in this process can choose."""
-    here = {g: [n for n in names if f"{g}/{n}" not in ELSEWHERE] for g, names in options().items() if g != "prior"}
-    here["trainer"] = [name for name in here["trainer"] if name != "gpu" or torch.cuda.is_available()]
+    here = {
+        g: [n for n in names if f"{g}/{n}" not in ELSEWHERE]
+        for g, names in options().items()
+        if g != "prior"
+    }
+    here["trainer"] = [
+        name for name in here["trainer"] if name != "gpu" or torch.cuda.is_available()
+    ]
     return here
 
 
 def runs() -> list[list[str]]:
-    """As many command lines as the largest group has options; each takes the next option of every group."""
+    """As many command lines as the largest group has options; each takes the next option of every
+    group."""
     columns = zip_longest(*([f"{g}={n}" for n in names] for g, names in of_sampling().items()))
     return [[choice for choice in column if choice] for column in columns]
 
@@ -85,7 +97,7 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "disc.png"
 
 
-# --- every file ------------------------------------------------------------------------------------------------------
+# --- every file -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choices", runs(), ids=lambda c: "+".join(x.partition("=")[2] for x in c))
@@ -107,28 +119,54 @@ def test_a_gpu_that_is_not_there_is_refused(
 
 
 def test_what_is_run_elsewhere_is_an_option() -> None:
-    assert {name for name in ELSEWHERE if name.split("/")[1] not in options()[name.split("/")[0]]} == set()
+    assert {
+        name for name in ELSEWHERE if name.split("/")[1] not in options()[name.split("/")[0]]
+    } == set()
 
 
 @pytest.mark.parametrize("prior", [n for n in options()["prior"] if f"prior/{n}" not in ELSEWHERE])
-def test_every_prior_trains(prior: str, small_networks: None, small_weights: list[str], tmp_path: Path) -> None:
-    overrides = [f"prior={prior}", "prior.max_steps=2", "prior.batch_size=3", "num_scenes=4", "num_validation_scenes=2"]
+def test_every_prior_trains(
+    prior: str, small_networks: None, small_weights: list[str], tmp_path: Path
+) -> None:
+    overrides = [
+        f"prior={prior}",
+        "prior.max_steps=2",
+        "prior.batch_size=3",
+        "num_scenes=4",
+        "num_validation_scenes=2",
+    ]
     kind = composed(f"prior={prior}", "init_from=some.safetensors", command="train").prior.kind
     key = kind if kind in ("autoencoder", "cell") else f"{kind}.checkpoint"
     start = "multiview.checkpoint" if kind == "cell" else key
-    start = next(w for w in small_weights if w.startswith(f"{start}=")).replace(start, "init_from", 1)
+    start = next(w for w in small_weights if w.startswith(f"{start}=")).replace(
+        start, "init_from", 1
+    )
     singles = [] if kind == "autoencoder" else ["prior.singles=1"]
-    places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}", small_weights[-1], "trainer=cpu"]
+    places = [
+        f"output_dir={tmp_path / 'out'}",
+        f"cache_dir={tmp_path / 'cache'}",
+        small_weights[-1],
+        "trainer=cpu",
+    ]
     assert cli.run(["train", *overrides, *singles, *places, start]) == 0
     weights = tmp_path / "out" / f"tiny_{kind}.safetensors"
-    short = ["sampler.num_steps=1", "matrix.num_views=2", "matrix.num_frames=2", "baselines=false", "pages=false"]
+    short = [
+        "sampler.num_steps=1",
+        "matrix.num_views=2",
+        "matrix.num_frames=2",
+        "baselines=false",
+        "pages=false",
+    ]
     sampled = ["trainer=cpu", f"output_dir={tmp_path / 'sampled'}"]
     given = [w for w in small_weights if not w.startswith(f"{key}=")]
     given += ["unary.prior=cell", "composition=inclusion_exclusion"] if kind == "cell" else []
-    assert cli.run(["sample", *given, f"{key}={weights}", *short, *sampled]) == 0  # what is trained can be used
+    # what is trained can be used
+    assert cli.run(["sample", *given, f"{key}={weights}", *short, *sampled]) == 0
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in asset("experiments").glob("*/sweep.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(path.parent.name for path in asset("experiments").glob("*/sweep.yaml"))
+)
 def test_every_experiment_runs(
     name: str, d2_sample: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +185,10 @@ def test_every_experiment_runs(
 
 def test_no_yaml_lies_where_no_test_looks() -> None:
     conf = asset("conf")
-    known = {conf / f"{name}.yaml" for name in ("sample", "train", "evaluate", "report", "reconstruct", "view")}
+    known = {
+        conf / f"{name}.yaml"
+        for name in ("sample", "train", "evaluate", "report", "reconstruct", "view")
+    }
     known |= {conf / group / f"{name}.yaml" for group, names in options().items() for name in names}
     known |= set(asset("experiments").glob("*/sweep.yaml"))
     found = {path for root in (conf, asset("experiments")) for path in root.rglob("*.y*ml")}
@@ -155,18 +196,25 @@ def test_no_yaml_lies_where_no_test_looks() -> None:
 
 
 def test_every_group_of_the_folder_is_a_group_of_a_command() -> None:
-    defaults = (asset("conf") / "sample.yaml").read_text() + (asset("conf") / "train.yaml").read_text()
+    defaults = (asset("conf") / "sample.yaml").read_text() + (
+        asset("conf") / "train.yaml"
+    ).read_text()
     for group in options():
         assert f"- {group}: " in defaults, f"nobody can choose {group}="
 
 
-# --- what wins -------------------------------------------------------------------------------------------------------
+# --- what wins ------------------------------------------------------------------------------------
 
 
 def test_the_official_preset_is_the_published_run() -> None:
     config = composed("preset=official")
     rules, settings = resolved(config)
-    assert (settings.num_steps, settings.sigma_max, settings.sigma_min, settings.rho) == (50, 700.0, 0.002, 7.0)
+    assert (settings.num_steps, settings.sigma_max, settings.sigma_min, settings.rho) == (
+        50,
+        700.0,
+        0.002,
+        7.0,
+    )
     plan = rules.renoise(settings.sigmas)
     assert len(plan) == 60 and [s.num_repeats for s in plan if s.repeat == 0] == [2] * 10 + [1] * 40
     assert config.weights["curve"] | {"_partial_": True} == {
@@ -175,7 +223,11 @@ def test_the_official_preset_is_the_published_run() -> None:
         "scale": 0.6,
     }
     scales = rules.guidance(plan[0], camera_ring(21), 25)
-    assert (scales["video"][0, 0], scales["video"][0, -1], scales["multiview"][7, 3]) == (1.5, 3.0, 2.5)
+    assert (scales["video"][0, 0], scales["video"][0, -1], scales["multiview"][7, 3]) == (
+        1.5,
+        3.0,
+        2.5,
+    )
 
 
 def test_the_default_is_the_short_preset() -> None:
@@ -184,11 +236,17 @@ def test_the_default_is_the_short_preset() -> None:
     rules, settings = resolved(config)
     plan = rules.renoise(settings.sigmas)
     assert len(plan) <= 25 and 60 <= plan[0].sigma <= 100
-    assert sum(step.num_repeats == 2 and step.repeat == 0 for step in plan) == config.sampler.num_steps // 5
+    assert (
+        sum(step.num_repeats == 2 and step.repeat == 0 for step in plan)
+        == config.sampler.num_steps // 5
+    )
 
 
 def test_the_preset_is_applied_before_what_is_on_the_command_line() -> None:
-    for line in (["preset=official", "sampler.num_steps=3"], ["sampler.num_steps=3", "preset=official"]):
+    for line in (
+        ["preset=official", "sampler.num_steps=3"],
+        ["sampler.num_steps=3", "preset=official"],
+    ):
         config = composed(*line)
         assert (config.sampler.num_steps, config.sampler.sigma_max) == (3, 700.0)
     for line in (["preset=official", "weights=linear"], ["weights=linear", "preset=official"]):
@@ -203,7 +261,9 @@ def test_the_preset_is_applied_before_what_is_on_the_command_line() -> None:
 
 def test_the_later_of_two_choices_wins() -> None:
     """So that a variant's overrides win over those of the study that it belongs to."""
-    assert composed("weights=linear", "weights=cosine").weights == composed("weights=cosine").weights
+    assert (
+        composed("weights=linear", "weights=cosine").weights == composed("weights=cosine").weights
+    )
     assert composed("sampler.num_steps=3", "sampler.num_steps=4").sampler.num_steps == 4
 
 
@@ -216,14 +276,18 @@ def test_a_rules_argument_on_the_command_line_reaches_the_rule() -> None:
     ones = torch.ones(1, 1, dtype=torch.float64)
     fields = {"video": ones, "multiview": 0 * ones}, {"video": 2 * ones, "multiview": 2 * ones}
     own = needed(resolved(composed())[0].compose, [], *fields)
-    mean = needed(resolved(composed("composition.coefficients.uncond=mean"))[0].compose, [], *fields)
+    mean = needed(
+        resolved(composed("composition.coefficients.uncond=mean"))[0].compose, [], *fields
+    )
     assert not own["multiview"][0].any() and mean["multiview"][0].all()
 
 
-# --- binding ---------------------------------------------------------------------------------------------------------
+# --- binding --------------------------------------------------------------------------------------
 
 
-def law(step: Step, *, slope: float, name: str = "x", limit: float | None = None) -> tuple[float, str, float | None]:
+def law(
+    step: Step, *, slope: float, name: str = "x", limit: float | None = None
+) -> tuple[float, str, float | None]:
     """A rule as users write them."""
     return slope * step.sigma, name, limit
 
@@ -234,8 +298,14 @@ def node(**arguments: object) -> dict[str, object]:
 
 def test_binding_gives_the_function_with_its_arguments() -> None:
     assert bind(node(slope=2), "rule")(STEP) == (2.0, "x", None)
-    assert bind({"a": [node(slope=2.5, name="y", limit=1)], "b": 3}, "rule")["a"][0](STEP) == (2.5, "y", 1)
-    called = bind({"_target_": "d2.rules.composition.linear", "coefficients": node(slope=1)}, "rule")
+    assert bind({"a": [node(slope=2.5, name="y", limit=1)], "b": 3}, "rule")["a"][0](STEP) == (
+        2.5,
+        "y",
+        1,
+    )
+    called = bind(
+        {"_target_": "d2.rules.composition.linear", "coefficients": node(slope=1)}, "rule"
+    )
     assert isinstance(called, Composition)
 
 
@@ -251,10 +321,19 @@ def test_binding_gives_the_function_with_its_arguments() -> None:
         (node(slope=[1.0]), "rule.slope=.*takes float there"),
         (node(slope=1, name=3), "rule.name=3: .*takes str there"),
         (node(slope=1, limit="no"), "rule.limit=no: .*takes float . None there"),
-        ({"_target_": "d2.rules.nosuch.rule"}, "rule._target_=d2.rules.nosuch.rule: no such function"),
-        ({"_target_": "d2.rules.weights.nosuch"}, "rule._target_=d2.rules.weights.nosuch: no such function"),
+        (
+            {"_target_": "d2.rules.nosuch.rule"},
+            "rule._target_=d2.rules.nosuch.rule: no such function",
+        ),
+        (
+            {"_target_": "d2.rules.weights.nosuch"},
+            "rule._target_=d2.rules.weights.nosuch: no such function",
+        ),
         ({"_target_": "d2.rules.weights"}, "rule._target_=d2.rules.weights: not a function"),
-        ({"_target_": "d2.rules.composition.linear", "coefficients": 3}, "rule.coefficients=3: .*CoefficientRule"),
+        (
+            {"_target_": "d2.rules.composition.linear", "coefficients": 3},
+            "rule.coefficients=3: .*CoefficientRule",
+        ),
         ({"inner": node(slope=1, nmae="x")}, "rule.inner.nmae: .*no such argument"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Laws of time-synchronised attention: columns that see their neighbours go through one call, whoever asks."""
+"""Laws of time-synchronised attention: columns that see their neighbours go through one call,
+whoever asks."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def test_columns_hear_their_neighbours_only_when_told_to() -> None:
     changed = noisy().clone()
     changed[1] += 1
     for weight, who in ((None, [False, True, False]), (0.6, [True, True, True])):
-        before, after = (denoise_with(weight)(x, SIGMA, ALL, (False, True)).cond for x in (noisy(), changed))
+        before, after = (
+            denoise_with(weight)(x, SIGMA, ALL, (False, True)).cond for x in (noisy(), changed)
+        )
         assert before is not None and after is not None
         assert ((before - after).abs().amax(dim=(1, 2, 3, 4)) > 1e-5).tolist()[:3] == who
 
@@ -73,14 +76,20 @@ def test_columns_hear_their_neighbours_only_when_told_to() -> None:
 def test_halves_are_the_same_asked_together_or_apart() -> None:
     denoise = denoise_with(0.6)
     uncond, cond = halves_of(denoise(noisy(), SIGMA, ALL, (True, True)))
-    torch.testing.assert_close(denoise(noisy(), SIGMA, ALL, (True, False)).uncond, uncond, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(denoise(noisy(), SIGMA, ALL, (False, True)).cond, cond, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        denoise(noisy(), SIGMA, ALL, (True, False)).uncond, uncond, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        denoise(noisy(), SIGMA, ALL, (False, True)).cond, cond, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("some", [[0, 1], [0, 2, 1, 3], [3]])
 def test_some_columns_or_another_order_are_refused(some: list[int]) -> None:
     sequences = torch.tensor(some)
-    with pytest.raises(ValueError, match=r"multiview\.conv_blend=0\.6: .* all 4 .* one call") as error:
+    with pytest.raises(
+        ValueError, match=r"multiview\.conv_blend=0\.6: .* all 4 .* one call"
+    ) as error:
         denoise_with(0.6)(noisy()[sequences], SIGMA, sequences, (True, True))
     assert "\n" not in str(error.value)
 
@@ -102,7 +111,9 @@ def test_a_shard_that_cuts_the_columns_up_cannot_go_unnoticed() -> None:
 
 def whole(sequences_per_call: int | None, need: tuple[Tensor, Tensor]) -> Prediction:
     term = Term("multiview", columns(V, F), denoise_with(0.6))
-    return shard_of(Settings(sequences_per_call=sequences_per_call, conv_blend=0.6))(term, matrix(), SIGMA, need)
+    return shard_of(Settings(sequences_per_call=sequences_per_call, conv_blend=0.6))(
+        term, matrix(), SIGMA, need
+    )
 
 
 @pytest.mark.parametrize("sequences_per_call", [1, 3, None])
@@ -110,7 +121,9 @@ def test_the_pipeline_evaluates_all_columns_in_one_call(sequences_per_call: int 
     uneven = EVERYTHING.clone()
     uneven[:, 2] = False
     direct = halves_of(denoise_with(0.6)(noisy(), SIGMA, ALL, (True, True)))
-    for got, column in zip(halves_of(whole(sequences_per_call, (uneven, EVERYTHING))), direct, strict=True):
+    for got, column in zip(
+        halves_of(whole(sequences_per_call, (uneven, EVERYTHING))), direct, strict=True
+    ):
         assert torch.equal(got, column.transpose(0, 1))
     assert whole(sequences_per_call, (~EVERYTHING, EVERYTHING)).uncond is None
     assert whole(sequences_per_call, (~EVERYTHING, ~EVERYTHING)) == (None, None)
@@ -126,7 +139,8 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_processes_hold_the_same_result(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    # pyright: ignore[reportPrivateImportUsage]
+    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = whole(None, (EVERYTHING, EVERYTHING))._asdict()
     for half in ("uncond", "cond"):

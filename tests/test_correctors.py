@@ -1,4 +1,5 @@
-"""Laws of the correctors: plans that evaluate levels again, and what they leave of a known world's variance."""
+"""Laws of the correctors: plans that evaluate levels again, and what they leave of a known world's
+variance."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def spread(plan: Sequence[Step]) -> float:
     return ended(plan, terms_of(UNIT, 1, 1, ["video"]), 1, 1, weight=0.0).item() ** 0.5
 
 
-# ---------------------------------------------------------------------------------------------------- named points
+# ------------------------------------------------------------------------------------- named points
 
 
 @pytest.mark.parametrize(("steps", "repeats"), [(0, 2), (4, 2), (12, 3), (50, 2)])
@@ -42,7 +43,12 @@ def test_vrs_is_a_point_of_the_family(steps: int, repeats: int) -> None:
     plan = corrector(SIGMAS, back=cold, steps=steps, repeats=repeats, sigma_low=0.0, told="nominal")
     assert plan == renoise.vrs(SIGMAS, steps=steps, repeats=repeats)
     same = corrector(
-        SIGMAS, back=partial(returning, share=0.0), steps=steps, repeats=repeats, sigma_low=0.0, told="nominal"
+        SIGMAS,
+        back=partial(returning, share=0.0),
+        steps=steps,
+        repeats=repeats,
+        sigma_low=0.0,
+        told="nominal",
     )
     assert same == plan  # to the bit
 
@@ -81,7 +87,9 @@ def test_an_exact_return_reaches_the_level_it_left(span: int, told: str) -> None
 
 def test_every_evaluation_has_a_name_of_its_own_and_every_level_is_left_once() -> None:
     for span in (1, 2, 5):
-        plan = corrector(SIGMAS, back=returning, repeats=2, span=span, sigma_low=0.3, sigma_high=30.0)
+        plan = corrector(
+            SIGMAS, back=returning, repeats=2, span=span, sigma_low=0.3, sigma_high=30.0
+        )
         names = [(s.index, s.repeat) for s in plan]
         assert len(set(names)) == len(names) and {i for i, _ in names} == set(range(12))
         finals = [s for s in plan if s.repeat + 1 == s.num_repeats]
@@ -98,8 +106,11 @@ def test_a_cold_return_falls_short_and_can_say_so() -> None:
 
 @pytest.mark.parametrize("r", [0.2, 0.6, 0.95])
 def test_temperatures(r: float) -> None:
-    """Of Langevin dynamics: x moves by δ·score with δ = σ²(1 − r), so noise of variance 2δ is temperature 1."""
-    temperatures = {name: back(3.0, 3.0 * r) ** 2 / (2 * 9 * (1 - r)) for name, back in BACKS.items()}
+    """Of Langevin dynamics: x moves by δ·score with δ = σ²(1 − r), so noise of variance 2δ is
+    temperature 1."""
+    temperatures = {
+        name: back(3.0, 3.0 * r) ** 2 / (2 * 9 * (1 - r)) for name, back in BACKS.items()
+    }
     assert temperatures["cold"] == pytest.approx((1 - r) / 2)
     assert temperatures["exact"] == pytest.approx((1 + r) / 2)
     assert temperatures["halfway"] == pytest.approx(0.5)
@@ -111,11 +122,13 @@ def test_langevin_steps_go_as_far_as_they_are_told_and_the_last_pass_goes_on() -
     for step in plan:
         last = step.repeat + 1 == step.num_repeats
         assert step.sigma == SIGMAS[step.index]
-        assert step.sigma_next == (SIGMAS[step.index + 1] if last else pytest.approx(0.9 * step.sigma))
+        assert step.sigma_next == (
+            SIGMAS[step.index + 1] if last else pytest.approx(0.9 * step.sigma)
+        )
         assert step.noise_after == (0 if last else pytest.approx(math.sqrt(0.2) * step.sigma))
 
 
-# ---------------------------------------------------------------------------------------------- variance that is kept
+# ---------------------------------------------------------------------------- variance that is kept
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, 0.93), (10, 0.34)])
@@ -124,7 +137,8 @@ def test_vrs_as_published_loses_two_thirds_of_the_spread(steps: int, expected: f
 
 
 def test_what_a_return_keeps_grows_with_its_noise() -> None:
-    """Told the nominal level over the published ten steps; the exact return keeps what no corrector keeps."""
+    """Told the nominal level over the published ten steps; the exact return keeps what no corrector
+    keeps."""
     plain = spread(renoise.none(PUBLISHED))
     kept = [
         spread(corrector(PUBLISHED, back=partial(returning, share=share), steps=10, told="nominal"))
@@ -136,21 +150,31 @@ def test_what_a_return_keeps_grows_with_its_noise() -> None:
 
 def test_telling_the_level_reached_repairs_the_published_noise() -> None:
     plain = spread(renoise.none(PUBLISHED))
-    assert spread(corrector(PUBLISHED, back=cold, steps=10, told="level")) == pytest.approx(plain, rel=0.05)
+    assert spread(corrector(PUBLISHED, back=cold, steps=10, told="level")) == pytest.approx(
+        plain, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("span", [1, 4])
 def test_exact_returns_keep_what_is_stationary(span: int) -> None:
-    """The world, under its joint denoiser: at every level that score's own law is the law of x. Not so three terms."""
+    """The world, under its joint denoiser: at every level that score's own law is the law of x. Not
+    so three terms."""
     world = analytic.separable(autoregressive(2, 0.8), autoregressive(3, 0.5))
-    plan = corrector(karras_sigmas(80, sigma_min=0.02, sigma_max=50.0), back=returning, span=span, sigma_low=0.1)
+    plan = corrector(
+        karras_sigmas(80, sigma_min=0.02, sigma_max=50.0), back=returning, span=span, sigma_low=0.1
+    )
     joint = [analytic.term("joint", raster(2, 3), world, 3)]
     off = wasserstein2(ended(plan, joint, 2, 3), world.covariances[0]) / 6
-    three = wasserstein2(ended(plan, terms_of(world, 2, 3), 2, 3, compose=three_terms()), world.covariances[0]) / 6
+    three = (
+        wasserstein2(
+            ended(plan, terms_of(world, 2, 3), 2, 3, compose=three_terms()), world.covariances[0]
+        )
+        / 6
+    )
     assert off < 2e-3 < three
 
 
-# ------------------------------------------------------------------------------------------ where repeats diverge
+# ---------------------------------------------------------------------------- where repeats diverge
 
 
 def precision_of(correlation: float, v: int, f: int, alpha: float) -> Any:
@@ -164,11 +188,17 @@ def largest(size: int, correlation: float) -> float:
 
 
 @pytest.mark.parametrize(("correlation", "expected"), [(0.5, 0.6), (0.9, 1.7)])
-def test_below_a_level_three_terms_are_the_score_of_no_density(correlation: float, expected: float) -> None:
-    assert analytic.critical_sigma(precision_of(correlation, 6, 6, 1.0)) == pytest.approx(expected, abs=0.05)
+def test_below_a_level_three_terms_are_the_score_of_no_density(
+    correlation: float, expected: float
+) -> None:
+    assert analytic.critical_sigma(precision_of(correlation, 6, 6, 1.0)) == pytest.approx(
+        expected, abs=0.05
+    )
 
 
-@pytest.mark.parametrize(("correlation", "v", "f", "alpha"), [(0.9, 4, 6, 1.0), (0.9, 6, 6, 0.875), (0.7, 5, 5, 0.9)])
+@pytest.mark.parametrize(
+    ("correlation", "v", "f", "alpha"), [(0.9, 4, 6, 1.0), (0.9, 6, 6, 0.875), (0.7, 5, 5, 0.9)]
+)
 def test_the_level_in_closed_form(correlation: float, v: int, f: int, alpha: float) -> None:
     found = analytic.critical_sigma(precision_of(correlation, v, f, alpha))
     a, b = largest(v, correlation), largest(f, correlation)
@@ -184,14 +214,19 @@ def test_averages_of_scores_can_be_iterated_anywhere() -> None:
 
 @pytest.mark.parametrize(("factor", "grows"), [(0.9, True), (1.1, False)])
 @pytest.mark.parametrize("back", [langevin, returning])
-def test_repeats_diverge_below_the_level_and_converge_above(factor: float, grows: bool, back: Any) -> None:
-    """A pass down and back is x -> Mx + noise: repeats forget where they started if M shrinks every direction."""
+def test_repeats_diverge_below_the_level_and_converge_above(
+    factor: float, grows: bool, back: Any
+) -> None:
+    """A pass down and back is x -> Mx + noise: repeats forget where they started if M shrinks every
+    direction."""
     world = analytic.separable(autoregressive(3, 0.9), autoregressive(3, 0.9))
     sigma = factor * renoise.iterable_above(largest(3, 0.9), largest(3, 0.9))
     down = corrector([sigma, 0.9 * sigma], back=back, sigma_low=0.0, told="nominal")[0]
     x = torch.eye(9, dtype=torch.float64).reshape(3, 3, 9, 1, 1)
     noise = torch.zeros_like(x)
-    pass_ = sample(x, [down], terms_of(world, 3, 3), compose=three_terms(), noise=lambda step, when: noise)
+    pass_ = sample(
+        x, [down], terms_of(world, 3, 3), compose=three_terms(), noise=lambda step, when: noise
+    )
     assert down.noise_after > 0
     assert (torch.linalg.eigvals(pass_.reshape(9, 9)).abs().max().item() > 1) == grows
 

@@ -15,7 +15,9 @@ SIGMA = 1.7
 
 
 def noisy(seed: int = 5) -> Tensor:
-    return SIGMA * torch.randn(B, T, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    return SIGMA * torch.randn(
+        B, T, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def moved(a: Tensor | None, b: Tensor | None) -> list[list[bool]]:
@@ -26,7 +28,9 @@ def moved(a: Tensor | None, b: Tensor | None) -> list[list[bool]]:
 
 def test_halves_are_the_same_asked_together_or_apart() -> None:
     denoise = denoiser(small_prior(), random_condition(B, T))
-    both, uncond, cond = (denoise(noisy(), SIGMA, ALL, h) for h in ((True, True), (True, False), (False, True)))
+    both, uncond, cond = (
+        denoise(noisy(), SIGMA, ALL, h) for h in ((True, True), (True, False), (False, True))
+    )
     assert uncond.cond is None and cond.uncond is None
     torch.testing.assert_close(uncond.uncond, both.uncond, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(cond.cond, both.cond, rtol=1e-5, atol=1e-5)
@@ -53,7 +57,10 @@ def test_dropping_the_condition_keeps_only_the_scalars() -> None:
 def test_some_sequences_are_denoised_under_their_own_conditions() -> None:
     denoise = denoiser(small_prior(), random_condition(B, T))
     some = torch.tensor([2, 0])
-    whole, part = denoise(noisy(), SIGMA, ALL, (True, True)), denoise(noisy()[some], SIGMA, some, (True, True))
+    whole, part = (
+        denoise(noisy(), SIGMA, ALL, (True, True)),
+        denoise(noisy()[some], SIGMA, some, (True, True)),
+    )
     for half, of_part in zip(whole, part, strict=True):
         assert half is not None
         torch.testing.assert_close(of_part, half[some], rtol=1e-5, atol=1e-5)
@@ -61,7 +68,8 @@ def test_some_sequences_are_denoised_under_their_own_conditions() -> None:
 
 @pytest.mark.parametrize("image_only", [True, False])
 def test_image_only_makes_elements_independent(image_only: bool) -> None:
-    """Of the elements 1 of all sequences, only they themselves hear; else their whole sequence does."""
+    """Of the elements 1 of all sequences, only they themselves hear; else their whole sequence
+    does."""
     denoise = denoiser(small_prior(), random_condition(B, T), image_only=image_only)
     x, changed = noisy(), noisy()
     changed[:, 1] += noisy(seed=6)[:, 1]
@@ -79,7 +87,9 @@ def test_sequences_never_hear_each_other() -> None:
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 1e3])
-def test_the_network_is_not_believed_where_x_says_all_and_alone_believed_where_it_says_nothing(sigma: float) -> None:
+def test_the_network_is_not_believed_where_x_says_all_and_alone_believed_where_it_says_nothing(
+    sigma: float,
+) -> None:
     x = noisy() * max(sigma, 1) / SIGMA
     cond = denoiser(small_prior(), random_condition(B, T))(x, sigma, ALL, (False, True)).cond
     assert cond is not None
@@ -101,9 +111,19 @@ def test_conditions_repeat_the_picture_along_the_sequence_and_noise_only_what_is
     images = torch.full((B, 3, 8, 8), 0.25)
     noise = torch.tensor([3.0, -1.0, 1.0])[:, None, None, None].expand_as(images)
     cond, uncond = prior.condition(images, noise, {"cond_aug": aug}, T, encoder=Mean())
-    assert cond.crossattn.shape == (B, T, 1, 6) and cond.concat.shape == (B, T, CHANNELS, SIZE, SIZE)
+    assert cond.crossattn.shape == (B, T, 1, 6) and cond.concat.shape == (
+        B,
+        T,
+        CHANNELS,
+        SIZE,
+        SIZE,
+    )
     assert cond.vector.shape == (B, T, sum(width for _, width in CONFIG.scalars))
     torch.testing.assert_close(cond.concat[..., 0, 0, 0], 0.25 + aug * noise[:, :1, 0, 0])
     torch.testing.assert_close(cond.crossattn, cond.crossattn[:1, :1].expand_as(cond.crossattn))
     assert cond.crossattn.any() and not torch.equal(cond.vector[0], cond.vector[1])
-    assert torch.equal(uncond.vector, cond.vector) and not uncond.concat.any() and not uncond.crossattn.any()
+    assert (
+        torch.equal(uncond.vector, cond.vector)
+        and not uncond.concat.any()
+        and not uncond.crossattn.any()
+    )

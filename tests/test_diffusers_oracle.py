@@ -1,6 +1,8 @@
-"""SVD against an independent implementation: diffusers' UNet and autoencoder, transformers' image tower.
+"""SVD against an independent implementation: diffusers' UNet and autoencoder, transformers' image
+tower.
 
-Their own models with random weights, written by their own `save_pretrained`, are read through the folder layout.
+Their own models with random weights, written by their own `save_pretrained`, are read through the
+folder layout.
 """
 
 from __future__ import annotations
@@ -52,7 +54,13 @@ SMALL = replace(
             adm_in_channels=24,
         ),
         tower=ImageTowerConfig(
-            layers=2, width=32, head_width=16, patch_size=8, image_size=32, mlp_ratio=2.0, embed_dim=12
+            layers=2,
+            width=32,
+            head_width=16,
+            patch_size=8,
+            image_size=32,
+            mlp_ratio=2.0,
+            embed_dim=12,
         ),
         encoder=ENCODER,
         scalars=(("fps_id", 8), ("motion_bucket_id", 8), ("cond_aug", 8)),
@@ -82,7 +90,9 @@ def models(published: Published) -> Theirs:
             out_channels=unet.out_channels,
             block_out_channels=widths,
             down_block_types=tuple(f"{'CrossAttn' * a}DownBlockSpatioTemporal" for a in attend),
-            up_block_types=tuple(f"{'CrossAttn' * a}UpBlockSpatioTemporal" for a in reversed(attend)),
+            up_block_types=tuple(
+                f"{'CrossAttn' * a}UpBlockSpatioTemporal" for a in reversed(attend)
+            ),
             layers_per_block=unet.num_res_blocks,
             num_attention_heads=tuple(width // unet.num_head_channels for width in widths),
             cross_attention_dim=unet.context_dim,
@@ -150,13 +160,17 @@ def expect(out: Tensor, reference: Tensor) -> None:
     assert error < TOLERANCE, f"{error:.1e} off"
 
 
-# ------------------------------------------------------------------------------------------------ numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def test_unet(ours: Loaded, theirs: Theirs) -> None:
     """Two clips at different levels, under different pictures and scalars."""
     clips = 2
-    x, context, levels = random(clips, FRAMES, 8, 8, 4), random(clips, 1, 12), torch.tensor([1.6, -1.5])
+    x, context, levels = (
+        random(clips, FRAMES, 8, 8, 4),
+        random(clips, 1, 12),
+        torch.tensor([1.6, -1.5]),
+    )
     scalars = torch.tensor([[6.0, 127.0, 0.02], [24.0, 30.0, 0.5]])
     out = ours.prior.unet(
         x.flatten(0, 1),
@@ -171,11 +185,15 @@ def test_unet(ours: Loaded, theirs: Theirs) -> None:
 
 def test_decoder(ours: Loaded, theirs: Theirs) -> None:
     z = random(2 * FRAMES, 4, 4, 6)
-    expect(ours.first_stage.autoencoder.decode(z, FRAMES), theirs.vae.decode(z, num_frames=FRAMES).sample)
+    expect(
+        ours.first_stage.autoencoder.decode(z, FRAMES),
+        theirs.vae.decode(z, num_frames=FRAMES).sample,
+    )
 
 
 def test_encoders(ours: Loaded, theirs: Theirs) -> None:
-    """Their one encoder is the conditions' and, its two last convolutions merged, the first stage's."""
+    """Their one encoder is the conditions' and, its two last convolutions merged, the first
+    stage's."""
     images = random(2, 3, SIZE, SIZE)
     posterior = theirs.vae.encode(images).latent_dist
     assert ours.prior.encoder is not None
@@ -185,10 +203,13 @@ def test_encoders(ours: Loaded, theirs: Theirs) -> None:
 
 def test_image_tower(ours: Loaded, theirs: Theirs) -> None:
     images = random(2, 3, 48, 40)
-    expect(ours.prior.tower(images), theirs.image_encoder(ours.prior.tower.preprocess(images)).image_embeds)
+    expect(
+        ours.prior.tower(images),
+        theirs.image_encoder(ours.prior.tower.preprocess(images)).image_embeds,
+    )
 
 
-# ------------------------------------------------------------------------------------------------ layout
+# ------------------------------------------------------------------------------------------- layout
 
 
 def test_every_tensor_of_the_full_size_has_its_place() -> None:
@@ -203,12 +224,15 @@ def test_every_tensor_of_the_full_size_has_its_place() -> None:
     check_layout(header, published, Path(__file__).parent)  # any folder
 
 
-def test_half_precision_variants_and_position_ids_are_read(folder: Path, ours: Loaded, tmp_path: Path) -> None:
+def test_half_precision_variants_and_position_ids_are_read(
+    folder: Path, ours: Loaded, tmp_path: Path
+) -> None:
     for file in folder.glob("*/*.safetensors"):
         (tmp_path / file.parent.name).mkdir()
         weights = {key: tensor.half() for key, tensor in load_file(file).items()}
         if file.parent.name == "image_encoder":
-            weights[LEFT_OUT[0].prefix.removeprefix("image_encoder/")] = torch.arange(17)[None]  # as older files have
+            # as older files have
+            weights[LEFT_OUT[0].prefix.removeprefix("image_encoder/")] = torch.arange(17)[None]
         save_file(weights, tmp_path / file.parent.name / f"{file.stem}.fp16.safetensors")
     half = load_published(tmp_path, SMALL, dtype=torch.float32, device="cpu")
     for part, module in half._asdict().items():
@@ -228,6 +252,11 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     assert refusal(folder, svd) == "made for 25 frames, svd for 14; say video=svd_xt"
     said = "not svd_xt in diffusers' layout, it has no unet/diffusion_pytorch_model.safetensors"
     assert refusal(tmp_path, SMALL) == said
-    wider = replace(SMALL, prior=replace(SMALL.prior, unet=replace(SMALL.prior.unet, adm_in_channels=32)))
-    said = "not svd_xt: unet/add_embedding.linear_1.weight makes (128, 24), wanted (128, 32); get svd_xt.safetensors"
+    wider = replace(
+        SMALL, prior=replace(SMALL.prior, unet=replace(SMALL.prior.unet, adm_in_channels=32))
+    )
+    said = (
+        "not svd_xt: unet/add_embedding.linear_1.weight makes (128, 24), wanted (128, 32); get"
+        " svd_xt.safetensors"
+    )
     assert refusal(folder, wider).startswith(said)

@@ -23,7 +23,9 @@ def test_the_furthest_cell_is_the_darkest() -> None:
     assert figure is not None and len(figure["maps"]) == 3  # thirds of the levels
     for map_ in figure["maps"]:
         of_cells = darkness(map_)
-        assert len(of_cells) == 6 and [i for i, o in enumerate(of_cells) if o == max(of_cells)] == [5]
+        assert len(of_cells) == 6 and [i for i, o in enumerate(of_cells) if o == max(of_cells)] == [
+            5
+        ]
 
 
 def test_the_curve_has_a_point_a_level_from_high_to_low() -> None:
@@ -39,6 +41,8 @@ def test_what_is_unknown_is_not_shown() -> None:
     distance[:, 0, 0] = torch.nan
     figure = disagreement_figure(SIGMA, distance, 0)
     assert figure is not None and "nan" not in str(figure)
-    assert [len(map_["cells"]) for map_ in figure["maps"]] == [3] * 3 and figure["maps"][0]["high"] == "10"
+    assert [len(map_["cells"]) for map_ in figure["maps"]] == [3] * 3 and figure["maps"][0][
+        "high"
+    ] == "10"
     assert disagreement_figure(SIGMA, torch.full((4, 2, 2), torch.nan), 0) is None
     assert disagreement_figure(torch.zeros(0), torch.zeros(0, 2, 2), 0) is None

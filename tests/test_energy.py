@@ -29,7 +29,9 @@ def mean_norm(d: int) -> float:
 def test_gaussians_have_the_known_value(scale: float):
     """X ~ N(0, s²), y ~ N(0, 1): E|X - y| = √(1 + s²) m and E|X - X'| = √2 s m."""
     scores = [energy_score(scale * normal(i, 8), normal(1000 + i)) for i in range(40)]
-    error, spread = (sum(values) / 40 for values in zip(*((s.error, s.spread) for s in scores), strict=True))
+    error, spread = (
+        sum(values) / 40 for values in zip(*((s.error, s.spread) for s in scores), strict=True)
+    )
     assert error == pytest.approx(math.sqrt(1 + scale**2) * mean_norm(D), rel=0.01)
     assert spread == pytest.approx(scale / math.sqrt(2) * mean_norm(D), rel=0.01)
     assert all(s.score == s.error - s.spread for s in scores)
@@ -37,14 +39,24 @@ def test_gaussians_have_the_known_value(scale: float):
 
 def test_the_true_distribution_has_the_least_score():
     def mean_score(scale: float, shift: float) -> float:
-        return sum(energy_score(scale * normal(i, 8) + shift, normal(1000 + i)).score for i in range(20)) / 20
+        return (
+            sum(
+                energy_score(scale * normal(i, 8) + shift, normal(1000 + i)).score
+                for i in range(20)
+            )
+            / 20
+        )
 
     best = mean_score(1, 0)
-    assert all(mean_score(*other) > best + 0.01 for other in [(0.5, 0), (0.7, 0), (1.5, 0), (2, 0), (1, 0.5), (0, 0)])
+    assert all(
+        mean_score(*other) > best + 0.01
+        for other in [(0.5, 0), (0.7, 0), (1.5, 0), (2, 0), (1, 0.5), (0, 0)]
+    )
 
 
 def test_blur_wins_at_psnr_and_loses_here():
-    """Samples of the truth's own distribution, blurred more and more: nearer to the truth, and scored worse."""
+    """Samples of the truth's own distribution, blurred more and more: nearer to the truth, and
+    scored worse."""
 
     def blurred(x: Tensor, times: int) -> Tensor:
         for _ in range(times):
@@ -72,7 +84,9 @@ def test_the_mask_is_all_that_counts():
     inside = energy_score(samples, truth, mask)
     outside = torch.where(mask, samples, 5 * normal(4, 3, 2, 2))
     assert energy_score(outside, truth, mask) == inside
-    assert energy_score(samples[..., 2:7, 3:5], truth[..., 2:7, 3:5]) == pytest.approx(inside, abs=1e-12)
+    assert energy_score(samples[..., 2:7, 3:5], truth[..., 2:7, 3:5]) == pytest.approx(
+        inside, abs=1e-12
+    )
 
 
 def test_one_sample_has_an_error_and_no_score():

@@ -1,4 +1,5 @@
-"""`d2 evaluate` from end to end: what is written, what it depends on and what not, and what becomes of bad input."""
+"""`d2 evaluate` from end to end: what is written, what it depends on and what not, and what becomes
+of bad input."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ NAMES = ("ant", "bee", "cat", "dog")
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """Four objects of 3 × 4."""
-    write_run(tmp_path / "run", {name: random_matrix(seed, 3, 4) for seed, name in enumerate(NAMES)})
+    write_run(
+        tmp_path / "run", {name: random_matrix(seed, 3, 4) for seed, name in enumerate(NAMES)}
+    )
     return tmp_path / "run"
 
 
@@ -55,7 +58,8 @@ def encoder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def d2_evaluate(tmp_path: Path, encoder: Path) -> Evaluate:
-    """`d2 evaluate` in this process, into tmp_path / "out" unless told, with a small encoder of videos."""
+    """`d2 evaluate` in this process, into tmp_path / "out" unless told, with a small encoder of
+    videos."""
 
     def run(*overrides: str) -> int:
         own = [f"output_dir={tmp_path / 'out'}", f"features_file={encoder}", "trainer=cpu"]
@@ -66,7 +70,9 @@ def d2_evaluate(tmp_path: Path, encoder: Path) -> Evaluate:
 
 def table(folder: Path) -> dict[tuple[str, str, str], float]:
     with (folder / "results.csv").open() as file:
-        return {(r["object"], r["sample"], r["metric"]): float(r["value"]) for r in csv.DictReader(file)}
+        return {
+            (r["object"], r["sample"], r["metric"]): float(r["value"]) for r in csv.DictReader(file)
+        }
 
 
 def lines(folder: Path) -> list[dict[str, str]]:
@@ -78,16 +84,22 @@ def card(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "card.json").read_text())
 
 
-# --- the numbers -----------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------
 
 
 def test_the_table_holds_what_the_functions_give(
-    d2_evaluate: Evaluate, run_folder: Path, encoder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    d2_evaluate: Evaluate,
+    run_folder: Path,
+    encoder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert d2_evaluate(f"run={run_folder}") == 0
     figures, network = table(tmp_path / "out"), load_video_encoder(encoder)
     wanted: dict[tuple[str, str, str], float] = {}
-    matrices = {name: (read_matrix(run_folder / name), read_truth(run_folder / name)) for name in NAMES}
+    matrices = {
+        name: (read_matrix(run_folder / name), read_truth(run_folder / name)) for name in NAMES
+    }
     for name, (matrix, truth) in matrices.items():
         assert truth is not None
         own = matrix_metrics(matrix.pixels, truth, matrix.cameras)
@@ -99,13 +111,23 @@ def test_the_table_holds_what_the_functions_give(
     assert figures == pytest.approx(wanted, nan_ok=True, abs=1e-9)
     for line in lines(tmp_path / "out"):
         assert (line["run"], line["variant"], line["weights"]) == ("run", "run", "")
-        if line["object"] == "all":  # a distance between sets has bounds, and says how many objects it is of
-            assert float(line["low"]) <= float(line["value"]) <= float(line["high"]) and line["n"] == "4"
+        # a distance between sets has bounds, and says how many objects it is of
+        if line["object"] == "all":
+            assert (
+                float(line["low"]) <= float(line["value"]) <= float(line["high"])
+                and line["n"] == "4"
+            )
         else:
             assert line["low"] == line["high"] == "" and line["n"] == "1"
-    assert all(name.endswith("[world4d-encoder]") for _, _, name in figures if name.startswith(("fv", "kv")))
+    assert all(
+        name.endswith("[world4d-encoder]")
+        for _, _, name in figures
+        if name.startswith(("fv", "kv"))
+    )
     said = capfd.readouterr()
-    assert said.err.splitlines() == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]
+    assert said.err.splitlines() == [
+        f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)
+    ]
     assert said.out == (tmp_path / "out" / "summary.md").read_text()
     names = {"results.csv", "summary.md", "card.json", "objects"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
@@ -123,25 +145,39 @@ def test_layouts_give_one_table(d2_evaluate: Evaluate, run_folder: Path, tmp_pat
     assert d2_evaluate(f"pred={tmp_path / 'pred'}", f"truth={tmp_path / 'truth'}") == 0
     theirs = table(tmp_path / "out")
     lost = {m for _, _, m in ours.keys() - theirs.keys()}
-    needing = ("_unseen", "masked", "sharpness", "photometric")  # the input view, masks, cameras and depth
+    # the input view, masks, cameras and depth
+    needing = ("_unseen", "masked", "sharpness", "photometric")
     assert all(any(word in m for word in needing) for m in lost) and "psnr_masked" in lost
     assert theirs == pytest.approx({key: ours[key] for key in theirs}, nan_ok=True, abs=1e-6)
-    assert card(tmp_path / "out")["data"]["layouts"] == {"samples": ["frames"], "truth": ["consistent4d"]}
+    assert card(tmp_path / "out")["data"]["layouts"] == {
+        "samples": ["frames"],
+        "truth": ["consistent4d"],
+    }
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_world_size_changes_nothing(
-    d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path, world: int, capfd: pytest.CaptureFixture[str]
+    d2_evaluate: Evaluate,
+    run_folder: Path,
+    tmp_path: Path,
+    world: int,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    write_object(run_folder / "bee", random_matrix(0, 3, 4, size=32), "ours")  # fails where it is read, on some rank
+    # fails where it is read, on some rank
+    write_object(run_folder / "bee", random_matrix(0, 3, 4, size=32), "ours")
     assert d2_evaluate(f"run={run_folder}") == 3
     capfd.readouterr()
-    many = ["trainer.strategy=ddp_fork", f"trainer.devices={world}", f"output_dir={tmp_path / 'many'}"]
+    many = [
+        "trainer.strategy=ddp_fork",
+        f"trainer.devices={world}",
+        f"output_dir={tmp_path / 'many'}",
+    ]
     assert d2_evaluate(f"run={run_folder}", *many) == 3
     for name in ("results.csv", "summary.md", "card.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("evaluating ")]
-    assert sorted(said) == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]  # once, by one rank
+    # once, by one rank
+    assert sorted(said) == [f"evaluating {name} ({i + 1} of 4)" for i, name in enumerate(NAMES)]
 
 
 def test_samples_of_one_object_give_its_energy_score(d2_evaluate: Evaluate, tmp_path: Path) -> None:
@@ -168,12 +204,18 @@ def test_the_legacy_number_pairs_a_view_with_its_truth(
     matrix, truth = read_matrix(run_folder / "dog"), read_truth(run_folder / "dog")
     assert truth is not None
     network = load_video_encoder(encoder)
-    rows = [matrix_features(m, network, traversals=("f",))["f"] for m in (matrix.pixels, truth.pixels)]
+    rows = [
+        matrix_features(m, network, traversals=("f",))["f"] for m in (matrix.pixels, truth.pixels)
+    ]
     wanted = float(paired_logit_distance(*rows).mean())
-    assert table(tmp_path / "out")["dog", "0", "paired_logits_f[world4d-encoder]"] == pytest.approx(wanted, rel=1e-6)
+    assert table(tmp_path / "out")["dog", "0", "paired_logits_f[world4d-encoder]"] == pytest.approx(
+        wanted, rel=1e-6
+    )
 
 
-def test_clip_looks_at_truth_neighbours_and_text(d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path) -> None:
+def test_clip_looks_at_truth_neighbours_and_text(
+    d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "d2-small.json").write_text(json.dumps(SMALL_CLIP))
     open_clip.add_model_config(tmp_path / "d2-small.json")
     weights = tmp_path / "clip.pt"
@@ -183,7 +225,10 @@ def test_clip_looks_at_truth_neighbours_and_text(d2_evaluate: Evaluate, run_fold
     figures, clip = table(tmp_path / "out"), load_clip(weights, "d2-small")
     truth = read_truth(run_folder / "cat")
     assert truth is not None
-    own, true = (matrix_embeddings(clip.images, m) for m in (read_matrix(run_folder / "cat").pixels, truth.pixels))
+    own, true = (
+        matrix_embeddings(clip.images, m)
+        for m in (read_matrix(run_folder / "cat").pixels, truth.pixels)
+    )
     near, text = neighbour_similarity(own), clip.texts(["a cat"])[0]
     wanted = {
         "similarity": float(image_similarity(own, true).mean()),
@@ -233,7 +278,10 @@ def test_features_are_compared_through_depth(
             write_matrix(folder, ImageMatrix(pixels, scene.cameras, 8.0), scene.truth, {})
         assert d2_evaluate(f"run={tmp_path / name}", "metrics=[features_3d]", "size=null") == 0
         figures = table(tmp_path / "out")
-        values[name] = [figures["cat", "0", f"feature_{kind}[efficientnet-lite0]"] for kind in ("error", "ratio")]
+        values[name] = [
+            figures["cat", "0", f"feature_{kind}[efficientnet-lite0]"]
+            for kind in ("error", "ratio")
+        ]
     assert values["right"][1] == pytest.approx(1, abs=0.02) and values["wrong"][1] > 1.5
     assert 0 < values["right"][0] < values["wrong"][0]
     capfd.readouterr()
@@ -241,34 +289,55 @@ def test_features_are_compared_through_depth(
     assert "wants cameras and true depth" in capfd.readouterr().err
 
 
-def test_no_truth_no_reference_and_the_rest_is_there(d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path) -> None:
+def test_no_truth_no_reference_and_the_rest_is_there(
+    d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path
+) -> None:
     for name in NAMES:
         (run_folder / name / "truth.safetensors").unlink()
     assert d2_evaluate(f"run={run_folder}", "metrics=[consistency]") == 0
-    assert {metric for _, _, metric in table(tmp_path / "out")} == {"temporal_flicker", "cross_view_change"}
+    assert {metric for _, _, metric in table(tmp_path / "out")} == {
+        "temporal_flicker",
+        "cross_view_change",
+    }
 
 
-# --- summary, card, comparison ---------------------------------------------------------------------------------------
+# --- summary, card, comparison --------------------------------------------------------------------
 
 
 def test_a_comparison_is_paired_and_refused_where_choices_differ(
     d2_evaluate: Evaluate, run_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     better, base = tmp_path / "better", f"output_dir={tmp_path / 'base'}"
-    write_run(better, {name: random_matrix(seed, 3, 4) for seed, name in enumerate(NAMES)}, error=0.05)
+    write_run(
+        better, {name: random_matrix(seed, 3, 4) for seed, name in enumerate(NAMES)}, error=0.05
+    )
     assert d2_evaluate(f"run={run_folder}", base) == 0
-    assert d2_evaluate(f"run={better}", f"compare_to={tmp_path / 'base'}", "objects=[ant,bee,cat]") == 0
+    assert (
+        d2_evaluate(f"run={better}", f"compare_to={tmp_path / 'base'}", "objects=[ant,bee,cat]")
+        == 0
+    )
     lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
-    cells = [cell.strip() for cell in next(line for line in lines if line.startswith("| psnr ")).split("|")]
+    cells = [
+        cell.strip()
+        for cell in next(line for line in lines if line.startswith("| psnr ")).split("|")
+    ]
     a, b = table(tmp_path / "out"), table(tmp_path / "base")
     gain = sum(a[name, "0", "psnr"] - b[name, "0", "psnr"] for name in NAMES[:3]) / 3
     assert cells[3] == "3" and cells[5] == "3" and cells[4].startswith(f"{gain:+.4g} [")
     assert gain == pytest.approx(6.02, abs=0.5)  # half the error
-    assert d2_evaluate(f"run={run_folder}", "objects=[ant,bee,cat]", f"output_dir={tmp_path / 'same'}") == 0
+    assert (
+        d2_evaluate(f"run={run_folder}", "objects=[ant,bee,cat]", f"output_dir={tmp_path / 'same'}")
+        == 0
+    )
     name = "fvd_f[world4d-encoder]"  # of the objects that both have
     gain = a["all", "all", name] - table(tmp_path / "same")["all", "all", name]
-    cells = [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {name} ")).split("|")]
-    assert cells[3] == cells[5] == "3, as sets" and gain < 0 and cells[4].startswith(f"{gain:+.4g} [")
+    cells = [
+        cell.strip()
+        for cell in next(line for line in lines if line.startswith(f"| {name} ")).split("|")
+    ]
+    assert (
+        cells[3] == cells[5] == "3, as sets" and gain < 0 and cells[4].startswith(f"{gain:+.4g} [")
+    )
     capfd.readouterr()
     assert d2_evaluate(f"run={better}", f"compare_to={tmp_path / 'base'}", "size=32") == 2
     assert "made otherwise: resize" in capfd.readouterr().err
@@ -281,15 +350,28 @@ def test_the_card_holds_what_changes_a_number(
     written = card(tmp_path / "out")
     network = written["choices"]["video_features"]
     assert network["sha256"] == hashlib.sha256(encoder.read_bytes()).hexdigest()
-    assert (network["resize_size"], network["resize_filter"], network["resize_antialias"]) == (16, "bilinear", True)
-    assert written["choices"]["resize"] == {"size": 12, "filter": "bicubic", "antialias": True, "crop": False}
-    assert list(written["choices"]["traversals"]) == ["diag"] and "then objects" in written["choices"]["averaging"]
+    assert (network["resize_size"], network["resize_filter"], network["resize_antialias"]) == (
+        16,
+        "bilinear",
+        True,
+    )
+    assert written["choices"]["resize"] == {
+        "size": 12,
+        "filter": "bicubic",
+        "antialias": True,
+        "crop": False,
+    }
+    assert (
+        list(written["choices"]["traversals"]) == ["diag"]
+        and "then objects" in written["choices"]["averaging"]
+    )
     assert {"torch", "torchmetrics", "d2"} <= written["versions"].keys()
     assert written["data"]["shapes"] == [{"views": 3, "frames": 4, "height": 12, "width": 12}]
-    assert str(tmp_path) not in (tmp_path / "out" / "card.json").read_text()  # where it lay is nobody's business
+    # where it lay is nobody's business
+    assert str(tmp_path) not in (tmp_path / "out" / "card.json").read_text()
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 
 def test_what_is_finished_is_not_measured_again(
@@ -317,12 +399,13 @@ def test_what_is_finished_is_not_measured_again(
     assert d2_evaluate(*line, f"output_dir={tmp_path / 'anew'}") == 0 and len(measured) == 9
     assert (tmp_path / "anew" / "results.csv").read_bytes() == first
 
-    write_object(run_folder / "dog", random_matrix(9, 3, 4), "ours")  # a new sample, and the old truth
+    # a new sample, and the old truth
+    write_object(run_folder / "dog", random_matrix(9, 3, 4), "ours")
     assert d2_evaluate(*line) == 0 and measured[9:] == ["dog"]
     assert d2_evaluate(*line, "size=12") == 0 and len(measured) == 14  # another choice
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_the_rest_is_evaluated_and_the_exit_code_says_so(
@@ -343,7 +426,10 @@ def test_the_rest_is_evaluated_and_the_exit_code_says_so(
     assert sorted(said) == [
         "d2: left out: ape: the sample: view 1 lacks frame 2",
         "d2: left out: bat: the sample: has too many: view 3",
-        "d2: left out: cow: frames of two sizes: eval_1/2.png is 20×16, eval_0/0.png 16×16; give all one size",
+        (
+            "d2: left out: cow: frames of two sizes: eval_1/2.png is 20×16, eval_0/0.png 16×16;"
+            " give all one size"
+        ),
         "d2: left out: doe: no truth; add it, or take metrics=[consistency], which needs none",
     ]
     partly = table(tmp_path / "out")
@@ -376,14 +462,26 @@ def test_nothing_to_read_nothing_written(
         ([], "run, pred: none is given; give one"),
         (["run=a", "pred=b"], "run, pred: run and pred are given; give one"),
         (["run=3"], "3: no such folder"),
-        (["run=a", "metrics=[refrence]"], "metrics=['refrence']: choose from [reference, consistency, "),
+        (
+            ["run=a", "metrics=[refrence]"],
+            "metrics=['refrence']: choose from [reference, consistency, ",
+        ),
         (["run=a", "traversals=[]"], "traversals=[]: choose from [f, v, diag, 4d, 4d_columns]"),
         (["run=a", "metrics=[energy]"], "metrics=[energy]: needs two samples"),
-        (["run=a", "metrics=[legacy]", "features=null"], "metrics=[legacy]: compares video features"),
-        (["run=a", "metrics=[video]", "features=null"], "metrics=[video], features=null: nothing is left"),
+        (
+            ["run=a", "metrics=[legacy]", "features=null"],
+            "metrics=[legacy]: compares video features",
+        ),
+        (
+            ["run=a", "metrics=[video]", "features=null"],
+            "metrics=[video], features=null: nothing is left",
+        ),
         (["run=a", "metrics=[clip]"], "clip.file=null"),
         (["run=a", "features=c3d"], "features=c3d: choose world4d-encoder or i3d"),
-        (["run=a", "features_resize=consistent4d"], "features_resize=consistent4d: world4d-encoder has its own"),
+        (
+            ["run=a", "features_resize=consistent4d"],
+            "features_resize=consistent4d: world4d-encoder has its own",
+        ),
         (["run=a", "features=i3d", "features_file=none.pt"], "none.pt is not there; put it there"),
         (["run=a", "metrics=[lpips_vgg]"], "vgg16-397923af.pth: no such file; put torchvision's"),
         (["pred=a"], "truth=null: metrics=[reference, video] need it"),
@@ -392,7 +490,11 @@ def test_nothing_to_read_nothing_written(
     ],
 )
 def test_a_wrong_command_is_one_line(
-    d2_evaluate: Evaluate, tmp_path: Path, capfd: pytest.CaptureFixture[str], line: list[str], says: str
+    d2_evaluate: Evaluate,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    line: list[str],
+    says: str,
 ) -> None:
     assert d2_evaluate(*line) == 2
     (said,) = capfd.readouterr().err.splitlines()

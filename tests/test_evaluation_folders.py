@@ -1,4 +1,5 @@
-"""What lies in folders of matrices: every layout gives the same pixels, and every fault is told in one line."""
+"""What lies in folders of matrices: every layout gives the same pixels, and every fault is told in
+one line."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from d2.evaluate.folders import find_objects, layout_of, read_sample, read_true
 from d2.io import write_video
 
 
-def only_failure(sampled: Path | list[Path], truth: Path | None, *, needs_truth: bool = True) -> str:
+def only_failure(
+    sampled: Path | list[Path], truth: Path | None, *, needs_truth: bool = True
+) -> str:
     """The one line of a set whose other objects are fine."""
     found = find_objects(
         sampled if isinstance(sampled, list) else [sampled],
@@ -26,7 +29,7 @@ def only_failure(sampled: Path | list[Path], truth: Path | None, *, needs_truth:
     return line
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -46,7 +49,8 @@ def test_a_video_a_view(tmp_path: Path) -> None:
     read = read_sample(tmp_path / "lion")
     assert layout_of(tmp_path / "lion") == "videos" and read.pixels.shape == matrix.shape
     error = (read.pixels - matrix).abs().mean(dim=(2, 3, 4))
-    assert error.max() < 0.03 < (read.pixels.roll(1, 0) - matrix).abs().mean()  # a codec, and no other view
+    # a codec, and no other view
+    assert error.max() < 0.03 < (read.pixels.roll(1, 0) - matrix).abs().mean()
 
 
 def test_transparent_pictures_come_on_white_with_their_coverage(tmp_path: Path) -> None:
@@ -56,7 +60,9 @@ def test_transparent_pictures_come_on_white_with_their_coverage(tmp_path: Path) 
     view.mkdir(parents=True)
     picture.save(view / "0.png")
     read = read_true(tmp_path / "lion")
-    assert read.masks is not None and torch.allclose(read.masks[0, 0, 0, 0], torch.tensor([0.2, 0.2, 0, 0]))
+    assert read.masks is not None and torch.allclose(
+        read.masks[0, 0, 0, 0], torch.tensor([0.2, 0.2, 0, 0])
+    )
     assert torch.allclose(read.pixels[0, 0, :, 0, 0], torch.tensor([1.0, 0.8, 0.8]))
     assert (read.pixels[..., 2:] == 1).all()
 
@@ -65,10 +71,13 @@ def test_what_lies_beside_the_views_is_passed_over(tmp_path: Path) -> None:
     matrix = random_matrix(0, 2, 3)
     for layout in LAYOUTS:
         write_object(tmp_path / layout / "lion", matrix, layout)
-        write_frames(tmp_path / layout / "lion", matrix[0])  # as Consistent4D's input lies there, and our preview
+        # as Consistent4D's input lies there, and our preview
+        write_frames(tmp_path / layout / "lion", matrix[0])
         (tmp_path / layout / "log").mkdir()
         (found,) = find_objects([tmp_path / layout], None, needs_truth=False).objects
-        assert found.name == "lion" and torch.equal(read_sample(found.samples[0]).pixels, pictures_of(matrix))
+        assert found.name == "lion" and torch.equal(
+            read_sample(found.samples[0]).pixels, pictures_of(matrix)
+        )
 
 
 def test_single_objects_are_a_pair_whatever_they_are_called(tmp_path: Path) -> None:
@@ -78,10 +87,11 @@ def test_single_objects_are_a_pair_whatever_they_are_called(tmp_path: Path) -> N
     assert found == ("truth", (tmp_path / "pred",), tmp_path / "truth")
     write_object(tmp_path / "a" / "lion", random_matrix(0, 2, 3), "frames")
     write_object(tmp_path / "b" / "cat", random_matrix(0, 2, 3), "frames")
-    assert len(find_objects([tmp_path / "a"], tmp_path / "b", needs_truth=True).failures) == 2  # sets of one are not
+    # sets of one are not
+    assert len(find_objects([tmp_path / "a"], tmp_path / "b", needs_truth=True).failures) == 2
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -99,14 +109,18 @@ def test_missing_frames_are_listed(pair: tuple[Path, Path]) -> None:
         (pred / "lion" / place).unlink()
     line = "lion: the sample: view 0 lacks frame 1, 2; the sample: view 2 lacks frame 0"
     assert only_failure(pred, truth) == line
-    assert only_failure(pred, None, needs_truth=False) == line  # the other views tell what there should be
+    # the other views tell what there should be
+    assert only_failure(pred, None, needs_truth=False) == line
     assert only_failure(truth, pred).startswith("lion: the truth: view 0 lacks frame 1, 2; ")
 
 
 def test_a_view_too_many_and_one_too_few(pair: tuple[Path, Path]) -> None:
     pred, truth = pair
     (pred / "lion" / "eval_1").rename(pred / "lion" / "eval_7")
-    assert only_failure(pred, truth) == "lion: the sample: lacks view 1; the sample: has too many: view 7"
+    assert (
+        only_failure(pred, truth)
+        == "lion: the sample: lacks view 1; the sample: has too many: view 7"
+    )
 
 
 def test_a_matrix_of_ours_is_counted_before_it_is_read(tmp_path: Path) -> None:
@@ -121,7 +135,10 @@ def test_an_object_without_truth(pair: tuple[Path, Path], tmp_path: Path) -> Non
     (truth / "lion").rename(tmp_path / "elsewhere")
     assert only_failure(pred, truth).startswith("lion: no truth; add it")
     assert not find_objects([pred], truth, needs_truth=False).failures
-    assert only_failure(truth, pred) == f"lion: not in {truth}; sample it, or choose others with objects=[…]"
+    assert (
+        only_failure(truth, pred)
+        == f"lion: not in {truth}; sample it, or choose others with objects=[…]"
+    )
     assert only_failure([pred, truth], pred).startswith(f"lion: not in {truth};")
     run = tmp_path / "run"
     write_run(run, {"ox": random_matrix(0, 3, 4)})
@@ -132,7 +149,9 @@ def test_an_object_without_truth(pair: tuple[Path, Path], tmp_path: Path) -> Non
 def test_frames_of_two_sizes(pair: tuple[Path, Path]) -> None:
     pred, _ = pair
     Image.new("RGB", (8, 9)).save(pred / "lion" / "eval_1" / "2.png")
-    with pytest.raises(ValueError, match=r"^frames of two sizes: eval_1/2.png is 8×9, eval_0/0.png 16×16; .*size$"):
+    with pytest.raises(
+        ValueError, match=r"^frames of two sizes: eval_1/2.png is 8×9, eval_0/0.png 16×16; .*size$"
+    ):
         read_sample(pred / "lion")
     (pred / "lion" / "eval_1" / "2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"eval_1/2.png: cannot be decoded \("):
@@ -141,7 +160,10 @@ def test_frames_of_two_sizes(pair: tuple[Path, Path]) -> None:
 
 def test_what_holds_nothing_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "empty" / "lion").mkdir(parents=True)
-    for root, says in ((tmp_path / "empty", "holds no object"), (tmp_path / "gone", "no such folder")):
+    for root, says in (
+        (tmp_path / "empty", "holds no object"),
+        (tmp_path / "gone", "no such folder"),
+    ):
         with pytest.raises(ValueError, match=says):
             find_objects([root], None, needs_truth=False)
     with pytest.raises(ValueError, match=r"objects=\['cat'\]: not found; there are lion, ox"):

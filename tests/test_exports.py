@@ -1,4 +1,5 @@
-"""Matrices for other people's stage 2: each folder is read back by the convention that its readers document."""
+"""Matrices for other people's stage 2: each folder is read back by the convention that its readers
+document."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def matrix() -> ImageMatrix:
 def points() -> (
     Tensor
 ):  # v n 3, world4d's points that each view sees at frame 0: its pixels, carried out by their depth
-    """Known 3D points of the world, those that each view sees at frame 0, and the pixels where it does."""
+    """Known 3D points of the world, those that each view sees at frame 0, and the pixels where it
+    does."""
     scene = world4d.scene("test", 0, num_views=VIEWS, num_frames=FRAMES, size=SIZE)
     assert scene.truth is not None
     found = []
@@ -50,7 +52,9 @@ def points() -> (
         solid = (scene.truth.masks[view, 0, 0] > 0.999).nonzero()[:40]
         depth = scene.truth.depth[view, 0, 0][solid[:, 0], solid[:, 1]]
         at = solid.flip(-1) + 0.5
-        there = torch.cat([(at - pinholes.centre[view]) / pinholes.focal[view], torch.ones(len(at), 1)], dim=-1)
+        there = torch.cat(
+            [(at - pinholes.centre[view]) / pinholes.focal[view], torch.ones(len(at), 1)], dim=-1
+        )
         turn, shift = pinholes.world_to_camera[view, :3, :3], pinholes.world_to_camera[view, :3, 3]
         found.append(torch.cat([(there * depth[:, None] - shift) @ turn, at], dim=-1))
     return torch.stack([each[: min(map(len, found))] for each in found])  # v n 5
@@ -66,18 +70,26 @@ def scene() -> MovingGaussians:
     return made
 
 
-def assert_seen(camera_to_world: np.ndarray, focal: float, points: Tensor, scale: float = 1.0) -> None:
-    """Points (n 5) land within half a pixel of where the view shows them: axes x right, y up, looking along −z."""
-    x, y, z = ((points[:, :3].double().numpy() * scale - camera_to_world[:3, 3]) @ camera_to_world[:3, :3]).T
+def assert_seen(
+    camera_to_world: np.ndarray, focal: float, points: Tensor, scale: float = 1.0
+) -> None:
+    """Points (n 5) land within half a pixel of where the view shows them: axes x right, y up,
+    looking along −z."""
+    x, y, z = (
+        (points[:, :3].double().numpy() * scale - camera_to_world[:3, 3]) @ camera_to_world[:3, :3]
+    ).T
     landed = np.stack([SIZE / 2 + focal * x / -z, SIZE / 2 - focal * y / -z], axis=-1)
     assert np.abs(landed - points[:, 3:].numpy()).max() < 0.5
 
 
-@pytest.mark.parametrize(("table", "suffix", "scale"), [("transforms", "", 1.0), ("transforms_train", ".png", 2.0)])
+@pytest.mark.parametrize(
+    ("table", "suffix", "scale"), [("transforms", "", 1.0), ("transforms_train", ".png", 2.0)]
+)
 def test_nerfstudio_and_dnerf_see_the_points_of_the_world(
     tmp_path: Path, matrix: ImageMatrix, points: Tensor, table: str, suffix: str, scale: float
 ) -> None:
-    """transforms.json as nerfstudio documents it; transforms_train.json as D-NeRF's load_blender reads it."""
+    """transforms.json as nerfstudio documents it; transforms_train.json as D-NeRF's load_blender
+    reads it."""
     write_matrix(tmp_path / "scene", matrix, None, {})
     data = json.loads((tmp_path / f"scene/{table}.json").read_text())
     focal = data.get("fl_x") or 0.5 * SIZE / math.tan(0.5 * data["camera_angle_x"])
@@ -86,12 +98,16 @@ def test_nerfstudio_and_dnerf_see_the_points_of_the_world(
         view, moment = divmod(index, FRAMES)
         assert frame["time"] == pytest.approx(moment / (FRAMES - 1))
         assert_seen(np.array(frame["transform_matrix"]), focal, points[view], scale)
-        picture = np.asarray(Image.open(tmp_path / "scene" / f"{frame['file_path']}{suffix}").convert("RGB"))
+        picture = np.asarray(
+            Image.open(tmp_path / "scene" / f"{frame['file_path']}{suffix}").convert("RGB")
+        )
         shown = torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255
         torch.testing.assert_close(shown, matrix.pixels[view, moment], atol=1 / 255, rtol=0)
 
 
-def test_4dgaussians_reads_its_multi_view_folder(tmp_path: Path, matrix: ImageMatrix, points: Tensor) -> None:
+def test_4dgaussians_reads_its_multi_view_folder(
+    tmp_path: Path, matrix: ImageMatrix, points: Tensor
+) -> None:
     """Read as its multipleview_dataset does, and COLMAP's binary files as COLMAP documents them."""
     write_multiview(tmp_path / "scene", capture_matrix(matrix), scene())
     folder = tmp_path / "scene"
@@ -155,9 +171,13 @@ def test_splat_transform_reads_the_sequence_and_writes_the_same_scene(tmp_path: 
     for frame, path in enumerate(sorted((tmp_path / "ply").iterdir())):
         program, back = splat_transform(), tmp_path / f"{frame}.ply"
         assert program is not None
-        done = subprocess.run([program, str(path), str(back)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [program, str(path), str(back)], capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         slice_ = moving(torch.tensor([float(frame)]))
         with torch.no_grad():
-            ours, theirs = (rasterize(each, pinholes, torch.ones(3)).colour for each in (slice_, read_ply(back)))
+            ours, theirs = (
+                rasterize(each, pinholes, torch.ones(3)).colour for each in (slice_, read_ply(back))
+            )
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)

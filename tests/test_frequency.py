@@ -34,19 +34,27 @@ def reversed_frequencies(mask: Tensor) -> Tensor:
 def wave(sizes: tuple[int, ...], numbers: tuple[int, ...]) -> Tensor:
     """A cosine of so many periods along each axis."""
     grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) / n for n in sizes), indexing="ij")
-    return torch.stack([2 * math.pi * k * g for k, g in zip(numbers, grid, strict=True)]).sum(dim=0).cos()
+    return (
+        torch.stack([2 * math.pi * k * g for k, g in zip(numbers, grid, strict=True)])
+        .sum(dim=0)
+        .cos()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_a_mask_is_even_and_passes_the_constant_whatever_the_sizes(kind: str, sizes: tuple[int, ...]) -> None:
+def test_a_mask_is_even_and_passes_the_constant_whatever_the_sizes(
+    kind: str, sizes: tuple[int, ...]
+) -> None:
     mask = low_pass(sizes, kind=kind, space=0.5, time=0.3)
     assert mask.shape == sizes and mask.min() >= 0 and mask.max() == mask.flatten()[0] == 1
     torch.testing.assert_close(reversed_frequencies(mask), mask, rtol=0, atol=1e-15)
     odd = any(n % 2 and n > 1 for n in sizes)
     published = low_pass(sizes, kind=kind, space=0.5, time=0.3, published=True)
     if odd and kind in ("butterworth", "gaussian"):  # the fault that our masks are without
-        assert (reversed_frequencies(published) - published).abs().max() > 1e-3 and published.flatten()[0] < 1
+        assert (
+            reversed_frequencies(published) - published
+        ).abs().max() > 1e-3 and published.flatten()[0] < 1
 
 
 @pytest.mark.parametrize("kind", ("butterworth", "gaussian"))
@@ -56,13 +64,19 @@ def test_the_published_mask_is_ours_where_all_sizes_are_even(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("butterworth", 0.5), ("gaussian", math.exp(-0.5)), ("ideal", 1.0), ("box", 1.0)]
+    ("kind", "expected"),
+    [("butterworth", 0.5), ("gaussian", math.exp(-0.5)), ("ideal", 1.0), ("box", 1.0)],
 )
 def test_at_the_cut_off_and_beyond_it(kind: str, expected: float) -> None:
     """Along every axis: with 16 samples, frequency 2 of 8 is a quarter of the highest."""
     mask = low_pass((16, 16, 16), kind=kind, space=0.25, time=0.5)
     assert mask[4, 0, 0].item() == pytest.approx(expected)
-    assert mask[0, 2, 0].item() == mask[0, 0, 2].item() == mask[0, -2, 0].item() == pytest.approx(expected)
+    assert (
+        mask[0, 2, 0].item()
+        == mask[0, 0, 2].item()
+        == mask[0, -2, 0].item()
+        == pytest.approx(expected)
+    )
     assert mask[5, 0, 0] < expected and mask[0, 3, 0] < expected and mask[0, 0, -3] < expected
     assert low_pass((16, 16, 16), kind=kind, time=0).any().item() is False
 
@@ -84,7 +98,8 @@ def test_what_one_mixture_leaves_the_other_takes(sizes: tuple[int, ...]) -> None
     a, b, mask = unit(2, *sizes), unit(2, *sizes, seed=1), low_pass(sizes)
     torch.testing.assert_close(mix(a, b, mask) + mix(b, a, mask), a + b)
     torch.testing.assert_close(mix(a, a, mask), a)
-    spectrum = torch.fft.fftn(a[0]) * mask  # real, as the mask is even: nothing is thrown away with an imaginary part
+    # real, as the mask is even: nothing is thrown away with an imaginary part
+    spectrum = torch.fft.fftn(a[0]) * mask
     assert torch.fft.ifftn(spectrum).imag.abs().max() < 1e-12
 
 
@@ -95,7 +110,9 @@ def test_reinitialised_noise_is_unit_noise_that_remembers() -> None:
     again = reinitialised(z, noise, fresh, sigma, mask)
     assert again.std().item() == pytest.approx(1, abs=0.02)
     low = torch.fft.fftn(again, dim=(1, 2, 3)) * mask
-    torch.testing.assert_close(low, torch.fft.fftn((z + sigma * noise) / 5**0.5, dim=(1, 2, 3)) * mask)
+    torch.testing.assert_close(
+        low, torch.fft.fftn((z + sigma * noise) / 5**0.5, dim=(1, 2, 3)) * mask
+    )
 
 
 @pytest.mark.parametrize("along_frames", [True, False])
@@ -106,7 +123,9 @@ def test_a_further_pass_starts_from_the_result_of_the_pass_before(along_frames: 
     picture = unit(2, h, w).float()
     begun: list[Tensor] = []
 
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         if sigma == settings.sigmas[0]:
             begun.append(x[0] / (1 + sigma**2) ** 0.5)  # t c h w
         return Prediction(*(picture.expand_as(x) if half else None for half in halves))
@@ -139,7 +158,12 @@ def test_a_further_pass_starts_from_the_result_of_the_pass_before(along_frames: 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"kind": "round"}, "kind=round"), ({"order": 0}, "order=0"), ({"space": -1.0}, "space=-1"), ({}, r"\[4, 4\]")],
+    [
+        ({"kind": "round"}, "kind=round"),
+        ({"order": 0}, "order=0"),
+        ({"space": -1.0}, "space=-1"),
+        ({}, r"\[4, 4\]"),
+    ],
 )
 def test_a_filter_that_makes_no_sense_is_refused(wrong: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -1,8 +1,9 @@
-"""Our numbers are those of the reference implementation, on whatever golden files lie in the folder.
+"""Our numbers are those of the reference implementation, on whatever golden files lie in the
+folder.
 
-The folder is $D2_PARITY_DIR, else golden/data, which ships with the tests. Sizes, configurations, options and cases are
-read from the files, so other data of the same kinds runs through the same checks; an option that a check does not read
-fails it.
+The folder is $D2_PARITY_DIR, else golden/data, which ships with the tests. Sizes, configurations,
+options and cases are read from the files, so other data of the same kinds runs through the same
+checks; an option that a check does not read fails it.
 """
 
 from __future__ import annotations
@@ -88,18 +89,22 @@ def stems() -> list[str]:
 
 
 def checks_of(folder: Path) -> dict[str, str]:
-    """The checks of a folder's files: names of kinds mean another thing beside a network of any cameras."""
+    """The checks of a folder's files: names of kinds mean another thing beside a network of any
+    cameras."""
     return CAMERA_CHECKS if any(folder.glob("tiny_seva*")) else CHECKS
 
 
 def kind_of(stem: str, text: str, checks: dict[str, str] = CHECKS) -> str | None:
-    """The kind whose name the stem begins with (the longest such), else the one that its text begins like."""
+    """The kind whose name the stem begins with (the longest such), else the one that its text
+    begins like."""
     named = [kind for kind in checks if stem == kind or stem.startswith(f"{kind}_")]
     told = [kind for beginning, kind in KIND_TEXTS.items() if text.startswith(beginning)]
     return max(named, key=len) if named else (told[0] if told else None)
 
 
-@pytest.mark.parametrize("stem", stems() or [pytest.param("none", marks=pytest.mark.xfail(strict=True))])
+@pytest.mark.parametrize(
+    "stem", stems() or [pytest.param("none", marks=pytest.mark.xfail(strict=True))]
+)
 def test_golden(stem: str) -> None:
     check(read_case(stem, FOLDER))
 
@@ -112,7 +117,9 @@ def check(case: Case) -> None:
     with torch.no_grad():
         getattr(importlib.import_module(module), function)(case)
     ignored = list(case.meta.unread())
-    assert not ignored, f"{case.stem}: {', '.join(ignored)}: the check of {kind} does not apply this"
+    assert not ignored, (
+        f"{case.stem}: {', '.join(ignored)}: the check of {kind} does not apply this"
+    )
 
 
 def test_an_unknown_kind_has_no_check() -> None:
@@ -147,7 +154,9 @@ def test_joint_sampling_refuses_an_option_that_it_does_not_apply() -> None:
         check(case)
 
 
-@pytest.mark.parametrize("option", [{"svd_cfg_warmup": True}, {"svd_only_from": 0.0}, {"schedule": "linear"}])
+@pytest.mark.parametrize(
+    "option", [{"svd_cfg_warmup": True}, {"svd_only_from": 0.0}, {"schedule": "linear"}]
+)
 def test_the_rules_of_joint_sampling_follow_their_options(option: dict[str, Any]) -> None:
     step, curve = Step(1, 3, 0, 1, sigma=1.0, sigma_next=0.5), partial(guidance.constant, scale=2.5)
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from d2.nn.i3d import I3D, MIN_FRAMES, pad_same
 
-# The published state dict `i3d_pretrained_400.pt`: unit -> (output channels, input channels, kernel). A unit is
-# `conv3d.weight` and `bn.{weight, bias, running_mean, running_var, num_batches_tracked}`.
+# The published state dict `i3d_pretrained_400.pt`: unit -> (output channels, input channels,
+# kernel). A unit is `conv3d.weight` and `bn.{weight, bias, running_mean, running_var,
+# num_batches_tracked}`.
 UNITS = {
     "Conv3d_1a_7x7": (64, 3, 7),
     "Conv3d_2b_1x1": (64, 64, 1),
@@ -41,10 +42,16 @@ def inventory() -> dict[str, tuple[int, ...]]:
             f"{block}.b2b": (b2b, b2a, 3),
             f"{block}.b3b": (b3b, before, 1),
         }
-    shapes: dict[str, tuple[int, ...]] = {"logits.conv3d.weight": (400, 1024, 1, 1, 1), "logits.conv3d.bias": (400,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "logits.conv3d.weight": (400, 1024, 1, 1, 1),
+        "logits.conv3d.bias": (400,),
+    }
     for name, (out, into, kernel) in units.items():
         shapes[f"{name}.conv3d.weight"] = (out, into, kernel, kernel, kernel)
-        shapes |= {f"{name}.bn.{part}": (out,) for part in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {
+            f"{name}.bn.{part}": (out,)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        }
         shapes[f"{name}.bn.num_batches_tracked"] = ()
     return shapes
 
@@ -75,7 +82,14 @@ def test_eight_frames_are_one_too_few(net: nn.Module):
 
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "before", "after"),
-    [(224, 7, 2, 2, 3), (225, 7, 2, 3, 3), (112, 3, 2, 0, 1), (9, 7, 2, 3, 3), (28, 3, 1, 1, 1), (14, 2, 2, 0, 0)],
+    [
+        (224, 7, 2, 2, 3),
+        (225, 7, 2, 3, 3),
+        (112, 3, 2, 0, 1),
+        (9, 7, 2, 3, 3),
+        (28, 3, 1, 1, 1),
+        (14, 2, 2, 0, 0),
+    ],
 )
 def test_padding_is_tensorflows(size: int, kernel: int, stride: int, before: int, after: int):
     x = torch.ones(1, 1, size, 1, 1)
@@ -91,12 +105,17 @@ def test_each_axis_is_padded_by_its_own_kernel():
 
 @pytest.mark.slow
 def test_the_forward_pass_is_figure_3_of_the_paper_written_out():
-    """Layer after layer by plain functions of the state dict; batch norm has statistics that a fresh network lacks."""
+    """Layer after layer by plain functions of the state dict; batch norm has statistics that a
+    fresh network lacks."""
     torch.manual_seed(0)
     net = I3D().eval()
     for m in net.modules():
         if isinstance(m, nn.BatchNorm3d):
-            for tensor, low, high in ((m.running_mean, -0.2, 0.2), (m.running_var, 0.3, 2), (m.weight, 0.5, 2)):
+            for tensor, low, high in (
+                (m.running_mean, -0.2, 0.2),
+                (m.running_var, 0.3, 2),
+                (m.weight, 0.5, 2),
+            ):
                 assert tensor is not None
                 nn.init.uniform_(tensor, low, high)
     state = net.state_dict()
@@ -111,7 +130,9 @@ def test_the_forward_pass_is_figure_3_of_the_paper_written_out():
     def unit(x: Tensor, name: str, stride: int = 1) -> Tensor:
         weight = state[f"{name}.conv3d.weight"]
         x = F.conv3d(same(x, tuple(weight.shape[2:]), (stride,) * 3), weight, stride=stride)
-        statistics = (state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        statistics = (
+            state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
         return F.batch_norm(x, *statistics, eps=1e-3).relu()
 
     def pool(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
@@ -119,7 +140,10 @@ def test_the_forward_pass_is_figure_3_of_the_paper_written_out():
 
     def mixed(x: Tensor, name: str) -> Tensor:
         b1, b2 = (unit(unit(x, f"{name}.b{i}a"), f"{name}.b{i}b") for i in (1, 2))
-        return torch.cat([unit(x, f"{name}.b0"), b1, b2, unit(pool(x, (3, 3, 3), (1, 1, 1)), f"{name}.b3b")], dim=1)
+        return torch.cat(
+            [unit(x, f"{name}.b0"), b1, b2, unit(pool(x, (3, 3, 3), (1, 1, 1)), f"{name}.b3b")],
+            dim=1,
+        )
 
     def reference(x: Tensor) -> Tensor:
         x = pool(unit(x, "Conv3d_1a_7x7", stride=2), (1, 3, 3), (1, 2, 2))
@@ -131,8 +155,12 @@ def test_the_forward_pass_is_figure_3_of_the_paper_written_out():
                 x = pool(x, (2, 2, 2), (2, 2, 2))
             x = mixed(x, name)
         x = F.avg_pool3d(x, (2, 7, 7), stride=1)
-        return F.conv3d(x, state["logits.conv3d.weight"], state["logits.conv3d.bias"]).mean(dim=(2, 3, 4))
+        return F.conv3d(x, state["logits.conv3d.weight"], state["logits.conv3d.bias"]).mean(
+            dim=(2, 3, 4)
+        )
 
     video = torch.rand(1, MIN_FRAMES + 2, 3, 224, 224) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(net(video), reference(video.transpose(1, 2)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            net(video), reference(video.transpose(1, 2)), rtol=1e-4, atol=1e-5
+        )

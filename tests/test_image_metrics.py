@@ -1,4 +1,5 @@
-"""Figures of single pictures agree with torchmetrics called by hand, and perceptual distances with their originals."""
+"""Figures of single pictures agree with torchmetrics called by hand, and perceptual distances with
+their originals."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from d2.nn.perceptual import Backbone
 
 
 def pictures() -> tuple[Tensor, Tensor]:
-    """Two pictures 64 × 64 and what they are compared with, by a formula: the published values below are of these."""
+    """Two pictures 64 × 64 and what they are compared with, by a formula: the published values
+    below are of these."""
     i = torch.arange(64.0)
     ramp = (i[:, None] * i).remainder(37) / 36
     a = torch.stack([ramp, ramp.flip(0), ramp.T.roll(5, 0)])[None]
@@ -32,7 +34,9 @@ def test_psnr_and_ssim_are_torchmetrics_picture_by_picture():
     figures = image_figures(a, b, chunk=1)
     for i in range(2):
         pair = a[i : i + 1], b[i : i + 1]
-        assert float(figures["psnr"][i]) == pytest.approx(float(PeakSignalNoiseRatio(1.0)(*pair)), rel=1e-6)
+        assert float(figures["psnr"][i]) == pytest.approx(
+            float(PeakSignalNoiseRatio(1.0)(*pair)), rel=1e-6
+        )
         assert float(figures["ssim"][i]) == pytest.approx(
             float(StructuralSimilarityIndexMeasure(data_range=1.0)(*pair)), rel=1e-6
         )
@@ -50,7 +54,8 @@ def test_further_distances_come_under_their_names():
 def test_lpips_is_torchmetrics_with_the_backbone_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: Backbone
 ):
-    """The class that downloads, given a random backbone in the place of the download, and that backbone as a file."""
+    """The class that downloads, given a random backbone in the place of the download, and that
+    backbone as a file."""
     torch.manual_seed(0)
     build = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[backbone]
     with torch.device("meta"):
@@ -74,9 +79,15 @@ def test_a_missing_backbone_is_named(tmp_path: Path):
         load_lpips("vgg", tmp_path / "vgg16-397923af.pth")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("stlpips_pytorch") is None, reason="the extra is not installed")
-@pytest.mark.parametrize(("backbone", "published"), [("alex", [0.1290945, 0.1223096]), ("vgg", [0.0733433, 0.0727268])])
-def test_shift_tolerant_lpips_gives_what_its_own_package_gives(backbone: Backbone, published: list[float]):
+@pytest.mark.skipif(
+    importlib.util.find_spec("stlpips_pytorch") is None, reason="the extra is not installed"
+)
+@pytest.mark.parametrize(
+    ("backbone", "published"), [("alex", [0.1290945, 0.1223096]), ("vgg", [0.0733433, 0.0727268])]
+)
+def test_shift_tolerant_lpips_gives_what_its_own_package_gives(
+    backbone: Backbone, published: list[float]
+):
     """Values of stlpips-pytorch 0.0.2 on these pictures."""
     distance = load_shift_tolerant_lpips(backbone)
     a, b = pictures()

@@ -29,7 +29,8 @@ from d2.io import (
 from d2.matrix import RADIUS, Cameras, ImageMatrix, camera_positions, camera_ring, camera_to_world
 from d2.scene import Truth
 
-SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (8, 8), (21, 25), (4, 25), (25, 3), (21, 1)]  # views, frames
+# views, frames
+SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (8, 8), (21, 25), (4, 25), (25, 3), (21, 1)]
 
 
 def random(*shape: int) -> Tensor:
@@ -39,7 +40,10 @@ def random(*shape: int) -> Tensor:
 def example_matrix(num_views: int = 3, num_frames: int = 2, size: int = 16) -> ImageMatrix:
     cameras = camera_ring(num_views, torch.linspace(-0.1, 0.5, num_views))
     return ImageMatrix(
-        random(num_views, num_frames, 3, size, size), cameras, 7.5, random(num_views, num_frames, 4, 2, 2)
+        random(num_views, num_frames, 3, size, size),
+        cameras,
+        7.5,
+        random(num_views, num_frames, 4, 2, 2),
     )
 
 
@@ -61,7 +65,7 @@ def read_film(path: Path) -> tuple[Tensor, float]:  # t h w 3 in [0, 1]; frames 
     return torch.from_numpy(np.stack(frames)).float() / 255, float(meta["fps"])
 
 
-# --- one file --------------------------------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
 def test_png_holds_the_nearest_grey_levels(tmp_path: Path) -> None:
@@ -80,7 +84,12 @@ def test_values_beyond_the_range_are_clipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "shown"),
-    [((64, 64), (256, 256)), ((576, 576), (576, 576)), ((300, 257), (300, 258)), ((9, 5), (262, 146))],
+    [
+        ((64, 64), (256, 256)),
+        ((576, 576), (576, 576)),
+        ((300, 257), (300, 258)),
+        ((9, 5), (262, 146)),
+    ],
 )
 def test_video_has_the_frames_the_rate_and_an_even_watchable_size(
     tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
@@ -133,35 +142,54 @@ def test_a_huge_grid_is_averaged_down(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_json_knows_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"psnr": math.nan, "views": [1.5, math.inf, 2], "name": "Ω"})
-    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"psnr": None, "views": [1.5, None, 2], "name": "Ω"}
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {
+        "psnr": None,
+        "views": [1.5, None, 2],
+        "name": "Ω",
+    }
 
 
-# --- cameras ---------------------------------------------------------------------------------------------------------
+# --- cameras --------------------------------------------------------------------------------------
 
 
 def awkward_cameras() -> Cameras:
     azimuth = torch.tensor([0.3, 1.0, 2.5, 4.0, 2 * math.pi], dtype=torch.float64)
-    elevation = torch.tensor([-0.2, 0.0, 0.7, math.pi / 2, 0.1], dtype=torch.float64)  # one from straight above
+    # one from straight above
+    elevation = torch.tensor([-0.2, 0.0, 0.7, math.pi / 2, 0.1], dtype=torch.float64)
     return Cameras(azimuth, elevation, 4)
 
 
-@pytest.mark.parametrize("cameras", [camera_ring(8, 0.3), awkward_cameras()], ids=["ring", "awkward"])
+@pytest.mark.parametrize(
+    "cameras", [camera_ring(8, 0.3), awkward_cameras()], ids=["ring", "awkward"]
+)
 def test_transforms_are_the_cameras(tmp_path: Path, cameras: Cameras) -> None:
     paths = [[f"rows/view_{v:02}/{f:02}.png" for f in range(3)] for v in range(cameras.num_views)]
     write_transforms(tmp_path / "transforms.json", cameras, 3, 7.0, 64, paths)
     data = json.loads((tmp_path / "transforms.json").read_text())
-    assert [frame["file_path"] for frame in data["frames"]] == [path for row in paths for path in row]
+    assert [frame["file_path"] for frame in data["frames"]] == [
+        path for row in paths for path in row
+    ]
     assert [frame["time"] for frame in data["frames"]] == [0, 0.5, 1] * cameras.num_views
-    matrices = torch.tensor([frame["transform_matrix"] for frame in data["frames"][::3]], dtype=torch.float64)
-    same = torch.tensor([frame["transform_matrix"] for frame in data["frames"][2::3]], dtype=torch.float64)
+    matrices = torch.tensor(
+        [frame["transform_matrix"] for frame in data["frames"][::3]], dtype=torch.float64
+    )
+    same = torch.tensor(
+        [frame["transform_matrix"] for frame in data["frames"][2::3]], dtype=torch.float64
+    )
     assert torch.equal(matrices, same)  # a view stands still while time runs
 
     rotation, centre = matrices[:, :3, :3], matrices[:, :3, 3]
     assert torch.allclose(centre, camera_positions(cameras), atol=1e-12)
-    assert torch.allclose(-rotation[:, :, 2] * RADIUS, -centre, atol=1e-12)  # −z looks at the origin
-    assert torch.allclose(rotation.mT @ rotation, torch.eye(3, dtype=torch.float64).expand_as(rotation), atol=1e-12)
-    assert torch.allclose(torch.linalg.det(rotation), torch.ones(len(rotation), dtype=torch.float64))
-    assert rotation[:, 2, 0].abs().max() < 1e-12 and rotation[:, 2, 1].min() > -1e-12  # level, and z is up
+    # −z looks at the origin
+    assert torch.allclose(-rotation[:, :, 2] * RADIUS, -centre, atol=1e-12)
+    assert torch.allclose(
+        rotation.mT @ rotation, torch.eye(3, dtype=torch.float64).expand_as(rotation), atol=1e-12
+    )
+    assert torch.allclose(
+        torch.linalg.det(rotation), torch.ones(len(rotation), dtype=torch.float64)
+    )
+    # level, and z is up
+    assert rotation[:, 2, 0].abs().max() < 1e-12 and rotation[:, 2, 1].min() > -1e-12
 
 
 def project(data: dict, matrix: Tensor, point: Tensor) -> Tensor:
@@ -174,29 +202,40 @@ def test_points_project_where_they_should(tmp_path: Path) -> None:
     cameras = camera_ring(4)  # azimuths 90°, 180°, 270°, 360°: the last one stands on +x
     write_transforms(tmp_path / "transforms.json", cameras, 1, 7.0, 64, [["a.png"]] * 4)
     data = json.loads((tmp_path / "transforms.json").read_text())
-    matrices = torch.tensor([frame["transform_matrix"] for frame in data["frames"]], dtype=torch.float64)
+    matrices = torch.tensor(
+        [frame["transform_matrix"] for frame in data["frames"]], dtype=torch.float64
+    )
     for matrix in matrices:
-        assert torch.allclose(project(data, matrix, torch.zeros(3, dtype=torch.float64)), torch.tensor(32.0).double())
-    edge = 2 * math.tan(math.radians(33.8) / 2)  # half the height that the frustum has at the origin
+        assert torch.allclose(
+            project(data, matrix, torch.zeros(3, dtype=torch.float64)), torch.tensor(32.0).double()
+        )
+    # half the height that the frustum has at the origin
+    edge = 2 * math.tan(math.radians(33.8) / 2)
     up, left = torch.tensor([0, 0, edge]).double(), torch.tensor([0, edge, 0]).double()
     assert project(data, matrices[3], up).tolist() == pytest.approx([32, 0], abs=1e-5)
-    assert project(data, matrices[3], left).tolist() == pytest.approx([64, 32], abs=1e-5)  # +y is to the right, from +x
+    # +y is to the right, from +x
+    assert project(data, matrices[3], left).tolist() == pytest.approx([64, 32], abs=1e-5)
     assert data["camera_angle_x"] == pytest.approx(2 * math.atan(data["w"] / 2 / data["fl_x"]))
 
 
 def test_a_camera_that_moves_counter_clockwise_sees_the_scene_turn_the_other_way() -> None:
-    """From an azimuth a little larger, a point in front of the origin moves to the left of the picture."""
-    before, after = camera_to_world(Cameras(torch.tensor([0.0, 0.1]).double(), torch.zeros(2).double(), 0))
+    """From an azimuth a little larger, a point in front of the origin moves to the left of the
+    picture."""
+    before, after = camera_to_world(
+        Cameras(torch.tensor([0.0, 0.1]).double(), torch.zeros(2).double(), 0)
+    )
     point = torch.tensor([0.3, 0.0, 0.0, 1.0], dtype=torch.float64)
     assert (torch.linalg.inv(before) @ point)[0] == pytest.approx(0)
     assert (torch.linalg.inv(after) @ point)[0] < -0.02
 
 
-# --- the preview -----------------------------------------------------------------------------------------------------
+# --- the preview ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_views", "num_frames"), SIZES)
-def test_the_preview_is_a_smooth_closed_round_over_all_views_and_frames(num_views: int, num_frames: int) -> None:
+def test_the_preview_is_a_smooth_closed_round_over_all_views_and_frames(
+    num_views: int, num_frames: int
+) -> None:
     cells = preview_cells(num_views, num_frames, num_views - 1)
     assert cells[0] == (num_views - 1, 0)
     assert {view for view, _ in cells} == set(range(num_views))
@@ -219,7 +258,7 @@ def test_preview_frames_are_those_cells() -> None:
         assert torch.equal(shown, pixels[view, frame])
 
 
-# --- a scene's folder ------------------------------------------------------------------------------------------------
+# --- a scene's folder -----------------------------------------------------------------------------
 
 
 def test_a_matrix_comes_back(tmp_path: Path) -> None:
@@ -230,7 +269,9 @@ def test_a_matrix_comes_back(tmp_path: Path) -> None:
     assert (again.pixels - matrix.pixels).abs().max() <= 0.5 / 255 + 1e-6 and again.fps == 7.5
     assert torch.equal(again.cameras.azimuth_rad, matrix.cameras.azimuth_rad)
     assert torch.equal(again.cameras.elevation_rad, matrix.cameras.elevation_rad)
-    assert again.cameras.input_view == 2 and again.latents is not None and matrix.latents is not None
+    assert (
+        again.cameras.input_view == 2 and again.latents is not None and matrix.latents is not None
+    )
     assert (again.latents - matrix.latents).abs().max() < 1e-3
     assert again_truth is not None and torch.equal(again_truth.depth, truth.depth)
     assert (again_truth.pixels - truth.pixels).abs().max() <= 0.5 / 255 + 1e-6
@@ -239,15 +280,25 @@ def test_a_matrix_comes_back(tmp_path: Path) -> None:
 
 def test_a_scene_without_latents_and_truth_comes_back_so(tmp_path: Path) -> None:
     write_example(tmp_path / "scene", example_matrix()._replace(latents=None))
-    assert read_matrix(tmp_path / "scene").latents is None and read_truth(tmp_path / "scene") is None
+    assert (
+        read_matrix(tmp_path / "scene").latents is None and read_truth(tmp_path / "scene") is None
+    )
 
 
 def test_a_scene_has_its_outputs_and_no_others(tmp_path: Path) -> None:
     matrix = example_matrix()
     write_example(tmp_path / "scene", matrix, example_truth(matrix))
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    rows = {f"rows/view_0{v}.mp4" for v in range(3)} | {f"rows/view_0{v}/0{f}.png" for v in range(3) for f in range(2)}
-    names = {"matrix.safetensors", "truth.safetensors", "grid.png", "preview.mp4", "transforms.json"} | rows
+    rows = {f"rows/view_0{v}.mp4" for v in range(3)} | {
+        f"rows/view_0{v}/0{f}.png" for v in range(3) for f in range(2)
+    }
+    names = {
+        "matrix.safetensors",
+        "truth.safetensors",
+        "grid.png",
+        "preview.mp4",
+        "transforms.json",
+    } | rows
     names |= {f"transforms_{split}.json" for split in ("train", "val", "test")}
     assert found == {f"scene/{name}" for name in names}
     assert len(read_film(tmp_path / "scene" / "rows" / "view_01.mp4")[0]) == 2
@@ -255,7 +306,8 @@ def test_a_scene_has_its_outputs_and_no_others(tmp_path: Path) -> None:
 
 
 def test_readers_of_dnerf_find_their_pictures_in_front_of_the_camera(tmp_path: Path) -> None:
-    """What D-NeRF's loader does: suffixes are its own, the last of four channels is alpha, it looks from 2 to 6."""
+    """What D-NeRF's loader does: suffixes are its own, the last of four channels is alpha, it looks
+    from 2 to 6."""
     matrix = example_matrix()
     write_example(tmp_path, matrix)
     for split in ("train", "val", "test"):
@@ -263,7 +315,10 @@ def test_readers_of_dnerf_find_their_pictures_in_front_of_the_camera(tmp_path: P
         assert table["camera_angle_x"] == pytest.approx(math.radians(33.8))
         assert table["frames"][0]["time"] == 0 and len(table["frames"]) == 6
         for cell, frame in zip(matrix.pixels.flatten(0, 1), table["frames"], strict=True):
-            rgba = np.asarray(Image.open(tmp_path / f"{frame['file_path']}.png"), dtype=np.float64) / 255
+            rgba = (
+                np.asarray(Image.open(tmp_path / f"{frame['file_path']}.png"), dtype=np.float64)
+                / 255
+            )
             on_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
             assert np.abs(on_white.transpose(2, 0, 1) - cell.numpy()).max() < 1 / 255
             distance = np.linalg.norm(np.array(frame["transform_matrix"])[:3, 3])
@@ -284,7 +339,9 @@ def test_metadata_travel_in_the_header(tmp_path: Path) -> None:
     write_example(tmp_path / "scene", example_matrix())
     raw = (tmp_path / "scene" / "matrix.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert {"seed": "5", "world_version": "1", "fps": "7.5"}.items() <= header["__metadata__"].items()
+    assert {"seed": "5", "world_version": "1", "fps": "7.5"}.items() <= header[
+        "__metadata__"
+    ].items()
     kinds = {"pixels": "U8", "latents": "F16", "azimuth_rad": "F64", "elevation_rad": "F64"}
     assert {name: header[name]["dtype"] for name in kinds} == kinds
 
@@ -294,7 +351,8 @@ def test_a_scene_replaces_the_one_before(tmp_path: Path) -> None:
     (tmp_path / "scene" / "index.html").write_text("old")
     write_example(tmp_path / "scene", example_matrix(num_views=2))
     assert (
-        not (tmp_path / "scene" / "index.html").exists() and len(list((tmp_path / "scene" / "rows").glob("*.mp4"))) == 2
+        not (tmp_path / "scene" / "index.html").exists()
+        and len(list((tmp_path / "scene" / "rows").glob("*.mp4"))) == 2
     )
     assert [path.name for path in tmp_path.iterdir()] == ["scene"]
 
@@ -307,7 +365,7 @@ def test_a_matrix_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes
         read_matrix(tmp_path)
 
 
-# --- nothing half-written --------------------------------------------------------------------------------------------
+# --- nothing half-written -------------------------------------------------------------------------
 
 
 def test_after_an_error_the_old_file_stands(tmp_path: Path) -> None:
@@ -315,14 +373,17 @@ def test_after_an_error_the_old_file_stands(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), staged(tmp_path / "a.txt") as partial:
         partial.write_text("half")
         raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (
+        tmp_path / "a.txt"
+    ).read_text() == "old"
 
 
 def test_no_writer_leaves_a_partial_file(tmp_path: Path) -> None:
     unknown = object()
     for write in (
         lambda: write_json(tmp_path / "a.json", {"x": unknown}),
-        lambda: write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)}, {"seed": unknown}),  # pyright: ignore
+        # pyright: ignore
+        lambda: write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)}, {"seed": unknown}),
         lambda: write_png(tmp_path / "a.png", torch.zeros(5, 4, 4)),
     ):
         with pytest.raises((TypeError, ValueError)):
@@ -330,7 +391,9 @@ def test_no_writer_leaves_a_partial_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_after_an_error_the_old_scene_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_error_the_old_scene_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     matrix = example_matrix()
     write_example(tmp_path / "scene", matrix)
     monkeypatch.setattr(d2.io, "write_transforms", lambda *_: 1 / 0)
@@ -345,7 +408,8 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".scene.partial").mkdir()
     (tmp_path / ".scene.partial" / "junk").write_text("junk")
     (tmp_path / ".scene.old").mkdir()
-    (tmp_path / ".scene.old" / "kept").write_text("kept")  # killed between the two renames: this is the scene
+    # killed between the two renames: this is the scene
+    (tmp_path / ".scene.old" / "kept").write_text("kept")
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "scene"):
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["scene"]
@@ -365,11 +429,17 @@ def test_a_path_below_or_on_a_file_is_no_output_folder(tmp_path: Path, below: st
     with pytest.raises(ValueError) as caught:
         ensure_writable(folder)
     message = str(caught.value)
-    assert message.startswith(f"output_dir={folder}: cannot be written") and "choose" in message and "\n" not in message
+    assert (
+        message.startswith(f"output_dir={folder}: cannot be written")
+        and "choose" in message
+        and "\n" not in message
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
 def test_a_file_system_that_takes_no_folder_is_no_output_folder() -> None:
-    with pytest.raises(ValueError, match=r"^output_dir=/proc/d2: cannot be written[^\n]*choose[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^output_dir=/proc/d2: cannot be written[^\n]*choose[^\n]*$"
+    ):
         ensure_writable(Path("/proc/d2"))

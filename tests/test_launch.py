@@ -1,4 +1,5 @@
-"""Commands of several processes: each way of launching makes the same bits, and what goes wrong ends all of them."""
+"""Commands of several processes: each way of launching makes the same bits, and what goes wrong
+ends all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from d2.sample import write
 Run = Callable[..., int]
 
 
-# --- processes that are watched --------------------------------------------------------------------------------------
+# --- processes that are watched -------------------------------------------------------------------
 
 
 def child(code: str, *, ready: Path | None = None) -> subprocess.Popen[bytes]:
@@ -42,27 +43,41 @@ def child(code: str, *, ready: Path | None = None) -> subprocess.Popen[bytes]:
 def watched(codes: Sequence[str], folder: Path) -> tuple[int, float]:
     """The exit code of processes watched together, and the seconds it took."""
     began = time.monotonic()
-    code = launch.watch([child(code) for code in codes], [folder / str(i) for i in range(len(codes))])
+    code = launch.watch(
+        [child(code) for code in codes], [folder / str(i) for i in range(len(codes))]
+    )
     return code, time.monotonic() - began
 
 
 def noting(folder: Path, rank: int, text: str, code: int, after: float = 0.0) -> str:
     """A process that says why it ends."""
-    return f"time.sleep({after}); open({str(folder / str(rank))!r}, 'w').write({text!r}); os._exit({code})"
+    return (
+        f"time.sleep({after}); open({str(folder / str(rank))!r}, 'w').write({text!r});"
+        f" os._exit({code})"
+    )
 
 
-def test_the_first_that_fails_ends_all_and_alone_is_heard(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_first_that_fails_ends_all_and_alone_is_heard(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     lost = noting(tmp_path, 0, "Connection closed by peer", 1, after=0.6)
-    code, took = watched([lost, noting(tmp_path, 1, "d2: the reason", 2, after=0.1), "time.sleep(60)"], tmp_path)
+    code, took = watched(
+        [lost, noting(tmp_path, 1, "d2: the reason", 2, after=0.1), "time.sleep(60)"], tmp_path
+    )
     assert code == 2 and took < 30 and capfd.readouterr().err == "d2: the reason\n"
 
 
-def test_a_killed_rank_is_named_before_those_that_lost_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_rank_is_named_before_those_that_lost_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     killed = "time.sleep(0.1); os.kill(os.getpid(), signal.SIGKILL)"
     code, took = watched([noting(tmp_path, 0, "Connection closed by peer", 1), killed], tmp_path)
     assert code == 1 and took < 30
     said = capfd.readouterr().err
-    assert said == "Connection closed by peer\n" or "rank 1 was ended by SIGKILL, out of memory?" in said
+    assert (
+        said == "Connection closed by peer\n"
+        or "rank 1 was ended by SIGKILL, out of memory?" in said
+    )
 
 
 def test_ends_of_their_own_are_the_largest_code(tmp_path: Path) -> None:
@@ -73,7 +88,10 @@ def test_a_signal_reaches_all(tmp_path: Path) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open({!r}, 'w'); time.sleep(60)"
     heard = "open({!r}, 'w'); time.sleep(60)"
     ready = [tmp_path / "ready.0", tmp_path / "ready.1"]
-    processes = [child(code.format(str(path)), ready=path) for code, path in zip((heard, deaf), ready, strict=True)]
+    processes = [
+        child(code.format(str(path)), ready=path)
+        for code, path in zip((heard, deaf), ready, strict=True)
+    ]
     launch.PATIENCE = 0.5
     try:
         launch.end(processes, signal.SIGTERM)
@@ -106,18 +124,33 @@ def test_who_starts_processes(
     assert launch.processes(SimpleNamespace(trainer=trainer)) == count
 
 
-# --- each way of launching -------------------------------------------------------------------------------------------
+# --- each way of launching ------------------------------------------------------------------------
 
 
 def torchrun(rank: int, world: int) -> dict[str, str]:
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    own = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "GROUP_RANK": 0,
+    }
     return {name: str(value) for name, value in own.items()} | {"TORCHELASTIC_RUN_ID": "7"}
 
 
 def srun(rank: int, world: int) -> dict[str, str]:
-    own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_STEP_ID": 0, "SLURM_JOB_ID": 7}
+    own = {
+        "SLURM_PROCID": rank,
+        "SLURM_LOCALID": rank,
+        "SLURM_NODEID": 0,
+        "SLURM_STEP_ID": 0,
+        "SLURM_JOB_ID": 7,
+    }
     own |= {"SLURM_NTASKS": world, "SLURM_STEP_NUM_TASKS": world, "SLURM_NTASKS_PER_NODE": world}
-    return {name: str(value) for name, value in own.items()} | {"SLURM_JOB_NAME": "d2", "SLURM_NODELIST": "localhost"}
+    return {name: str(value) for name, value in own.items()} | {
+        "SLURM_JOB_NAME": "d2",
+        "SLURM_NODELIST": "localhost",
+    }
 
 
 def spawned(rank: int, world: int) -> dict[str, str]:
@@ -157,7 +190,13 @@ def test_every_way_and_number_of_ranks_makes_the_same_bits(
     ranks: Callable[..., list[int]], d2_sample: Run, tmp_path: Path
 ) -> None:
     """Each denoises its share of the sequences, one a call."""
-    line = ["sampler.sequences_per_call=1", "renoise=none", "metrics=[]", "trainer=ddp", "trainer.accelerator=cpu"]
+    line = [
+        "sampler.sequences_per_call=1",
+        "renoise=none",
+        "metrics=[]",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+    ]
     one = [*line[:-2], "trainer=cpu", "trainer.threads=1"]
     assert d2_sample(*one, f"output_dir={tmp_path / 'one'}") == 0
     matrix = load_file(tmp_path / "one" / "test_0000" / "matrix.safetensors")
@@ -168,7 +207,10 @@ def test_every_way_and_number_of_ranks_makes_the_same_bits(
         (spawned, 3): [],
         (torchrun, 2): [],
     }
-    for (way, world), more in {**places, (two_nodes, 2): ["trainer.devices=1", "trainer.num_nodes=2"]}.items():
+    for (way, world), more in {
+        **places,
+        (two_nodes, 2): ["trainer.devices=1", "trainer.num_nodes=2"],
+    }.items():
         place = tmp_path / f"{way.__name__}{world}"
         more = more or [f"trainer.devices={world}"]
         assert ranks(way, world, *line, *more, f"output_dir={place}") == [0] * world, way
@@ -181,7 +223,9 @@ def dealt(rank: int, world: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [["scenes.count=3"], ["variants={a:[],b:[weights=video]}", "scenes.count=2"]])
+@pytest.mark.parametrize(
+    "line", [["scenes.count=3"], ["variants={a:[],b:[weights=video]}", "scenes.count=2"]]
+)
 def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
     line: list[str], ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:
@@ -192,38 +236,51 @@ def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
         if world > 1:
             assert ranks(dealt, world, *line) == [0] * world
         assert ranks(dealt, 1, *line) == [0]
-        kept[world] = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+        kept[world] = {
+            str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()
+        }
         shutil.rmtree(out)
     assert kept[1] == kept[2] and "results.csv" in kept[1]
 
 
 @pytest.mark.parametrize(
     ("count", "seeds", "parallel", "devices", "dealt_out"),
-    [(1, [], "auto", 4, False), (1, [], "scenes", 4, True), (3, [], "auto", 4, True), (5, [], "auto", 4, False),
-     (1, [0, 1, 2, 3], "auto", 2, True), (8, [], "matrix", 4, False)],
+    [(1, [], "auto", 4, False), (1, [], "scenes", 4, True), (3, [], "auto", 4, True),
+     (5, [], "auto", 4, False), (1, [0, 1, 2, 3], "auto", 2, True), (8, [], "matrix", 4, False)],
 )  # fmt: skip
 def test_devices_share_a_matrix_or_have_scenes_of_their_own(
-    count: int, seeds: list[int], parallel: str, devices: int, dealt_out: bool, monkeypatch: pytest.MonkeyPatch
+    count: int,
+    seeds: list[int],
+    parallel: str,
+    devices: int,
+    dealt_out: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ways: list[str] = []
     monkeypatch.setattr(launch, "deal", lambda *_: ways.append("scenes"))
     monkeypatch.setattr(launch, "launch", lambda *_: ways.append("matrix"))
     trainer = SimpleNamespace(devices=devices, num_nodes=1, accelerator="cpu", parallel=parallel)
-    config = SimpleNamespace(trainer=trainer, scenes=SimpleNamespace(count=count), variants={}, seeds=seeds)
+    config = SimpleNamespace(
+        trainer=trainer, scenes=SimpleNamespace(count=count), variants={}, seeds=seeds
+    )
     launch.begin("sample", [], config, devices)
     assert ways == ["scenes" if dealt_out else "matrix"]
 
 
-def test_a_batch_job_without_srun_runs_as_one_device(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_job_without_srun_runs_as_one_device(
+    d2_sample: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert d2_sample("renoise=none", "metrics=[]") == 0
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_two_runs_in_one_folder(d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_in_one_folder(
+    d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     with files.locked(out):
         files.LOCK_SECONDS = 0.2
@@ -238,7 +295,10 @@ def test_two_runs_in_one_folder(d2_sample: Run, tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_full_disk_is_one_line_and_what_is_finished_stays(
-    d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    d2_sample: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     own = write.write_matrix
 
@@ -258,7 +318,9 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(
 
 def test_tensors_on_a_full_disk_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as error:
@@ -272,13 +334,17 @@ def test_a_server_that_stops_answering_is_left(
     monkeypatch.setattr(loggers, "FINISH_SECONDS", 0.1)
     run = SimpleNamespace(finish=lambda: time.sleep(5), dir=str(tmp_path / "run-1" / "files"))
     loggers._finish_wandb(run)
-    assert f"the server has not answered for 0 seconds; send it later, wandb sync {tmp_path / 'run-1'}" in (
-        capfd.readouterr().err
+    assert (
+        f"the server has not answered for 0 seconds; send it later, wandb sync {tmp_path / 'run-1'}"
+        in (capfd.readouterr().err)
     )
 
 
 def test_what_is_not_finite_leaves_the_last_good_state(
-    d2_sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    d2_sample: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from d2 import sampling
 
@@ -287,10 +353,15 @@ def test_what_is_not_finite_leaves_the_last_good_state(
     def broken(term: Any, prediction: Any, sigma: float) -> None:
         calls.append(term.name)  # counting the cost asks each prior twice, the orbit has two steps
         if len(calls) > 8:
-            raise InputError(f"{term.name}, sequence 1: its answer is not finite at noise level {sigma:.4g}")
+            raise InputError(
+                f"{term.name}, sequence 1: its answer is not finite at noise level {sigma:.4g}"
+            )
         own(term, prediction, sigma)
 
     monkeypatch.setattr(sampling, "check_term", broken)
     assert d2_sample("renoise=none") == 2
-    assert "sequence 1: its answer is not finite at noise level" in capfd.readouterr().err.splitlines()[-1]
+    assert (
+        "sequence 1: its answer is not finite at noise level"
+        in capfd.readouterr().err.splitlines()[-1]
+    )
     assert (tmp_path / "out" / "test_0000" / "state.safetensors").exists()

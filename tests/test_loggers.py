@@ -1,4 +1,5 @@
-"""What loggers are told: read back from the files that W&B writes offline, and that TensorBoard writes."""
+"""What loggers are told: read back from the files that W&B writes offline, and that TensorBoard
+writes."""
 
 from __future__ import annotations
 
@@ -36,12 +37,17 @@ def logged(run: WandbRun, key: str) -> list[float]:
 def test_a_study_leaves_a_run_for_every_variant_and_seed(
     d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Six runs in one group, each with its configuration, the priors' disagreement, its pictures and its figures."""
-    assert d2_sample(STUDY, "seeds=[0,1]", "logger=wandb", "logger.tags=[mine]", "renoise=none") == 0
+    """Six runs in one group, each with its configuration, the priors' disagreement, its pictures
+    and its figures."""
+    assert (
+        d2_sample(STUDY, "seeds=[0,1]", "logger=wandb", "logger.tags=[mine]", "renoise=none") == 0
+    )
     out, err = capfd.readouterr()
     assert "wandb" not in (out + err).lower()
     runs = read_runs(tmp_path / "out")
-    names = [f"{variant}/seed_{seed}" for variant in ("columns", "convex", "video") for seed in (0, 1)]
+    names = [
+        f"{variant}/seed_{seed}" for variant in ("columns", "convex", "video") for seed in (0, 1)
+    ]
     assert [run.name for run in runs] == names
     assert {(run.group, run.project, run.job_type) for run in runs} == {("out", "d2", "sample")}
     assert len({run.id for run in runs}) == 6
@@ -51,8 +57,15 @@ def test_a_study_leaves_a_run_for_every_variant_and_seed(
         assert {"version", "commit", "weights_hash"} <= run.config.keys()
         if run.name.startswith("convex"):  # the other rules ask one prior alone
             sigmas = logged(run, "sigma")
-            assert len(sigmas) == len(logged(run, "disagreement/test_0000")) == 2 and sigmas == sorted(sigmas)[::-1]
-        assert len(logged(run, "grid/test_0000._type")) == len(logged(run, "preview/test_0000._type")) == 1
+            assert (
+                len(sigmas) == len(logged(run, "disagreement/test_0000")) == 2
+                and sigmas == sorted(sigmas)[::-1]
+            )
+        assert (
+            len(logged(run, "grid/test_0000._type"))
+            == len(logged(run, "preview/test_0000._type"))
+            == 1
+        )
         assert len(logged(run, "scene/psnr_masked")) == 1
         assert logged(run, "mean/psnr_masked") == pytest.approx(logged(run, "scene/psnr_masked"))
         (table,) = logged(run, "figures.path")
@@ -63,7 +76,9 @@ def test_a_study_leaves_a_run_for_every_variant_and_seed(
     assert rules["convex/seed_0"] == rules["convex/seed_1"] != rules["video/seed_0"]
 
 
-def test_a_point_of_a_sweep_is_named_after_what_is_swept(d2_sample: Callable[..., int], tmp_path: Path) -> None:
+def test_a_point_of_a_sweep_is_named_after_what_is_swept(
+    d2_sample: Callable[..., int], tmp_path: Path
+) -> None:
     line = ["-m", "weights.curve.scale=0.2,0.8", "renoise=none", "seed=3", "metrics=[]"]
     assert d2_sample(*line, "logger=wandb", "logger.entity=team", "logger.group=mine") == 0
     runs = read_runs(tmp_path / "out")
@@ -71,17 +86,21 @@ def test_a_point_of_a_sweep_is_named_after_what_is_swept(d2_sample: Callable[...
     assert {(run.group, run.entity) for run in runs} == {("mine", "team")}
 
 
-def test_tensorboard_gets_figures_pictures_and_the_table(d2_sample: Callable[..., int], tmp_path: Path) -> None:
+def test_tensorboard_gets_figures_pictures_and_the_table(
+    d2_sample: Callable[..., int], tmp_path: Path
+) -> None:
     event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert d2_sample("logger=tensorboard", "renoise=none") == 0
     found = event.EventAccumulator(str(tmp_path / "out" / "log"))
     found.Reload()
     tags = found.Tags()
-    assert {"scene/psnr_masked", "mean/psnr_masked", "disagreement/test_0000"} <= set(tags["scalars"])
+    assert {"scene/psnr_masked", "mean/psnr_masked", "disagreement/test_0000"} <= set(
+        tags["scalars"]
+    )
     assert tags["images"] == ["grid/test_0000"] and "figures/text_summary" in tags["tensors"]
 
 
-# --- what cannot start ------------------------------------------------------------------------------------------------
+# --- what cannot start ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["sample", "train", "report"])
@@ -135,4 +154,7 @@ def test_disabled_wandb_writes_nothing(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert d2_sample("logger=wandb", "logger.offline=false", "renoise=none", "metrics=[]") == 0
-    assert not list(tmp_path.rglob("*wandb*")) and (tmp_path / "out" / "test_0000" / "grid.png").exists()
+    assert (
+        not list(tmp_path.rglob("*wandb*"))
+        and (tmp_path / "out" / "test_0000" / "grid.png").exists()
+    )

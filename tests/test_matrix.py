@@ -14,7 +14,8 @@ from d2 import matrix
 from d2.matrix import RADIUS, Cut, camera_positions, camera_ring, coverage, put, take
 
 CUTS = {
-    "rows": (matrix.rows, lambda v, f: (v, f)),  # name -> function, number and length of its sequences
+    # name -> function, number and length of its sequences
+    "rows": (matrix.rows, lambda v, f: (v, f)),
     "columns": (matrix.columns, lambda v, f: (f, v)),
     "single_cells": (matrix.single_cells, lambda v, f: (v * f, 1)),
     "diagonals": (matrix.diagonals, lambda v, f: (v, f)),
@@ -32,9 +33,15 @@ def windows(num_views: int, num_frames: int, length: int) -> Cut:
     """Row windows of `length` at every start, each cell shared evenly among those that cover it."""
     starts = range(num_frames - length + 1)
     cells = torch.tensor(
-        [[[view, start + t] for t in range(length)] for view in range(num_views) for start in starts],
+        [
+            [[view, start + t] for t in range(length)]
+            for view in range(num_views)
+            for start in starts
+        ],
     )
-    covering = [sum(start <= frame < start + length for start in starts) for frame in range(num_frames)]
+    covering = [
+        sum(start <= frame < start + length for start in starts) for frame in range(num_frames)
+    ]
     return Cut(cells, 1 / torch.tensor(covering, dtype=torch.float64)[cells[..., 1]])
 
 
@@ -70,21 +77,28 @@ def test_neighbours_of_the_raster_touch() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(v=sizes, f=sizes, data=st.data())
-def test_overlapping_windows_blend_back_to_what_was_taken(v: int, f: int, data: st.DataObject) -> None:
+def test_overlapping_windows_blend_back_to_what_was_taken(
+    v: int, f: int, data: st.DataObject
+) -> None:
     cut = windows(v, f, data.draw(st.integers(1, f)))
-    x = torch.randn(v, f, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(v + 7 * f))
+    x = torch.randn(
+        v, f, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(v + 7 * f)
+    )
     torch.testing.assert_close(put(take(x, cut), cut, v, f), x, rtol=1e-12, atol=1e-12)
     assert coverage(cut, v, f).all()
 
 
 def test_put_weighs_by_the_shares() -> None:
-    cut = Cut(torch.tensor([[[0, 0], [0, 1]], [[0, 1], [0, 2]]]), torch.tensor([[1.0, 0.25], [0.75, 1.0]]))
+    cut = Cut(
+        torch.tensor([[[0, 0], [0, 1]], [[0, 1], [0, 2]]]), torch.tensor([[1.0, 0.25], [0.75, 1.0]])
+    )
     blended = put(torch.tensor([[1.0, 2.0], [6.0, 7.0]]), cut, 1, 3)
     assert blended.tolist() == [[1.0, 0.25 * 2 + 0.75 * 6, 7.0]]
 
 
 def test_put_adds_in_the_order_of_the_sequences() -> None:
-    """Float sums depend on their order, so it is part of the result: only (big - big) + small keeps small."""
+    """Float sums depend on their order, so it is part of the result: only (big - big) + small keeps
+    small."""
     big, small = 2.0**60, 1.0
     cut = Cut(torch.zeros(3, 1, 2, dtype=torch.long), torch.ones(3, 1))
     assert put(torch.tensor([[big], [-big], [small]]), cut, 1, 1).item() == small
@@ -112,7 +126,9 @@ def test_the_ring_is_even_and_ends_with_the_input_view_at_a_whole_turn(num_views
     assert ring.num_views == num_views and ring.input_view == num_views - 1
     assert ring.azimuth_rad[-1].item() == 2 * math.pi
     steps = torch.diff(ring.azimuth_rad, prepend=torch.zeros(1, dtype=torch.float64))
-    torch.testing.assert_close(steps, torch.full_like(steps, 2 * math.pi / num_views), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        steps, torch.full_like(steps, 2 * math.pi / num_views), rtol=1e-12, atol=0
+    )
     assert (ring.elevation_rad == 0.3).all()
 
 

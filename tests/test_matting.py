@@ -1,4 +1,5 @@
-"""RGB frames are cut out by rembg with a local network: near the true alpha, without a download, or refused plainly."""
+"""RGB frames are cut out by rembg with a local network: near the true alpha, without a download, or
+refused plainly."""
 
 from __future__ import annotations
 
@@ -28,11 +29,15 @@ MODEL = Path(os.environ.get("D2_MATTING_MODEL", ROOT / "checkpoints" / "u2netp.o
 PICTURE = SHARED / "csm_luigi_rgba.png"
 real = [
     pytest.mark.skipif(
-        find_spec("rembg") is None or find_spec("onnxruntime") is None, reason="needs pip install -e '.[matting]'"
+        find_spec("rembg") is None or find_spec("onnxruntime") is None,
+        reason="needs pip install -e '.[matting]'",
     ),
     pytest.mark.skipif(not MODEL.is_file(), reason=f"no network {MODEL}; set D2_MATTING_MODEL"),
-    pytest.mark.skipif(not PICTURE.is_file(), reason=f"no sample picture {PICTURE}; set D2_SHARED_DATA"),
-    pytest.mark.slow,  # the first import of rembg on a machine compiles its matting library for minutes
+    pytest.mark.skipif(
+        not PICTURE.is_file(), reason=f"no sample picture {PICTURE}; set D2_SHARED_DATA"
+    ),
+    # the first import of rembg on a machine compiles its matting library for minutes
+    pytest.mark.slow,
     pytest.mark.timeout(900),
 ]
 
@@ -55,7 +60,7 @@ def clip_of(rgb: Tensor) -> Clip:
     return Clip("clip", torch.cat([rgb, opaque], dim=1), has_alpha=False, is_picture=len(rgb) == 1)
 
 
-# --- the real network ------------------------------------------------------------------------------------------------
+# --- the real network -----------------------------------------------------------------------------
 
 
 def busy_background(size: int, noise: float) -> np.ndarray:
@@ -89,19 +94,26 @@ class TestReal:
         """Measured with u2netp: IoU 0.966 on waves, 0.937 under noise of 12 grey levels."""
         rgba = np.asarray(Image.open(PICTURE).convert("RGBA"))
         true = torch.from_numpy(rgba[..., 3].copy())
-        frames = torch.stack([composite(rgba, busy_background(len(rgba), noise)) for noise in (0.0, 12.0)])
+        frames = torch.stack(
+            [composite(rgba, busy_background(len(rgba), noise)) for noise in (0.0, 12.0)]
+        )
         found = remove_background(frames, model=MODEL)
         assert iou(found[0, 0], true) > 0.94 and iou(found[1, 0], true) > 0.91
         assert not ((found > 0) & (found < FAINT)).any()
 
     def test_frames_are_cut_out_alike_alone_and_together_and_share_one_box(self) -> None:
-        """A clip whose object moves by 40 pixels: the box is the union's, so the object moves in the square too."""
+        """A clip whose object moves by 40 pixels: the box is the union's, so the object moves in
+        the square too."""
         rgba = np.asarray(Image.open(PICTURE).convert("RGBA"))
         background = busy_background(len(rgba), 0.0)
-        frames = torch.stack([composite(np.roll(rgba, shift, axis=1), background) for shift in (-20, 20)])
+        frames = torch.stack(
+            [composite(np.roll(rgba, shift, axis=1), background) for shift in (-20, 20)]
+        )
         together = remove_background(frames, model=MODEL)
         assert torch.equal(together[1:], remove_background(frames[1:], model=MODEL))
-        pixels, masks = preprocess_clip(cut_out(clip_of(frames), model=MODEL), size=128, image_frame_ratio=0.9)
+        pixels, masks = preprocess_clip(
+            cut_out(clip_of(frames), model=MODEL), size=128, image_frame_ratio=0.9
+        )
         across = torch.arange(128.0)
         first, second = ((mask[0].sum(0) * across).sum() / mask.sum() for mask in masks)
         width = np.flatnonzero((rgba[..., 3] > 0).any(0))
@@ -121,18 +133,24 @@ class TestReal:
 
     def test_a_file_that_is_no_network_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "u2net.onnx").write_text("not a network")
-        with pytest.raises(ValueError, match=r"^matting\.model=.*u2net\.onnx: not a readable ONNX file[^\n]*$"):
+        with pytest.raises(
+            ValueError, match=r"^matting\.model=.*u2net\.onnx: not a readable ONNX file[^\n]*$"
+        ):
             open_model(tmp_path / "u2net.onnx")
 
     def test_a_network_of_another_kind_is_refused(self, tmp_path: Path) -> None:
         """Named isnet, it is fed pictures of 1024²: the file given wants 320²."""
         (tmp_path / "isnet-general-use.onnx").write_bytes(MODEL.read_bytes())
-        frames = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        with pytest.raises(ValueError, match=r"^matting\.model=.*isnet-general-use\.onnx: rembg failed[^\n]*$"):
+        frames = torch.randint(
+            0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        with pytest.raises(
+            ValueError, match=r"^matting\.model=.*isnet-general-use\.onnx: rembg failed[^\n]*$"
+        ):
             remove_background(frames, model=tmp_path / "isnet-general-use.onnx")
 
 
-# --- without the library ---------------------------------------------------------------------------------------------
+# --- without the library --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -146,12 +164,16 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(remove=remove)
     monkeypatch.setattr(matting, "open_model", lambda model: "session")
     monkeypatch.setattr(
-        matting, "import_module", lambda name: fake if name == "rembg" else importlib.import_module(name)
+        matting,
+        "import_module",
+        lambda name: fake if name == "rembg" else importlib.import_module(name),
     )
 
 
 def test_faint_alpha_is_cleared_the_rest_and_the_colours_are_kept(faked: None) -> None:
-    rgb = torch.randint(0, 256, (3, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    rgb = torch.randint(
+        0, 256, (3, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     rgb[0, 0, 0, :2] = torch.tensor([FAINT - 1, FAINT])
     alpha, red = remove_background(rgb, model=None), rgb[:, :1]
     assert torch.equal(alpha, torch.where(red < FAINT, torch.zeros_like(red), red))
@@ -161,29 +183,40 @@ def test_faint_alpha_is_cleared_the_rest_and_the_colours_are_kept(faked: None) -
 
 
 def test_a_clip_with_alpha_stays_as_it_is() -> None:
-    clip = Clip("clip", torch.zeros(2, 4, 8, 8, dtype=torch.uint8), has_alpha=True, is_picture=False)
+    clip = Clip(
+        "clip", torch.zeros(2, 4, 8, 8, dtype=torch.uint8), has_alpha=True, is_picture=False
+    )
     assert cut_out(clip, model=None) is clip  # no network is asked for either
 
 
 def test_a_frame_in_which_nothing_is_found_is_named(faked: None) -> None:
     rgb = torch.full((3, 3, 4, 4), 200, dtype=torch.uint8)
     rgb[1, 0] = FAINT - 1
-    with pytest.raises(ValueError, match=r"^scenes\.path: nothing stands out in frame 1 of clip clip;[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^scenes\.path: nothing stands out in frame 1 of clip clip;[^\n]*$"
+    ):
         cut_out(clip_of(rgb), model=None)
 
 
 @pytest.mark.parametrize("given", [None, "nowhere/u2net.onnx"])
 def test_a_missing_network_is_named_with_the_way_out(given: str | None) -> None:
-    said = rf"^matting\.model={given or 'null'}: [^\n]*none is downloaded; put u2net\.onnx [^\n]*checkpoints/[^\n]*$"
+    said = (
+        rf"^matting\.model={given or 'null'}: [^\n]*none is downloaded; put u2net\.onnx"
+        r" [^\n]*checkpoints/[^\n]*$"
+    )
     with pytest.raises(ValueError, match=said):
-        cut_out(clip_of(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), model=Path(given) if given else None)
+        cut_out(
+            clip_of(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)),
+            model=Path(given) if given else None,
+        )
 
 
 @pytest.mark.parametrize("package", ["rembg", "onnxruntime"])
 def test_a_missing_package_is_named_with_its_extra(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without ONNX Runtime, importing rembg would end the whole program: it is not imported then."""
+    """Without ONNX Runtime, importing rembg would end the whole program: it is not imported
+    then."""
     (tmp_path / "u2net.onnx").touch()
 
     def import_module(name: str) -> Any:
@@ -195,6 +228,10 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setattr(matting, "find_spec", lambda name: None if name == package else object())
     monkeypatch.setattr(matting, "import_module", import_module)
     with pytest.raises(
-        ValueError, match=rf"^matting=rembg: {package} is not installed; in the clone, pip install -e '\.\[matting\]'$"
+        ValueError,
+        match=(
+            rf"^matting=rembg: {package} is not installed; in the clone, pip install -e"
+            r" '\.\[matting\]'$"
+        ),
     ):
         open_model(tmp_path / "u2net.onnx")

@@ -1,4 +1,5 @@
-"""One reader: every stored picture once, upright, with square pixels, in eight bits, or one line that says why not."""
+"""One reader: every stored picture once, upright, with square pixels, in eight bits, or one line
+that says why not."""
 
 from __future__ import annotations
 
@@ -17,11 +18,14 @@ RED, WHITE = (200, 20, 30), (255, 255, 255)
 
 
 def ffmpeg(*arguments: object) -> None:
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)], check=True)
+    subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)], check=True
+    )
 
 
 def flag(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """White with red in its upper left quarter, so that turned, mirrored or stretched it is another."""
+    """White with red in its upper left quarter, so that turned, mirrored or stretched it is
+    another."""
     image = Image.new("RGB", size, WHITE)
     image.paste(RED, (0, 0, size[0] // 2, size[1] // 2))
     return image
@@ -40,7 +44,13 @@ def film(path: Path, levels: list[int], seconds: list[float], *options: object) 
         Image.new("RGB", (32, 32), (level,) * 3).save(path.parent / f"{path.stem}{index}.png")
         lines += [f"file '{path.stem}{index}.png'", f"duration {duration}"]
     (path.parent / "list.txt").write_text("\n".join(lines))
-    shape = ["-fps_mode", "vfr", "-video_track_timescale", "1000", *(options or ["-pix_fmt", "yuv420p"])]
+    shape = [
+        "-fps_mode",
+        "vfr",
+        "-video_track_timescale",
+        "1000",
+        *(options or ["-pix_fmt", "yuv420p"]),
+    ]
     ffmpeg("-f", "concat", "-safe", "0", "-i", path.parent / "list.txt", *shape, path)
     return path
 
@@ -49,19 +59,23 @@ def grey_levels(path: Path, wanted: range | None = None) -> list[int]:
     return [round(float(picture[..., 0].mean())) for picture in read_film(path, wanted).pictures]
 
 
-# --- the clock -------------------------------------------------------------------------------------------------------
+# --- the clock ------------------------------------------------------------------------------------
 
 LEVELS, SECONDS = [10, 40, 70, 100, 130, 160], [0.1, 0.1, 1.0, 0.1, 0.1, 0.1]
 
 
 def test_a_variable_frame_rate_gives_every_picture_once_and_a_line(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", LEVELS, SECONDS)
-    with pytest.warns(UserWarning, match=r"^a\.mp4: variable frame rate, .* 1 s; each is taken once, at even steps$"):
+    with pytest.warns(
+        UserWarning,
+        match=r"^a\.mp4: variable frame rate, .* 1 s; each is taken once, at even steps$",
+    ):
         found = grey_levels(path)
     assert np.allclose(found, LEVELS, atol=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert np.allclose(grey_levels(path, range(3, 6)), LEVELS[3:], atol=3)  # these last equally long
+        # these last equally long
+        assert np.allclose(grey_levels(path, range(3, 6)), LEVELS[3:], atol=3)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
@@ -76,7 +90,9 @@ def test_the_same_of_an_animation(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "rate"), [("a.mp4", "30000/1001"), ("a.webm", "60"), ("a.mkv", "24"), ("a.avi", "30")]
 )
-def test_an_even_rate_gets_no_line_however_coarse_its_clock(name: str, rate: str, tmp_path: Path) -> None:
+def test_an_even_rate_gets_no_line_however_coarse_its_clock(
+    name: str, rate: str, tmp_path: Path
+) -> None:
     ffmpeg("-f", "lavfi", "-i", f"testsrc=s=32x32:r={rate}", "-frames:v", 24, tmp_path / name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -86,11 +102,13 @@ def test_an_even_rate_gets_no_line_however_coarse_its_clock(name: str, rate: str
 
 def test_the_picture_for_programs_without_animation_is_no_frame(tmp_path: Path) -> None:
     still, *frames = [Image.new("RGB", (8, 8), (level,) * 3) for level in LEVELS]
-    still.save(tmp_path / "a.png", save_all=True, append_images=frames, default_image=True, duration=100)
+    still.save(
+        tmp_path / "a.png", save_all=True, append_images=frames, default_image=True, duration=100
+    )
     assert grey_levels(tmp_path / "a.png") == LEVELS[1:]
 
 
-# --- the geometry ----------------------------------------------------------------------------------------------------
+# --- the geometry ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,10 +125,22 @@ def test_a_film_is_upright_with_square_pixels(
     turned: int, aspect: str, size: tuple[int, int], box: tuple[int, int, int, int], tmp_path: Path
 ) -> None:
     flag().save(tmp_path / "flag.png")
-    ffmpeg("-loop", 1, "-i", tmp_path / "flag.png", "-frames:v", 3, "-pix_fmt", "yuv420p", tmp_path / "flat.mp4")
+    ffmpeg(
+        "-loop",
+        1,
+        "-i",
+        tmp_path / "flag.png",
+        "-frames:v",
+        3,
+        "-pix_fmt",
+        "yuv420p",
+        tmp_path / "flat.mp4",
+    )
     bits = f"h264_metadata=sample_aspect_ratio={aspect}"
     ffmpeg("-i", tmp_path / "flat.mp4", "-c", "copy", "-bsf:v", bits, tmp_path / "wide.mp4")
-    ffmpeg("-display_rotation", turned, "-i", tmp_path / "wide.mp4", "-c", "copy", tmp_path / "a.mp4")
+    ffmpeg(
+        "-display_rotation", turned, "-i", tmp_path / "wide.mp4", "-c", "copy", tmp_path / "a.mp4"
+    )
     picture = read_film(tmp_path / "a.mp4").pictures[1]
     assert picture.shape == (size[1], size[0], 4)
     assert np.abs(np.subtract(red_box(picture), box)).max() <= 1
@@ -122,10 +152,13 @@ def test_a_picture_is_upright(suffix: str, tmp_path: Path) -> None:
     exif[0x112] = 6  # to be turned clockwise
     flag().save(tmp_path / f"a.{suffix}", exif=exif)
     picture = read_picture(tmp_path / f"a.{suffix}")
-    assert picture.shape == (60, 40, 4) and np.abs(np.subtract(red_box(picture), (20, 0, 40, 30))).max() <= 1
+    assert (
+        picture.shape == (60, 40, 4)
+        and np.abs(np.subtract(red_box(picture), (20, 0, 40, 30))).max() <= 1
+    )
 
 
-# --- bits and channels -----------------------------------------------------------------------------------------------
+# --- bits and channels ----------------------------------------------------------------------------
 
 
 def test_every_kind_of_picture_is_eight_bits_of_rgba(tmp_path: Path) -> None:
@@ -175,13 +208,16 @@ def test_a_film_keeps_its_alpha(name: str, options: tuple[object, ...], tmp_path
     assert np.allclose(first[10, 10, :3], RED, atol=6)
 
 
-# --- names and refusals ----------------------------------------------------------------------------------------------
+# --- names and refusals ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["a:b.mp4", "50% %03d.MP4", "it's [1] {x}, a=b.mp4", "-x.mp4", "café 日本.mp4", "a$b&c;.mp4"]
+    "name",
+    ["a:b.mp4", "50% %03d.MP4", "it's [1] {x}, a=b.mp4", "-x.mp4", "café 日本.mp4", "a$b&c;.mp4"],
 )
-def test_a_film_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_film_may_have_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # where a name is all there is of the path
     film(tmp_path / "a.mp4", [10, 40], [0.1, 0.1]).rename(name)
     assert is_film(Path(name)) and read_film(Path(name)).total == 2

@@ -1,4 +1,5 @@
-"""What the video metrics can and cannot see: exact invariances for any weights, responses with the shipped ones."""
+"""What the video metrics can and cannot see: exact invariances for any weights, responses with the
+shipped ones."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from d2.files import asset
 from d2.metrics.features import FeatureNetwork, load_video_encoder
 from d2.metrics.video_sets import joined, video_distances
 
-spec = importlib.util.spec_from_file_location("study", asset("experiments") / "metric_response" / "study.py")
+spec = importlib.util.spec_from_file_location(
+    "study", asset("experiments") / "metric_response" / "study.py"
+)
 assert spec is not None and spec.loader is not None
 study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
@@ -45,7 +48,7 @@ def distances(network: FeatureNetwork, matrices: list[Tensor], damage: Damage) -
     return {name: found[study.figure_name("f", name, "x")] for name in FRECHET}
 
 
-# --- exact ----------------------------------------------------------------------------------------------------------
+# --- exact ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,9 @@ def test_a_set_that_stays_has_no_distance_and_others_have(
     assert min((value for name, value in found.items() if name not in stay), default=1) > 1e-6
 
 
-def test_the_mirror_of_a_damage_swaps_rows_and_columns(network: FeatureNetwork, matrices: list[Tensor]) -> None:
+def test_the_mirror_of_a_damage_swaps_rows_and_columns(
+    network: FeatureNetwork, matrices: list[Tensor]
+) -> None:
     """Displaced views are displaced frames of the transpose, scene by scene."""
     views = distances(network, matrices, partial(study.displaced_views, strength=0.5))
     transposed = [matrix.transpose(0, 1) for matrix in matrices]
@@ -82,14 +87,18 @@ def test_the_mirror_of_a_damage_swaps_rows_and_columns(network: FeatureNetwork, 
 def test_the_share_that_is_displaced_is_exact(share: float) -> None:
     for seed in range(10):
         order = study.displaced(8, share, torch.Generator().manual_seed(seed))
-        assert sorted(order.tolist()) == list(range(8)) and (order != torch.arange(8)).sum() == round(8 * share)
+        assert sorted(order.tolist()) == list(range(8)) and (
+            order != torch.arange(8)
+        ).sum() == round(8 * share)
 
 
 def test_damage_is_what_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     grey = torch.full((2, 2, 3, 33, 33), 0.5)
     noisy = study.noise(grey, generator, strength=0.05)
-    assert (noisy - grey).std() == pytest.approx(0.05, rel=0.05) and abs((noisy - grey).mean()) < 1e-3
+    assert (noisy - grey).std() == pytest.approx(0.05, rel=0.05) and abs(
+        (noisy - grey).mean()
+    ) < 1e-3
     torch.testing.assert_close(study.blur(grey, generator, strength=1.5), grey)
     point = torch.zeros(1, 1, 3, 33, 33)
     point[..., 16, 16] = 1
@@ -119,20 +128,31 @@ def test_the_table_says_what_rises_and_what_stays() -> None:
         series = {"blur": (1, 2, 3, 4), "noise": (1, 2, 1, 3)}.get(damage, (0, 0, 0, 0))
         for strength, value in zip(strengths, series, strict=True):
             found += results(damage, strength, float(value))
-    lines = {line.split("|")[1].strip(): line for line in study.tables(found).splitlines() if line.startswith("|")}
-    assert lines["blur, same"].count("| rises") == 10 and lines["noise, others"].count("3 of 4 steps up") == 10
+    lines = {
+        line.split("|")[1].strip(): line
+        for line in study.tables(found).splitlines()
+        if line.startswith("|")
+    }
+    assert (
+        lines["blur, same"].count("| rises") == 10
+        and lines["noise, others"].count("3 of 4 steps up") == 10
+    )
     assert lines["reversed time, same"].count("| stays") == 10
 
 
-# --- with the shipped weights ----------------------------------------------------------------------------------------
+# --- with the shipped weights ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_blur_and_noise_raise_all_distances() -> None:
     """On few and small matrices; experiments/metric_response has the whole study."""
     shipped = load_video_encoder(Path(study.WEIGHTS))
-    matrices = [world4d.full_matrix("test", [i], num_views=4, num_frames=4).pixels[0] for i in range(6)]
+    matrices = [
+        world4d.full_matrix("test", [i], num_views=4, num_frames=4).pixels[0] for i in range(6)
+    ]
     for damage, weak, strong in ((study.blur, 0.5, 1.5), (study.noise, 0.03, 0.15)):
-        some, more = (distances(shipped, matrices, partial(damage, strength=s)) for s in (weak, strong))
+        some, more = (
+            distances(shipped, matrices, partial(damage, strength=s)) for s in (weak, strong)
+        )
         for name in FRECHET:
             assert 1e-4 < some[name] < more[name], (damage.__name__, name)

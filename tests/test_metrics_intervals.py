@@ -17,13 +17,18 @@ def test_the_bounds_are_those_of_the_normal_law_for_many_values():
     interval = bootstrap_mean(values, seed=1)
     half = 1.96 * values.std() / math.sqrt(400)
     assert interval.mean == pytest.approx(values.mean())
-    assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03 * half)
+    assert (interval.low, interval.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.03 * half
+    )
 
 
 def test_the_truth_is_covered_as_often_as_promised():
-    """300 experiments of 16 scenes; a percentile interval at n = 16 covers about 92 %, 3 standard errors are 4.7 %."""
+    """300 experiments of 16 scenes; a percentile interval at n = 16 covers about 92 %, 3 standard
+    errors are 4.7 %."""
     rng = np.random.default_rng(0)
-    intervals = [bootstrap_mean(rng.normal(5, 2, 16), seed=k, num_resamples=1000) for k in range(300)]
+    intervals = [
+        bootstrap_mean(rng.normal(5, 2, 16), seed=k, num_resamples=1000) for k in range(300)
+    ]
     coverage = np.mean([i.low <= 5 <= i.high for i in intervals])
     assert 0.87 < coverage < 0.97
 
@@ -36,7 +41,10 @@ def test_the_seed_alone_decides():
 
 def test_a_wider_level_holds_the_narrower():
     values = np.random.default_rng(0).normal(size=16)
-    narrow, wide = bootstrap_mean(values, seed=1, level=0.5), bootstrap_mean(values, seed=1, level=0.99)
+    narrow, wide = (
+        bootstrap_mean(values, seed=1, level=0.5),
+        bootstrap_mean(values, seed=1, level=0.99),
+    )
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 

@@ -20,7 +20,8 @@ OBJECT = (slice(10, 22), slice(9, 23))
 
 
 def synthetic_truth(seed: int = 0) -> Truth:
-    """A textured object on white, its texture different in every cell but nearer along frames than along views."""
+    """A textured object on white, its texture different in every cell but nearer along frames than
+    along views."""
     generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(V, N, 1, H, H)
     masks[..., OBJECT[0], OBJECT[1]] = 1
@@ -32,14 +33,20 @@ def synthetic_truth(seed: int = 0) -> Truth:
 
 
 def blur(images: Tensor) -> Tensor:
-    return F.avg_pool2d(images.flatten(0, 1), 5, 1, 2, count_include_pad=False).reshape(images.shape)
+    return F.avg_pool2d(images.flatten(0, 1), 5, 1, 2, count_include_pad=False).reshape(
+        images.shape
+    )
 
 
 def test_the_truth_itself_scores_full_marks():
     truth = synthetic_truth()
     figures = reference_metrics(truth.pixels, truth, INPUT_VIEW)
-    expected = dict(psnr=100, ssim=1, psnr_masked=100, ssim_masked=1, sharpness=1, own_view=1, own_frame=1)
-    assert figures == pytest.approx(expected | {f"{k}_unseen": v for k, v in expected.items()}, abs=1e-5)
+    expected = dict(
+        psnr=100, ssim=1, psnr_masked=100, ssim_masked=1, sharpness=1, own_view=1, own_frame=1
+    )
+    assert figures == pytest.approx(
+        expected | {f"{k}_unseen": v for k, v in expected.items()}, abs=1e-5
+    )
 
 
 def test_a_known_error_has_its_closed_form():
@@ -50,7 +57,9 @@ def test_a_known_error_has_its_closed_form():
     area = 12 * 14
     dilated = (12 + 4) * (14 + 4)
     assert figures["psnr"] == pytest.approx(-10 * math.log10(0.01 * area / H**2), abs=1e-3)
-    assert figures["psnr_masked"] == pytest.approx(-10 * math.log10(0.01 * area / dilated), abs=1e-3)
+    assert figures["psnr_masked"] == pytest.approx(
+        -10 * math.log10(0.01 * area / dilated), abs=1e-3
+    )
 
 
 def test_errors_are_pooled_before_the_logarithm_and_the_input_view_is_left_out():
@@ -60,18 +69,27 @@ def test_errors_are_pooled_before_the_logarithm_and_the_input_view_is_left_out()
     sample[0] += 0.1 * truth.masks[0]
     share = 12 * 14 / (16 * 18)
     figures = reference_metrics(sample, truth, INPUT_VIEW)
-    assert figures["psnr_masked"] == pytest.approx(-10 * math.log10((0.04 + 0.01) / V * share), abs=1e-3)
-    assert figures["psnr_masked_unseen"] == pytest.approx(-10 * math.log10(0.01 / (V - 1) * share), abs=1e-3)
+    assert figures["psnr_masked"] == pytest.approx(
+        -10 * math.log10((0.04 + 0.01) / V * share), abs=1e-3
+    )
+    assert figures["psnr_masked_unseen"] == pytest.approx(
+        -10 * math.log10(0.01 / (V - 1) * share), abs=1e-3
+    )
 
 
 def test_agrees_with_torchmetrics_called_by_hand():
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
 
     truth = synthetic_truth()
     sample = blur(synthetic_truth(seed=1).pixels)
     figures = reference_metrics(sample, truth, INPUT_VIEW)
     cells, true_cells = sample.flatten(0, 1), truth.pixels.flatten(0, 1)
-    assert figures["psnr"] == pytest.approx(float(peak_signal_noise_ratio(cells, true_cells, data_range=1.0)), abs=1e-4)
+    assert figures["psnr"] == pytest.approx(
+        float(peak_signal_noise_ratio(cells, true_cells, data_range=1.0)), abs=1e-4
+    )
     mask = reference.object_mask(sample, truth.masks).expand_as(sample)
     masked = peak_signal_noise_ratio(sample[mask], truth.pixels[mask], data_range=1.0)
     assert figures["psnr_masked"] == pytest.approx(float(masked), abs=1e-4)
@@ -81,7 +99,8 @@ def test_agrees_with_torchmetrics_called_by_hand():
 
 
 def test_masked_ssim_is_ssim_by_its_definition():
-    """Wang et al. 2004, eq. 13, at one masked pixel after another: Gaussian window of 11, std 1.5."""
+    """Wang et al. 2004, eq. 13, at one masked pixel after another: Gaussian window of 11, std
+    1.5."""
     truth = synthetic_truth()
     sample = blur(truth.pixels)
     ramp = torch.arange(-5, 6, dtype=torch.float64)
@@ -90,18 +109,25 @@ def test_masked_ssim_is_ssim_by_its_definition():
     mask = reference.object_mask(sample, truth.masks)
     values = []
     for v, f in [(0, 0), (V - 1, N - 1)]:
-        for row, column in mask[v, f, 0].nonzero().tolist():  # the mask keeps 5 px and more from the border
+        # the mask keeps 5 px and more from the border
+        for row, column in mask[v, f, 0].nonzero().tolist():
             patch = (slice(row - 5, row + 6), slice(column - 5, column + 6))
             for c in range(3):
                 x, y = sample[v, f, c][patch].double(), truth.pixels[v, f, c][patch].double()
                 mx, my = (window * x).sum(), (window * y).sum()
                 vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
                 cov = (window * (x - mx) * (y - my)).sum()
-                values.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+                values.append(
+                    (2 * mx * my + 1e-4)
+                    * (2 * cov + 9e-4)
+                    / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+                )
     cells = reference.measure_cells(sample, truth)
     where = torch.zeros(V, N, dtype=torch.bool)
     where[0, 0] = where[V - 1, N - 1] = True
-    assert reference.pool(cells, where)["ssim_masked"] == pytest.approx(float(torch.stack(values).mean()), abs=1e-4)
+    assert reference.pool(cells, where)["ssim_masked"] == pytest.approx(
+        float(torch.stack(values).mean()), abs=1e-4
+    )
 
 
 def test_blur_wins_psnr_against_a_displaced_sharp_picture_and_loses_sharpness():
@@ -206,7 +232,9 @@ def test_tables_hold_every_view_and_frame_by_itself():
     sample = truth.pixels.clone()
     sample[2] += 0.1 * truth.masks[2]
     rows = reference_tables(sample, truth)
-    assert {(r["axis"], r["index"]) for r in rows} == {("view", v) for v in range(V)} | {("frame", f) for f in range(N)}
+    assert {(r["axis"], r["index"]) for r in rows} == {("view", v) for v in range(V)} | {
+        ("frame", f) for f in range(N)
+    }
     table = {(r["axis"], r["index"], r["metric"]): r["value"] for r in rows}
     assert len(table) == len(rows) == (V + N) * len(reference.POOLED_NAMES)
     error = 0.01 * 12 * 14 / (16 * 18)
@@ -231,7 +259,11 @@ def test_on_the_world_a_repeated_orbit_is_right_at_its_anchor_and_shown_inputs_a
         num_views, num_frames = truth.pixels.shape[:2]
         anchor = 2
         still = true_orbit_repeated(truth, anchor)
-        by_frame = {r["index"]: r["value"] for r in reference_tables(still, truth) if _is(r, "frame", "own_view")}
+        by_frame = {
+            r["index"]: r["value"]
+            for r in reference_tables(still, truth)
+            if _is(r, "frame", "own_view")
+        }
         assert by_frame[anchor] == 1 == max(by_frame.values())
         figures = reference_metrics(still, truth, num_views - 1)
         assert figures["own_frame_unseen"] == pytest.approx(1 / num_frames)

@@ -10,11 +10,14 @@ from d2.recon.scene import MovingGaussians
 
 
 @pytest.mark.parametrize(("num_frames", "controls"), [(1, 4), (2, 4), (8, 6), (25, 14)])
-def test_a_spline_has_about_a_control_point_every_two_frames(num_frames: int, controls: int) -> None:
+def test_a_spline_has_about_a_control_point_every_two_frames(
+    num_frames: int, controls: int
+) -> None:
     times = torch.linspace(0, num_frames - 1, 97, dtype=torch.float64)
     shares = cubic_bspline(times, num_frames)
     assert shares.shape == (97, controls) and (shares >= 0).all()
-    torch.testing.assert_close(shares.sum(-1), torch.ones(97, dtype=torch.float64))  # a common shift is a shift
+    # a common shift is a shift
+    torch.testing.assert_close(shares.sum(-1), torch.ones(97, dtype=torch.float64))
 
 
 def test_a_spline_follows_every_cubic() -> None:
@@ -29,7 +32,8 @@ def test_a_spline_follows_every_cubic() -> None:
 def test_a_spline_has_continuous_acceleration() -> None:
     times = torch.linspace(0, 7, 7001, dtype=torch.float64)
     acceleration = cubic_bspline(times, 8).diff(n=2, dim=0) / 1e-6
-    assert acceleration.diff(dim=0).abs().max() < 0.01  # 1e-3 frames apart; a velocity that jumps would give 100
+    # 1e-3 frames apart; a velocity that jumps would give 100
+    assert acceleration.diff(dim=0).abs().max() < 0.01
 
 
 def test_rest_does_not_move() -> None:

@@ -1,4 +1,5 @@
-"""The optimiser of the tiny priors: PyTorch's Muon where that takes the parameter, AdamW for what is no matrix."""
+"""The optimiser of the tiny priors: PyTorch's Muon where that takes the parameter, AdamW for what
+is no matrix."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ def parameter(*shape: int) -> nn.Parameter:
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
 def test_singular_values_come_to_about_one(shape: tuple[int, int]) -> None:
-    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-6, 1.0, 1e4]).view(
-        3, 1, 1
-    )
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1e-6, 1.0, 1e4]
+    ).view(3, 1, 1)
     values = torch.linalg.svdvals(orthogonal(matrices))
     assert values.min() > 0.3 and values.max() < 1.3
     assert torch.linalg.svdvals(matrices[1]).max() > 4  # they were not before
@@ -37,7 +38,12 @@ def test_singular_values_come_to_about_one(shape: tuple[int, int]) -> None:
 def test_matrices_step_as_pytorchs_own(shape: tuple[int, int]) -> None:
     ours, theirs = parameter(*shape), parameter(*shape)
     own = torch.optim.Muon(  # type: ignore[attr-defined]
-        [theirs], 0.1, momentum=0.95, weight_decay=0.01, nesterov=True, adjust_lr_fn="match_rms_adamw"
+        [theirs],
+        0.1,
+        momentum=0.95,
+        weight_decay=0.01,
+        nesterov=True,
+        adjust_lr_fn="match_rms_adamw",
     )
     moved = (steps(Muon([ours], 0.1), ours) - parameter(*shape)).detach()
     torch.testing.assert_close(

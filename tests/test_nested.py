@@ -1,4 +1,5 @@
-"""Laws of nested terms: the joint denoiser at every level, where views and frames covary separately."""
+"""Laws of nested terms: the joint denoiser at every level, where views and frames covary
+separately."""
 
 from __future__ import annotations
 
@@ -53,14 +54,19 @@ def test_nested_terms_are_the_joint_denoiser_at_every_level(world: World, sigma:
     x, joint = noisy(world, sigma)[1], analytic.term("joint", raster(V, F), world, F)
     terms = terms_of(world, V, F, PAIR)
     errors = [off(terms, joint, x, sigma, compose=nested(steps=steps)) for steps in (1, 2, 4, 12)]
-    assert errors[-1] < 1e-4 and all(a > b or a < 1e-7 for a, b in zip(errors, errors[1:], strict=False)), errors
-    assert off(terms, joint, x, sigma, compose=nested(steps=40, keep=0)) < 1e-4  # Richardson, more slowly
-    assert off(terms, joint, x, sigma, compose=nested(steps=12, reach=1.0)) < 1e-4  # they are linear
+    assert errors[-1] < 1e-4 and all(
+        a > b or a < 1e-7 for a, b in zip(errors, errors[1:], strict=False)
+    ), errors
+    # Richardson, more slowly
+    assert off(terms, joint, x, sigma, compose=nested(steps=40, keep=0)) < 1e-4
+    # they are linear
+    assert off(terms, joint, x, sigma, compose=nested(steps=12, reach=1.0)) < 1e-4
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_of_conditions_the_unary_term_tells_the_means_apart(sigma: float) -> None:
-    """Rows are told their first cell, columns their last, cells what both are told; the joint denoiser all of them."""
+    """Rows are told their first cell, columns their last, cells what both are told; the joint
+    denoiser all of them."""
     truth, x = noisy(OFF_CENTRE, sigma)
     first, last = [[v, 0] for v in range(V)], [[V - 1, f] for f in range(F)]
     told = {
@@ -73,7 +79,11 @@ def test_of_conditions_the_unary_term_tells_the_means_apart(sigma: float) -> Non
         name: analytic.term(name, cut, OFF_CENTRE, F, told=torch.tensor(cells), truth=truth)
         for name, (cut, cells) in told.items()
     }
-    joint, pair, three = of["joint"], [of[name] for name in PAIR], [of[name] for name in (*PAIR, "unary")]
+    joint, pair, three = (
+        of["joint"],
+        [of[name] for name in PAIR],
+        [of[name] for name in (*PAIR, "unary")],
+    )
     error = off(three, joint, x, sigma, compose=nested(steps=24, unary=True))
     without = off(pair, joint, x, sigma, compose=nested(steps=24))
     assert error < 1e-4 and without > 100 * error
@@ -85,7 +95,9 @@ def test_no_weights_do_what_a_nested_evaluation_does(sigma: float) -> None:
     x = noisy(WORLD, sigma)[1]
     exact = denoised([analytic.term("joint", raster(V, F), WORLD, F)], x, sigma).flatten()
     terms = terms_of(WORLD, V, F)
-    said = torch.stack([denoised([term], x, sigma, compose=only(term.name)).flatten() for term in terms], dim=1)
+    said = torch.stack(
+        [denoised([term], x, sigma, compose=only(term.name)).flatten() for term in terms], dim=1
+    )
     best = said @ torch.linalg.lstsq(said, exact).solution
     linear = ((best - exact).norm() / exact.norm()).item()
     joint = analytic.term("joint", raster(V, F), WORLD, F)
@@ -101,11 +113,20 @@ def test_correctors_keep_what_is_stationary(span: int) -> None:
     """As under the joint denoiser, at all levels down to 0.1; three terms diverge there."""
     world = analytic.separable(autoregressive(2, 0.8), autoregressive(3, 0.5))
     plan = renoise.corrector(
-        karras_sigmas(80, sigma_min=0.02, sigma_max=50.0), back=renoise.returning, repeats=2, span=span, sigma_low=0.1
+        karras_sigmas(80, sigma_min=0.02, sigma_max=50.0),
+        back=renoise.returning,
+        repeats=2,
+        span=span,
+        sigma_low=0.1,
     )
     pair = terms_of(world, 2, 3, PAIR)
     error = wasserstein2(ended(plan, pair, 2, 3, compose=nested(steps=6)), world.covariances[0]) / 6
-    three = wasserstein2(ended(plan, terms_of(world, 2, 3), 2, 3, compose=three_terms()), world.covariances[0]) / 6
+    three = (
+        wasserstein2(
+            ended(plan, terms_of(world, 2, 3), 2, 3, compose=three_terms()), world.covariances[0]
+        )
+        / 6
+    )
     assert error < 2e-3 < three
 
 
@@ -120,7 +141,12 @@ def test_priors_are_only_asked_about_inputs_of_their_level(steps: int) -> None:
 
         return term._replace(denoise=denoise)
 
-    denoised([spying(term) for term in terms_of(WORLD, V, F, PAIR)], x, 3.0, compose=nested(steps=steps, reach=0.1))
+    denoised(
+        [spying(term) for term in terms_of(WORLD, V, F, PAIR)],
+        x,
+        3.0,
+        compose=nested(steps=steps, reach=0.1),
+    )
     assert len(asked) == 2 * (steps + 2)
     for name, sequences in asked[2:]:
         there = x if name == "video" else x.transpose(0, 1)
@@ -129,14 +155,21 @@ def test_priors_are_only_asked_about_inputs_of_their_level(steps: int) -> None:
 
 def test_below_its_level_it_is_the_convex_rule_and_cells_can_be_held() -> None:
     x, terms = noisy(WORLD, 0.5)[1], terms_of(WORLD, V, F, PAIR)
-    assert torch.equal(denoised(terms, x, 0.5, compose=nested(sigma_low=0.6)), denoised(terms, x, 0.5))
-    free, where = denoised(terms, x, 0.5, compose=nested()), torch.arange(V)[:, None].expand(V, F) == 1
+    assert torch.equal(
+        denoised(terms, x, 0.5, compose=nested(sigma_low=0.6)), denoised(terms, x, 0.5)
+    )
+    free, where = (
+        denoised(terms, x, 0.5, compose=nested()),
+        torch.arange(V)[:, None].expand(V, F) == 1,
+    )
     held = denoised(terms, x, 0.5, compose=holding(compose=nested(), known=0 * x, where=where))
     torch.testing.assert_close(held, free * ~where[:, :, None, None, None])
     assert not torch.equal(free, denoised(terms, x, 0.5))
 
 
-@pytest.mark.parametrize("given", [{"steps": 0}, {"keep": -1}, {"reach": 0.0}, {"cell_variance": math.nan}])
+@pytest.mark.parametrize(
+    "given", [{"steps": 0}, {"keep": -1}, {"reach": 0.0}, {"cell_variance": math.nan}]
+)
 def test_mistakes_are_told_on_one_line(given: dict[str, Any]) -> None:
     (name, value), *_ = given.items()
     with pytest.raises(InputError, match=f"{name}={value}") as error:

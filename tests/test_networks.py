@@ -39,7 +39,9 @@ AUTOENCODER = AutoencoderConfig(
     temporal_decoder=True,
     quant_conv=True,
 )
-TOWER = ImageTowerConfig(layers=1, width=16, head_width=8, patch_size=8, image_size=16, mlp_ratio=2.0, embed_dim=5)
+TOWER = ImageTowerConfig(
+    layers=1, width=16, head_width=8, patch_size=8, image_size=16, mlp_ratio=2.0, embed_dim=5
+)
 CLIPS, FRAMES = 2, 3
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,7 +51,10 @@ def inputs(clips: int = CLIPS, frames: int = FRAMES, tokens: int = 2) -> dict[st
     n = clips * frames
     draw = torch.Generator().manual_seed(7)
     shapes = {"x": (n, 6, 8, 4), "c_noise": (n,), "context": (n, tokens, 12), "vector": (n, 10)}
-    return {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=draw, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
 
 
 def trained(network: Network) -> Network:
@@ -76,7 +81,7 @@ def on(clips: int = CLIPS, frames: int = FRAMES) -> Tensor:
     return torch.zeros(clips, frames)
 
 
-# ------------------------------------------------------------------------------------------------ UNet
+# --------------------------------------------------------------------------------------------- UNet
 
 
 def test_an_untrained_unet_predicts_nothing() -> None:
@@ -105,8 +110,12 @@ def test_mixing_with_share_one_equals_leaving_the_branch_out(unet: nn.Module) ->
     given, image_only = inputs(), on()
     image_only[0] = 1  # one whole clip, so that the branch is run for the sake of the other
     mixed = unet(**given, num_frames=FRAMES, image_only=image_only)
-    torch.testing.assert_close(mixed[:FRAMES], unet(**given, num_frames=FRAMES, image_only=off())[:FRAMES])
-    torch.testing.assert_close(mixed[FRAMES:], unet(**given, num_frames=FRAMES, image_only=on())[FRAMES:])
+    torch.testing.assert_close(
+        mixed[:FRAMES], unet(**given, num_frames=FRAMES, image_only=off())[:FRAMES]
+    )
+    torch.testing.assert_close(
+        mixed[FRAMES:], unet(**given, num_frames=FRAMES, image_only=on())[FRAMES:]
+    )
 
 
 def test_the_mix_factor_is_the_spatial_share() -> None:
@@ -135,7 +144,9 @@ def test_temporal_attention_takes_the_context_of_the_first_frame() -> None:
     given["context"][1] += 1
     assert torch.equal(unet(**given, num_frames=FRAMES, image_only=on()), before)
     given["context"][0] += 1
-    assert not torch.allclose(unet(**given, num_frames=FRAMES, image_only=on())[:FRAMES], before[:FRAMES])
+    assert not torch.allclose(
+        unet(**given, num_frames=FRAMES, image_only=on())[:FRAMES], before[:FRAMES]
+    )
 
 
 def test_memory_layout_of_x_does_not_matter(unet: nn.Module) -> None:
@@ -153,14 +164,16 @@ def test_a_temporal_convolution_is_a_convolution(kernel: tuple[int, int, int]) -
 
 
 def test_other_sizes_run_on_the_meta_device() -> None:
-    config = replace(UNET, transformer_depth=(1, 2), video_kernel_size=(3, 3, 3), attention_resolutions=(2,))
+    config = replace(
+        UNET, transformer_depth=(1, 2), video_kernel_size=(3, 3, 3), attention_resolutions=(2,)
+    )
     with torch.device("meta"):
         given = {name: torch.empty(value.shape) for name, value in inputs().items()}
         out = VideoUNet(config)(**given, num_frames=FRAMES, image_only=on())
     assert out.shape == (CLIPS * FRAMES, 3, 8, 4)
 
 
-# ----------------------------------------------------------------------------------------- autoencoder
+# -------------------------------------------------------------------------------------- autoencoder
 
 
 def test_the_autoencoder_changes_sizes_by_its_factor() -> None:
@@ -172,7 +185,9 @@ def test_the_autoencoder_changes_sizes_by_its_factor() -> None:
 
 def test_the_mode_is_the_mean() -> None:
     autoencoder, encoder = Autoencoder(AUTOENCODER), ModeEncoder(AUTOENCODER)
-    encoder.load_state_dict({k: w for k, w in autoencoder.state_dict().items() if k in encoder.state_dict()})
+    encoder.load_state_dict(
+        {k: w for k, w in autoencoder.state_dict().items() if k in encoder.state_dict()}
+    )
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(encoder(images), autoencoder.moments(images)[0])
 
@@ -187,7 +202,9 @@ def test_the_temporal_decoder_with_a_temporal_share_of_zero_is_the_image_decoder
             if parameter.ndim == 5:
                 parameter[:, :, 1, 0, 0] = torch.eye(3)
     image = Autoencoder(replace(AUTOENCODER, temporal_decoder=False)).double()
-    image.load_state_dict({k: w for k, w in temporal.state_dict().items() if k in image.state_dict()})
+    image.load_state_dict(
+        {k: w for k, w in temporal.state_dict().items() if k in image.state_dict()}
+    )
     latents = torch.randn(3, 4, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(temporal.decode(latents, 3), image.decode(latents, 3))
 
@@ -200,15 +217,18 @@ def test_frames_of_different_chunks_do_not_see_each_other() -> None:
     assert not torch.allclose(decoder.decode(latents, 4), apart)
 
 
-# --------------------------------------------------------------------------------------------- picture
+# ------------------------------------------------------------------------------------------ picture
 
 
 def test_resizing_keeps_what_it_should() -> None:
     noise = torch.randn(1, 3, 16, 16)
     assert resize(noise, 16) is noise
-    torch.testing.assert_close(resize(torch.full((1, 3, 40, 24), 0.3), 16), torch.full((1, 3, 16, 16), 0.3))
+    torch.testing.assert_close(
+        resize(torch.full((1, 3, 40, 24), 0.3), 16), torch.full((1, 3, 16, 16), 0.3)
+    )
     ramp = torch.linspace(-1, 1, 9).expand(1, 3, 9, 9)
-    inner = resize(ramp, 17)[0, 0, 8, 4:-4]  # upwards nothing is blurred; bicubic reproduces a ramp off the border
+    # upwards nothing is blurred; bicubic reproduces a ramp off the border
+    inner = resize(ramp, 17)[0, 0, 8, 4:-4]
     torch.testing.assert_close(inner, torch.linspace(-1, 1, 17)[4:-4])
 
 
@@ -220,13 +240,17 @@ def test_shrinking_blurs_away_what_the_small_picture_cannot_show() -> None:
 def test_the_tower_sees_white_and_black_as_clip_does() -> None:
     tower = ImageTower(TOWER)
     low, high = (tower.preprocess(torch.full((1, 3, 16, 16), value)) for value in (-1.0, 1.0))
-    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
-    torch.testing.assert_close(low[0, :, 3, 3], -mean / std)  # Radford et al. 2021, published with CLIP
+    mean, std = (
+        torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+        torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+    )
+    # Radford et al. 2021, published with CLIP
+    torch.testing.assert_close(low[0, :, 3, 3], -mean / std)
     torch.testing.assert_close((high - low)[0, :, 3, 3], 1 / std)
     assert tower(torch.zeros(2, 3, 20, 30)).shape == (2, TOWER.embed_dim)
 
 
-# --------------------------------------------------------------------------------------------- scalars
+# ------------------------------------------------------------------------------------------ scalars
 
 
 def test_a_network_that_knows_v_gives_back_the_clean_picture() -> None:
@@ -241,7 +265,8 @@ def test_a_network_that_knows_v_gives_back_the_clean_picture() -> None:
 
 
 def test_an_embedding_turns_by_its_frequencies() -> None:
-    """Adding a constant to the scalar rotates every pair (cos, sin) by that constant times its frequency."""
+    """Adding a constant to the scalar rotates every pair (cos, sin) by that constant times its
+    frequency."""
     values = torch.tensor([0.0, 1.5, 255.0], dtype=torch.float64)
     here, there = (torch.complex(*sinusoidal(v, 8).chunk(2, dim=-1)) for v in (values, values + 2))
     turned = torch.exp(2j * torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))
@@ -249,11 +274,12 @@ def test_an_embedding_turns_by_its_frequencies() -> None:
     assert sinusoidal(torch.tensor([3]), 4).dtype == torch.float32
 
 
-# ------------------------------------------------------------------------------------------------ fused layers
+# ------------------------------------------------------------------------------------- fused layers
 
 
 def test_fused_layers_and_their_derivatives_are_those_in_double_precision() -> None:
-    """In float32 on a CPU oneDNN takes bias, sum and gated GELU along; in float64 torch's own functions run."""
+    """In float32 on a CPU oneDNN takes bias, sum and gated GELU along; in float64 torch's own
+    functions run."""
     draw = torch.Generator().manual_seed(3)
     x, plus, weight, bias = (
         torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
@@ -264,12 +290,16 @@ def test_fused_layers_and_their_derivatives_are_those_in_double_precision() -> N
         out, expected = linear(*single), F.linear(*inputs[:3]) + (plus if len(inputs) == 4 else 0)
         close(out, expected)
         grads = torch.autograd.grad(out.square().sum(), single)
-        for grad, exact in zip(grads, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+        for grad, exact in zip(
+            grads, torch.autograd.grad(expected.square().sum(), inputs), strict=True
+        ):
             close(grad, exact)
     value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
     for grads_wanted in (False, True):  # without a backward pass the GELU goes with the product
         with torch.set_grad_enabled(grads_wanted):
-            close(gated_gelu(*(p.detach().float() for p in (x, weight, bias))), value * F.gelu(gate))
+            close(
+                gated_gelu(*(p.detach().float() for p in (x, weight, bias))), value * F.gelu(gate)
+            )
 
 
 def close(out: Tensor, expected: Tensor) -> None:
@@ -279,10 +309,15 @@ def close(out: Tensor, expected: Tensor) -> None:
 
 
 def test_a_single_token_spares_the_norm_and_changes_nothing(unet: nn.Module) -> None:
-    """What a query attends to of one token is the token: as twice the same token, where softmax and norm are taken."""
+    """What a query attends to of one token is the token: as twice the same token, where softmax and
+    norm are taken."""
     given = inputs(tokens=1)
     once = unet(**given, num_frames=FRAMES, image_only=on())
-    twice = unet(**given | {"context": given["context"].expand(-1, 2, -1)}, num_frames=FRAMES, image_only=on())
+    twice = unet(
+        **given | {"context": given["context"].expand(-1, 2, -1)},
+        num_frames=FRAMES,
+        image_only=on(),
+    )
     torch.testing.assert_close(once, twice, rtol=1e-9, atol=1e-9)
 
 

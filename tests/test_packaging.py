@@ -20,12 +20,19 @@ from d2.files import asset
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ("conf", "experiments", "checkpoints")
-TINY = ("sampler.num_steps=1", "renoise=none", "matrix.num_views=2", "matrix.num_frames=2", "baselines=false")
+TINY = (
+    "sampler.num_steps=1",
+    "renoise=none",
+    "matrix.num_views=2",
+    "matrix.num_frames=2",
+    "baselines=false",
+)
 
 
 @pytest.fixture(scope="session")
 def installed(tiny_weights: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with d2 installed from a wheel, built from a copy of the clone in which a user has put weights."""
+    """A folder with d2 installed from a wheel, built from a copy of the clone in which a user has
+    put weights."""
     base = tmp_path_factory.mktemp("wheel")
     source, wheels, target = base / "source", base / "wheels", base / "target"
     source.mkdir()
@@ -39,8 +46,30 @@ def installed(tiny_weights: list[str], tmp_path_factory: pytest.TempPathFactory)
         shutil.copy(weights, source / "checkpoints" / f"tiny_{weights.name}")
     for name in ("svd_xt.safetensors", "last.ckpt"):
         (source / "checkpoints" / name).write_bytes(b"gigabytes")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
-    succeed([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(source)], base)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+    ]
+    succeed(
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(wheels),
+            str(source),
+        ],
+        base,
+    )
     (wheel,) = wheels.iterdir()
     succeed([*pip, str(wheel)], base)
     (base / "names").write_text("\n".join(zipfile.ZipFile(wheel).namelist()))
@@ -50,7 +79,9 @@ def installed(tiny_weights: list[str], tmp_path_factory: pytest.TempPathFactory)
 def succeed(command: list[str], folder: Path, path: Path | None = None) -> str:
     """Run a command in a folder, with `path` first among Python's; its standard output."""
     environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -59,11 +90,29 @@ def succeed(command: list[str], folder: Path, path: Path | None = None) -> str:
 def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) -> None:
     names = (installed.parent / "names").read_text().splitlines()
     held = {Path(name).name for name in names if name.startswith("d2/_assets/checkpoints/")}
-    assert held == {".d2", *(f"tiny_{kind}.safetensors" for kind in ("autoencoder", "video", "multiview"))}
-    pages = {f"d2/report/templates/{path.name}" for path in (ROOT / "d2" / "report" / "templates").glob("*.html")}
-    files = {path.relative_to(ROOT).as_posix() for name in ASSETS[:2] for path in (ROOT / name).rglob("*.yaml")}
-    assert pages and files and pages | {f"d2/_assets/{name}" for name in files} | {"d2/py.typed"} <= set(names)
-    outside = [name for name in names if not name.startswith(("d2/", f"diffusion_squared-{d2.__version__}.dist-info/"))]
+    assert held == {
+        ".d2",
+        *(f"tiny_{kind}.safetensors" for kind in ("autoencoder", "video", "multiview")),
+    }
+    pages = {
+        f"d2/report/templates/{path.name}"
+        for path in (ROOT / "d2" / "report" / "templates").glob("*.html")
+    }
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for name in ASSETS[:2]
+        for path in (ROOT / name).rglob("*.yaml")
+    }
+    assert (
+        pages
+        and files
+        and pages | {f"d2/_assets/{name}" for name in files} | {"d2/py.typed"} <= set(names)
+    )
+    outside = [
+        name
+        for name in names
+        if not name.startswith(("d2/", f"diffusion_squared-{d2.__version__}.dist-info/"))
+    ]
     assert outside == []
 
 
@@ -71,7 +120,9 @@ def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) 
 def test_an_installed_d2_samples_from_any_folder(installed: Path, tmp_path: Path) -> None:
     code = "from d2.files import asset\nimport sys\nprint(*map(asset, sys.argv[1:]), sep='\\n')"
     found = succeed([sys.executable, "-c", code, *ASSETS], tmp_path, installed).splitlines()
-    assert [Path(line) for line in found] == [installed / "d2" / "_assets" / name for name in ASSETS]
+    assert [Path(line) for line in found] == [
+        installed / "d2" / "_assets" / name for name in ASSETS
+    ]
     main = "from d2.cli import main\nmain()"
     succeed([sys.executable, "-c", main, "sample", *TINY], tmp_path, installed)
     assert (tmp_path / "outputs" / "sample" / "test_0000" / "grid.png").exists()
@@ -85,12 +136,16 @@ def test_python_m_d2_is_ours_where_another_d2_is_on_the_path(tmp_path: Path) -> 
 
 
 def test_every_dependency_has_a_tested_version() -> None:
-    """`make install` takes the versions of constraints.txt: one for each package that pyproject.toml names."""
+    """`make install` takes the versions of constraints.txt: one for each package that
+    pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     tested = {canonical(name): version for name, version in (line.split("==") for line in lines)}
-    extras = ("tensorboard", "study", "weights", "videomae", "docs", "dev")  # those of `make install`
-    asked = project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
+    # those of `make install`
+    extras = ("tensorboard", "study", "weights", "videomae", "docs", "dev")
+    asked = project["dependencies"] + [
+        need for extra in extras for need in project["optional-dependencies"][extra]
+    ]
     needs = [Requirement(need) for need in asked]
     wrong = [
         f"{need.name}: {tested.get(canonical(need.name))} is not {need.specifier}"
@@ -110,5 +165,7 @@ def test_a_clone_finds_its_own_assets() -> None:
 def test_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" in project["project"]["dynamic"]
-    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.search(
+        r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert cited and cited[1] == d2.__version__

@@ -44,7 +44,9 @@ def write(path, *, sample=None, **changes):
         "elevation_deg": [10.0] * num_views,
         "fps": 10.0,
         "metrics": {"psnr": 16.021, "sharpness": 0.9, "retrieval_view": 0.75},
-        "baselines": [{"method": "show the input", "psnr": 13.2, "sharpness": 1.0, "retrieval_view": 0.125}],
+        "baselines": [
+            {"method": "show the input", "psnr": 13.2, "sharpness": 1.0, "retrieval_view": 0.125}
+        ],
         "config": "seed: 1\n",
     }
     write_scene_page(path, **(arguments | changes))
@@ -53,7 +55,9 @@ def write(path, *, sample=None, **changes):
 
 def embedded(page, name):
     """The JSON of a page's data element."""
-    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
+    found = re.search(
+        rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL
+    )
     assert found
     return json.loads(found[1])
 
@@ -64,10 +68,12 @@ def cell(atlas, view, frame):
     left = frame % atlas["columns"] * atlas["pitch"][0]
     top = frame // atlas["columns"] * atlas["pitch"][1]
     box = image.crop((left, top, left + atlas["width"], top + atlas["height"]))
-    return torch.frombuffer(bytearray(box.tobytes()), dtype=torch.uint8).view(atlas["height"], atlas["width"], 3)
+    return torch.frombuffer(bytearray(box.tobytes()), dtype=torch.uint8).view(
+        atlas["height"], atlas["width"], 3
+    )
 
 
-# --- what is embedded -------------------------------------------------------------------------------------------------
+# --- what is embedded -----------------------------------------------------------------------------
 
 
 def test_small_cells_are_embedded_without_loss(tmp_path):
@@ -95,8 +101,16 @@ def test_large_cells_shrink_wrap_and_keep_their_colours(tmp_path):
 def test_shrunk_cells_are_said_to_be_shrunk(tmp_path):
     small = write(tmp_path / "page.html")
     large = write(tmp_path / "page.html", sample=flat_matrix(2, 2, 300, 300))
-    assert "24 × 24 pixels" in small and "shown at" not in small and "JPEG" not in small.split("<main>")[1][:400]
-    assert "300 × 300 pixels" in large and "shown at 256 × 256" in large and "JPEG, quality 92" in large
+    assert (
+        "24 × 24 pixels" in small
+        and "shown at" not in small
+        and "JPEG" not in small.split("<main>")[1][:400]
+    )
+    assert (
+        "300 × 300 pixels" in large
+        and "shown at 256 × 256" in large
+        and "JPEG, quality 92" in large
+    )
 
 
 def test_the_thumbnail_is_one_turn_while_the_clip_runs_once(tmp_path):
@@ -105,10 +119,12 @@ def test_the_thumbnail_is_one_turn_while_the_clip_runs_once(tmp_path):
     write_index_page(tmp_path / "index.html", title="run", facts="", cards=cards, config="")
     atlas, nothing = embedded((tmp_path / "index.html").read_text(), "thumbnails")
     assert nothing is None
-    assert [cell(atlas, 0, step)[0, 0].tolist() for step in range(4)] == [colour(step, 2 * step) for step in range(4)]
+    assert [cell(atlas, 0, step)[0, 0].tolist() for step in range(4)] == [
+        colour(step, 2 * step) for step in range(4)
+    ]
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 EVIL = "<script>alert(1)</script>{{config}}{% block body %}\"'&"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;{{config}}{% block body %}&#34;&#39;&amp;"
@@ -124,16 +140,31 @@ def test_text_is_escaped_and_never_filled_again(tmp_path):
     )
     card, rows = Card(EVIL, EVIL, None), [{EVIL: EVIL}]
     table = Table(EVIL, EVIL, rows, hrefs=[EVIL])
-    write_index_page(tmp_path / "index.html", title=EVIL, facts=EVIL, cards=[card], tables=[table], config=EVIL)
+    write_index_page(
+        tmp_path / "index.html", title=EVIL, facts=EVIL, cards=[card], tables=[table], config=EVIL
+    )
     for page, times in (scene, 6), ((tmp_path / "index.html").read_text(), 9):
         assert "alert(1)</script>" not in page
         assert page.count(ESCAPED) == times
 
 
 def test_tables_show_every_number_given(tmp_path):
-    page = write(tmp_path / "page.html", metrics={"psnr": 16.021, "ssim": 0.8312, "count": 7, "lost": float("nan")})
+    page = write(
+        tmp_path / "page.html",
+        metrics={"psnr": 16.021, "ssim": 0.8312, "count": 7, "lost": float("nan")},
+    )
     text = re.sub(r"<[^>]+>", " ", page.split("</header>")[1])
-    for shown in "16.02", "0.831", "7", "–", "this sample", "show the input", "13.20", "0.125", "seed: 1":
+    for shown in (
+        "16.02",
+        "0.831",
+        "7",
+        "–",
+        "this sample",
+        "show the input",
+        "13.20",
+        "0.125",
+        "seed: 1",
+    ):
         assert shown in text
     bare = write(tmp_path / "page.html", metrics={}, baselines=[])
     assert not re.search("Metrics|Baselines", bare.split("</header>")[1])
@@ -143,11 +174,16 @@ def test_pages_ask_the_network_for_nothing(tmp_path):
     scene = write(tmp_path / "page.html")
     cards = [Card("a", "a/index.html", thumbnail(flat_matrix()))]
     tables = [Table("Scenes", "", [{"scene": "a"}], hrefs=["a/index.html"])]
-    write_index_page(tmp_path / "index.html", title="run", facts="", cards=cards, tables=tables, config="")
+    write_index_page(
+        tmp_path / "index.html", title="run", facts="", cards=cards, tables=tables, config=""
+    )
     for page in scene, (tmp_path / "index.html").read_text():
         page = re.sub(r"data:image/[^\"]*", "", page)
         assert not re.search(r"https?:|//\w+\.\w|@import|url\(", page)
-        assert re.findall(r'(?:src|href)="([^"]*)"', page) in (["data:,"], ["data:,", "a/index.html", "a/index.html"])
+        assert re.findall(r'(?:src|href)="([^"]*)"', page) in (
+            ["data:,"],
+            ["data:,", "a/index.html", "a/index.html"],
+        )
 
 
 def test_an_old_page_outlives_a_failed_write(tmp_path, monkeypatch):
@@ -163,16 +199,26 @@ def test_an_old_page_outlives_a_failed_write(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["page.html"]
 
 
-# --- by hand, in a browser --------------------------------------------------------------------------------------------
+# --- by hand, in a browser ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    executable = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if executable is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     playwright = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
     quiet += ["--disable-component-update", "--disable-sync"]
     with playwright.sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=executable, args=quiet)
@@ -182,13 +228,17 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """visit(path) -> the page, open and drawn; whatever it does, it must log no error and load nothing from outside."""
+    """visit(path) -> the page, open and drawn; whatever it does, it must log no error and load
+    nothing from outside."""
     context = browser.new_context(viewport={"width": 1000, "height": 900})
     complaints, requests = [], []
 
     def visit(path):
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: complaints.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
@@ -204,7 +254,10 @@ def visit(browser):
 
 def centre(page, canvas="#sample"):
     """The colour in the middle of a canvas."""
-    script = "c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data].slice(0, 3)"
+    script = (
+        "c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1,"
+        " 1).data].slice(0, 3)"
+    )
     return page.locator(canvas).evaluate(script)
 
 
@@ -271,7 +324,10 @@ def test_keys_sliders_and_map_find_the_cell(visit, tmp_path):
     page.locator("#view").fill("1")
     page.locator("#frame").fill("3")
     assert centre(page) == colour(1, 3)
-    assert page.locator("#view").get_attribute("aria-valuetext") == "view 2 of 5, azimuth 144.0°, elevation 10.0°"
+    assert (
+        page.locator("#view").get_attribute("aria-valuetext")
+        == "view 2 of 5, azimuth 144.0°, elevation 10.0°"
+    )
     for view, frame in (0, 0), (2, 1), (V - 1, F - 1):
         box = page.locator("#map").bounding_box()
         place = {"x": (frame + 0.5) * box["width"] / F, "y": (view + 0.5) * box["height"] / V}
@@ -287,7 +343,10 @@ def test_the_map_shows_every_cell(visit, tmp_path):
     page = visit(tmp_path / "page.html")
     script = """(c, [V, F, v, f]) => [...c.getContext("2d").getImageData(
         (f + .5) * c.width / F, (v + .5) * c.height / V, 1, 1).data].slice(0, 3)"""
-    seen = [[page.locator("#map-canvas").evaluate(script, [V, F, v, f]) for f in range(F)] for v in range(V)]
+    seen = [
+        [page.locator("#map-canvas").evaluate(script, [V, F, v, f]) for f in range(F)]
+        for v in range(V)
+    ]
     assert seen == [[colour(v, f) for f in range(F)] for v in range(V)]
 
 
@@ -328,7 +387,10 @@ def test_truth_and_difference_stand_beside_the_sample(visit, tmp_path):
     write(tmp_path / "page.html", truth=flat_matrix(blue=50) + 5 / 255)
     page = visit(tmp_path / "page.html")
     red, green, _ = colour(INPUT_VIEW, 0)
-    assert [centre(page, name) for name in ("#sample", "#truth")] == [[red, green, 0], [red + 5, green + 5, 55]]
+    assert [centre(page, name) for name in ("#sample", "#truth")] == [
+        [red, green, 0],
+        [red + 5, green + 5, 55],
+    ]
     assert centre(page, "#difference") == [5, 5, 55]
     page.locator("#gain").select_option("8")
     assert centre(page, "#difference") == [40, 40, 255]
@@ -339,7 +401,11 @@ def test_truth_and_difference_stand_beside_the_sample(visit, tmp_path):
     assert centre(page, "#truth") == [25, 35, 55]
     for choice in "sample", "truth", "difference":
         page.locator(f"#compare input[value={choice}]").check()
-        shown = [name for name in ("sample", "truth", "difference") if page.locator(f"#{name}").is_visible()]
+        shown = [
+            name
+            for name in ("sample", "truth", "difference")
+            if page.locator(f"#{name}").is_visible()
+        ]
         assert shown == [choice]
 
 
@@ -403,7 +469,10 @@ def test_the_index_orbits_and_leads_to_the_scenes(visit, tmp_path):
     name = "a scene & its #1?"
     (tmp_path / name).mkdir()
     write(tmp_path / name / "index.html", title="the scene")
-    cards = [Card(name, f"{name}/index.html", thumbnail(flat_matrix())), Card("no picture", "none/index.html", None)]
+    cards = [
+        Card(name, f"{name}/index.html", thumbnail(flat_matrix())),
+        Card("no picture", "none/index.html", None),
+    ]
     write_index_page(tmp_path / "index.html", title="run", facts="", cards=cards, config="")
     page = visit(tmp_path / "index.html")
     first = "#cards li:first-child canvas"

@@ -53,7 +53,9 @@ def first_stage(seed: int) -> FirstStage:
     stage = FirstStage(FirstStageConfig(AUTOENCODER, unshuffle=2))
     generator = torch.Generator().manual_seed(seed)
     for p in stage.parameters():
-        p.data = torch.randn(p.shape, generator=generator) * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.2)
+        p.data = torch.randn(p.shape, generator=generator) * (
+            p[0].numel() ** -0.5 if p.ndim > 1 else 0.2
+        )
     return stage.eval().requires_grad_(False)
 
 
@@ -80,10 +82,13 @@ def latents_of(sampled: Sampled) -> Tensor:
 
 
 def test_all_noise_comes_from_the_source_that_is_given() -> None:
-    """The named streams, handed in, give the same bits; every draw of theirs has another name or another shape."""
+    """The named streams, handed in, give the same bits; every draw of theirs has another name or
+    another shape."""
     names: list[tuple[Stream, int, int, tuple[int, ...]]] = []
 
-    def recorded(stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0) -> Tensor:
+    def recorded(
+        stream: Stream, shape: tuple[int, ...], *, step: int = 0, repeat: int = 0
+    ) -> Tensor:
         names.append((stream, step, repeat, shape))
         return draw(SEED, stream, shape, step=step, repeat=repeat)
 
@@ -99,10 +104,15 @@ def test_all_noise_comes_from_the_source_that_is_given() -> None:
 def test_frames_of_different_chunks_are_decoded_apart() -> None:
     stage, latents = first_stage(3), draw(0, "init", (2, F, CHANNELS, SIZE, SIZE))
     whole, chunked = decode(latents, stage), decode(latents, stage, 3)
-    assert torch.equal(chunked, torch.cat([decode(latents[:, :3], stage), decode(latents[:, 3:], stage)], dim=1))
+    assert torch.equal(
+        chunked, torch.cat([decode(latents[:, :3], stage), decode(latents[:, 3:], stage)], dim=1)
+    )
     assert not torch.allclose(whole, chunked, atol=1e-4)
     assert torch.equal(decode(latents, stage, F), whole)
-    assert torch.equal(sample(replace(SETTINGS, decode_chunk=3)).matrix.pixels, decode(latents_of(sample()), stage, 3))
+    assert torch.equal(
+        sample(replace(SETTINGS, decode_chunk=3)).matrix.pixels,
+        decode(latents_of(sample()), stage, 3),
+    )
 
 
 def test_a_clip_of_a_picture_starts_with_it_unless_told_not_to() -> None:
@@ -143,16 +153,22 @@ def test_a_further_pass_changes_the_references_alone() -> None:
 def test_blended_columns_go_through_one_call(sequences_per_call: int | None) -> None:
     plain = latents_of(sample())
     settings = replace(SETTINGS, sequences_per_call=sequences_per_call)
-    torch.testing.assert_close(latents_of(sample(replace(settings, conv_blend=1.0))), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        latents_of(sample(replace(settings, conv_blend=1.0))), plain, rtol=1e-4, atol=1e-4
+    )
     blended = latents_of(sample(replace(settings, conv_blend=0.5)))
     assert not torch.allclose(blended, plain, atol=1e-3)
 
 
-def told(monkeypatch: pytest.MonkeyPatch, cameras: Cameras, sign: int) -> tuple[list[int], Tensor, Tensor]:
+def told(
+    monkeypatch: pytest.MonkeyPatch, cameras: Cameras, sign: int
+) -> tuple[list[int], Tensor, Tensor]:
     """The views of a column in its order, and the azimuths and polar angles told to the prior."""
     heard: dict[str, Tensor] = {}
 
-    def hear(prior: object, references: object, scalars: dict[str, Tensor], *_: object) -> tuple[object, object]:
+    def hear(
+        prior: object, references: object, scalars: dict[str, Tensor], *_: object
+    ) -> tuple[object, object]:
         heard.update(scalars)
         return small_condition, small_condition
 
@@ -163,7 +179,9 @@ def told(monkeypatch: pytest.MonkeyPatch, cameras: Cameras, sign: int) -> tuple[
     return term.cut.cells[0, :, 0].tolist(), heard["azimuths_rad"][0], heard["polars_rad"][0]
 
 
-def test_a_column_goes_around_as_its_prior_does_and_ends_at_the_input_view(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_goes_around_as_its_prior_does_and_ends_at_the_input_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ring = camera_ring(4, torch.tensor([0.0, 0.1, 0.2, 0.3]))
     views, azimuth, polar = told(monkeypatch, ring, 1)
     assert views == [0, 1, 2, 3]
@@ -177,7 +195,13 @@ def test_a_column_goes_around_as_its_prior_does_and_ends_at_the_input_view(monke
 
 def test_an_azimuth_is_told_as_one_turn_of_the_input_view(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = camera_ring(3)
-    far = ring._replace(azimuth_rad=torch.tensor([-math.pi / 2, math.pi / 2 + 4 * math.pi, 0.0], dtype=torch.float64))
+    far = ring._replace(
+        azimuth_rad=torch.tensor(
+            [-math.pi / 2, math.pi / 2 + 4 * math.pi, 0.0], dtype=torch.float64
+        )
+    )
     views, azimuth, _ = told(monkeypatch, far, 1)
     assert views == [1, 0, 2]
-    torch.testing.assert_close(azimuth, torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64) * math.pi)
+    torch.testing.assert_close(
+        azimuth, torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64) * math.pi
+    )

@@ -26,7 +26,9 @@ LATENT = (16, 8, 8)
 
 def holders() -> list[nn.Module]:
     found = [Prior(VIDEO), Prior(MULTIVIEW), FirstStage(AUTOENCODER)]
-    return [randomized(holder, seed).eval().requires_grad_(False) for seed, holder in enumerate(found)]
+    return [
+        randomized(holder, seed).eval().requires_grad_(False) for seed, holder in enumerate(found)
+    ]
 
 
 def run(found: list[nn.Module]) -> list[Tensor]:
@@ -39,7 +41,11 @@ def run(found: list[nn.Module]) -> list[Tensor]:
     for prior in priors:
         assert isinstance(prior, Prior)
         scalars = {name: torch.full((V, F), 0.3) for name, _ in prior.config.scalars}
-        denoises.append(denoiser(prior, *prior.condition(pictures, torch.zeros_like(pictures), scalars, F, stage)))
+        denoises.append(
+            denoiser(
+                prior, *prior.condition(pictures, torch.zeros_like(pictures), scalars, F, stage)
+            )
+        )
     seen = []
     for sigma in (3.0, 0.5):
         for denoise in denoises:
@@ -75,7 +81,9 @@ def test_one_unit_at_a_time_is_away_from_home(offload: str) -> None:
     away: list[set[int]] = []
 
     def look(unit: nn.Module) -> None:
-        now = {id(t) for h in found for t in tensors(h) if t.data_ptr() != home[id(t)] and t.numel()}
+        now = {
+            id(t) for h in found for t in tensors(h) if t.data_ptr() != home[id(t)] and t.numel()
+        }
         assert now - always == {id(t) for t in tensors(unit)}
         away.append(now)
 
@@ -90,7 +98,8 @@ def test_idle_moves_twice_an_evaluation() -> None:
     run(found)
     unets = [found[0].unet, found[1].unet]
     assert [unit for unit in moves if unit in unets] == unets * 2
-    assert len(moves) == 2 * 2 + 2 * 2 + 1  # each tower, then the first stage that encodes; UNets; decoding
+    # each tower, then the first stage that encodes; UNets; decoding
+    assert len(moves) == 2 * 2 + 2 * 2 + 1
 
 
 def test_sequential_moves_every_block_of_a_network_once_a_call() -> None:

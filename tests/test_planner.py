@@ -1,4 +1,5 @@
-"""The plan is what a run does: operations, calls and memory, against real runs and published figures."""
+"""The plan is what a run does: operations, calls and memory, against real runs and published
+figures."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from d2.rules import composition, guidance, renoise, solver, weights
 from d2.scene import Scene
 from d2.terms import Priors, Settings
 
-CFG = partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5))
+CFG = partial(
+    guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5)
+)
 RULES = Rules(
     partial(renoise.vrs, steps=2),
     partial(weights.scheduled, curve=weights.cosine, profile=weights.side_views),
@@ -31,9 +34,18 @@ RULES = Rules(
     solver.euler,
 )
 SMALL = Workload(VIDEO, MULTIVIEW, AUTOENCODER, RULES, num_views=3, num_frames=4, size=64)
-TINY = Workload(tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, RULES, num_views=4, num_frames=3, size=64)
+TINY = Workload(
+    tiny.VIDEO, tiny.MULTIVIEW, tiny.AUTOENCODER, RULES, num_views=4, num_frames=3, size=64
+)
 TEMPORAL = FirstStageConfig(  # a decoder of clips, as the published one
-    replace(tiny.UNFOLDED.autoencoder, in_channels=48, out_channels=48, ch=32, ch_mult=(1, 2), temporal_decoder=True),
+    replace(
+        tiny.UNFOLDED.autoencoder,
+        in_channels=48,
+        out_channels=48,
+        ch=32,
+        ch_mult=(1, 2),
+        temporal_decoder=True,
+    ),
     unshuffle=4,
 )
 PUBLISHED = Workload(
@@ -50,10 +62,14 @@ ALL = Choice(None, None, "none", torch.float32)
 FREE = ("sequences_per_call", "decode_chunk", "offload")
 
 
-def real_run(job: Workload, settings: Settings) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+def real_run(
+    job: Workload, settings: Settings
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """A run on the CPU with its peaks of tensors, calls and batch items, by network."""
     assert isinstance(job.multiview, PriorConfig)
-    priors = Priors(Prior(job.video).eval(), Prior(job.multiview).eval(), FirstStage(job.first_stage).eval())
+    priors = Priors(
+        Prior(job.video).eval(), Prior(job.multiview).eval(), FirstStage(job.first_stage).eval()
+    )
     meter, calls, items = Meter(), {}, {}
 
     def look(name: str, network: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -74,16 +90,28 @@ def real_run(job: Workload, settings: Settings) -> tuple[dict[str, int], dict[st
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("per_call", "chunk", "blend", "scale", "stage"),
-    [(1, 1, None, None, TEMPORAL), (2, 2, None, None, TEMPORAL), (None, None, 0.6, 1.0, tiny.AUTOENCODER)],
+    [
+        (1, 1, None, None, TEMPORAL),
+        (2, 2, None, None, TEMPORAL),
+        (None, None, 0.6, 1.0, tiny.AUTOENCODER),
+    ],
 )
 def test_the_rehearsal_is_what_a_run_on_the_cpu_does(
-    per_call: int | None, chunk: int | None, blend: float | None, scale: float | None, stage: FirstStageConfig
+    per_call: int | None,
+    chunk: int | None,
+    blend: float | None,
+    scale: float | None,
+    stage: FirstStageConfig,
 ) -> None:
     job = TINY._replace(first_stage=stage)
     if scale is not None:  # without guidance: one half
         one = partial(guidance.constant, scale=scale)
-        job = job._replace(rules=RULES._replace(guidance=partial(guidance.per_term, video=one, multiview=one)))
-    settings = Settings(num_steps=2, conv_blend=blend, sequences_per_call=per_call, decode_chunk=chunk)
+        job = job._replace(
+            rules=RULES._replace(guidance=partial(guidance.per_term, video=one, multiview=one))
+        )
+    settings = Settings(
+        num_steps=2, conv_blend=blend, sequences_per_call=per_call, decode_chunk=chunk
+    )
     peaks, calls, items = real_run(job, settings)
     seen = rehearse(job, job.cast(torch.float32), settings)
     for name, peak in peaks.items():
@@ -91,7 +119,10 @@ def test_the_rehearsal_is_what_a_run_on_the_cpu_does(
     assert max(seen.peaks.values()) == pytest.approx(max(peaks.values()), rel=0.1)
     for name in calls:
         counts = [part[name] for part in (seen.reference, seen.joint) if name in part]
-        assert (sum(c.calls for c in counts), sum(c.items for c in counts)) == (calls[name], items[name])
+        assert (sum(c.calls for c in counts), sum(c.items for c in counts)) == (
+            calls[name],
+            items[name],
+        )
 
 
 def test_more_sequences_a_call_take_more_memory_and_the_same_operations() -> None:
@@ -106,7 +137,8 @@ def test_more_sequences_a_call_take_more_memory_and_the_same_operations() -> Non
 
 
 def test_short_rehearsals_count_what_whole_ones_do() -> None:
-    """Steps of a kind stand for each other, whatever their number; the last level's rows or columns may be left out."""
+    """Steps of a kind stand for each other, whatever their number; the last level's rows or columns
+    may be left out."""
     few, many = (plan(SMALL, Settings(num_steps=n), ALL) for n in (5, 9))
     for name in ("joint: video", "joint: multiview", "reference: multiview"):
         a, b = (next(w.items for w in each.work if w.name == name) for each in (few, many))
@@ -122,22 +154,34 @@ def test_every_step_is_stood_for() -> None:
     assert {step for step, _ in shown} <= set(steps)
 
 
-# ------------------------------------------------------------------------------------------------------ the choice
+# --------------------------------------------------------------------------------------- the choice
 
 
 def peaks(choice: Choice) -> list[Peak]:
-    """A device on which a sequence takes 1 GiB, a decoded frame 2, the weights 8, 3 or 1, and 16 bits half of all."""
+    """A device on which a sequence takes 1 GiB, a decoded frame 2, the weights 8, 3 or 1, and 16
+    bits half of all."""
     weights = {"none": 8, "idle": 3, "sequential": 1}[choice.offload]
     sizes = {"video": choice.sequences_per_call or 25, "decoder": 2 * (choice.decode_chunk or 25)}
     share = 1.0 if choice.dtype == torch.float32 else 0.5
-    return [Peak(name, int(weights * share * GIB), int(size * share * GIB)) for name, size in sizes.items()]
+    return [
+        Peak(name, int(weights * share * GIB), int(size * share * GIB))
+        for name, size in sizes.items()
+    ]
 
 
 @pytest.mark.parametrize(
     ("gib", "per_call", "chunk", "offload"),
-    [(100, 25, 25, "none"), (24, 13, 6, "none"), (11.2, 2, 1, "none"), (10, 6, 3, "idle"), (4, 2, 1, "sequential")],
+    [
+        (100, 25, 25, "none"),
+        (24, 13, 6, "none"),
+        (11.2, 2, 1, "none"),
+        (10, 6, 3, "idle"),
+        (4, 2, 1, "sequential"),
+    ],
 )
-def test_the_fastest_choice_that_fits_is_taken(gib: float, per_call: int, chunk: int, offload: str) -> None:
+def test_the_fastest_choice_that_fits_is_taken(
+    gib: float, per_call: int, chunk: int, offload: str
+) -> None:
     got = choose(ALL, FREE, int(gib * GIB), PUBLISHED, peaks)
     assert got == Choice(per_call, chunk, offload, torch.float32)
     assert max(p.sum for p in peaks(got)) <= (1 - MARGIN) * gib * GIB
@@ -145,14 +189,23 @@ def test_the_fastest_choice_that_fits_is_taken(gib: float, per_call: int, chunk:
 
 def test_what_the_user_gave_is_kept() -> None:
     given = ALL._replace(sequences_per_call=5, offload="sequential")
-    assert choose(given, ("decode_chunk",), 24 * GIB, PUBLISHED, peaks) == given._replace(decode_chunk=10)
-    assert choose(ALL._replace(decode_chunk=5), ("offload",), 36 * GIB, PUBLISHED, peaks).offload == "idle"
+    assert choose(given, ("decode_chunk",), 24 * GIB, PUBLISHED, peaks) == given._replace(
+        decode_chunk=10
+    )
+    assert (
+        choose(ALL._replace(decode_chunk=5), ("offload",), 36 * GIB, PUBLISHED, peaks).offload
+        == "idle"
+    )
 
 
 def test_where_nothing_fits_the_way_out_is_named() -> None:
-    with pytest.raises(ValueError, match=r"device memory 2.0 GiB: decoder takes 3.0 GiB.*; try precision=bf16$"):
+    with pytest.raises(
+        ValueError, match=r"device memory 2.0 GiB: decoder takes 3.0 GiB.*; try precision=bf16$"
+    ):
         choose(ALL, FREE, 2 * GIB, PUBLISHED, peaks)
-    with pytest.raises(ValueError, match=r"video takes 33.0 GiB.*; try sampler.sequences_per_call=1$"):
+    with pytest.raises(
+        ValueError, match=r"video takes 33.0 GiB.*; try sampler.sequences_per_call=1$"
+    ):
         choose(ALL._replace(decode_chunk=1), ("nothing",), 24 * GIB, PUBLISHED, peaks)
 
 
@@ -170,7 +223,9 @@ def test_a_plan_fits_the_device_it_is_made_for_and_says_how() -> None:
 
 
 def test_a_cpu_holds_everything_in_host_memory() -> None:
-    on_cpu, on_gpu = (plan(SMALL, Settings(num_steps=2), ALL, memory=memory) for memory in (None, GIB))
+    on_cpu, on_gpu = (
+        plan(SMALL, Settings(num_steps=2), ALL, memory=memory) for memory in (None, GIB)
+    )
     assert on_cpu.host_bytes == on_gpu.host_bytes + on_cpu.device_bytes
 
 
@@ -185,14 +240,21 @@ def test_advice_after_out_of_memory_names_one_setting_after_the_other() -> None:
         (Choice(1, 1, "none", torch.float32), "offload=idle"),
         (Choice(1, 1, "idle", torch.float32), "offload=sequential"),
         (Choice(1, 1, "sequential", torch.float32), "precision=bf16"),
-        (Choice(1, 1, "sequential", torch.bfloat16), "a smaller matrix.num_frames or matrix.num_views"),
+        (
+            Choice(1, 1, "sequential", torch.bfloat16),
+            "a smaller matrix.num_frames or matrix.num_views",
+        ),
     ]
     for choice, said in choices:
         line = out_of_memory_advice(error, choice)
-        assert line == f"CUDA out of memory. Tried to allocate 2.00 GiB: try {said}; plan=true shows what fits"
+        assert (
+            line
+            == f"CUDA out of memory. Tried to allocate 2.00 GiB: try {said}; plan=true shows what"
+            " fits"
+        )
 
 
-# -------------------------------------------------------------------------------------------------------- the meter
+# ---------------------------------------------------------------------------------------- the meter
 
 
 def test_the_meter_sees_what_lives_and_nothing_else() -> None:
@@ -222,7 +284,7 @@ def test_attention_is_counted_without_its_table_of_scores() -> None:
     assert meter.flops == 2 * 2 * 2 * 512 * 512 * 32
 
 
-# ---------------------------------------------------------------------------------------------- published figures
+# -------------------------------------------------------------------------------- published figures
 
 
 @pytest.mark.parametrize(
@@ -236,14 +298,18 @@ def test_attention_is_counted_without_its_table_of_scores() -> None:
         ("video tower", (1, 3, 576, 576), 0.33),
     ],
 )
-def test_operations_of_the_published_networks(name: str, shape: tuple[int, ...], tflop: float) -> None:
-    """Within 1 % (two digits' rounding for the tower) of what is known of them, bar what a single key lets us leave."""
+def test_operations_of_the_published_networks(
+    name: str, shape: tuple[int, ...], tflop: float
+) -> None:
+    """Within 1 % (two digits' rounding for the tower) of what is known of them, bar what a single
+    key lets us leave."""
     cast = PUBLISHED.cast(torch.bfloat16)
     left_out = [0.0]
 
     def note(attention: Attention, args: tuple[Tensor, Tensor]) -> None:
         (tokens, context), width = args, attention.to_v.out_features
-        if context.shape[1] == 1:  # queries and their products with one key; the output once a sequence
+        # queries and their products with one key; the output once a sequence
+        if context.shape[1] == 1:
             left_out[0] += 2 * tokens.shape[:-1].numel() * (2 * width**2 + 2 * width)
 
     for prior in (cast.priors.video, cast.priors.multiview):
@@ -254,7 +320,9 @@ def test_operations_of_the_published_networks(name: str, shape: tuple[int, ...],
     with torch.no_grad(), Fused(), cast.meter:
         if name in ("video", "multiview"):
             prior = getattr(cast.priors, name)
-            scalars = {key: torch.empty(shape[:2], device="meta") for key, _ in prior.config.scalars}
+            scalars = {
+                key: torch.empty(shape[:2], device="meta") for key, _ in prior.config.scalars
+            }
             picture = torch.empty(1, 3, 576, 576, device="meta")
             condition = prior.condition(picture, picture, scalars, shape[1])[0]
             prior(x, torch.empty(shape[:2], device="meta"), condition)
@@ -262,4 +330,6 @@ def test_operations_of_the_published_networks(name: str, shape: tuple[int, ...],
             network = next(network for key, network, _ in called(cast.priors) if key == name)
             network(x, 1) if "decoder" in name else network(x)
     assert cast.counts[name].calls == 1
-    assert cast.counts[name].flops + left_out[0] == pytest.approx(tflop * 1e12, rel=0.015 if tflop < 1 else 0.01)
+    assert cast.counts[name].flops + left_out[0] == pytest.approx(
+        tflop * 1e12, rel=0.015 if tflop < 1 else 0.01
+    )

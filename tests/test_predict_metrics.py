@@ -1,4 +1,5 @@
-"""Metrics inside the predict loop of `d2 sample`: the arithmetic of `d2 evaluate`, whatever ranks do which scene."""
+"""Metrics inside the predict loop of `d2 sample`: the arithmetic of `d2 evaluate`, whatever ranks
+do which scene."""
 
 from __future__ import annotations
 
@@ -37,7 +38,12 @@ from d2.scene import Scene
 from d2.trainer import Devices, make_trainer
 
 Predict = Callable[..., Path]
-SMALL = ["sampler.num_steps=2", "sampler.sequences_per_call=1", "matrix.num_views=3", "matrix.num_frames=3"]
+SMALL = [
+    "sampler.num_steps=2",
+    "sampler.sequences_per_call=1",
+    "matrix.num_views=3",
+    "matrix.num_frames=3",
+]
 METHODS = ["joint", *BASELINES, "true_orbit_repeated", "autoencoder_ceiling"]
 IMAGE_NAMES = ["similarity[patches]", "neighbour_frames[patches]", "neighbour_views[patches]"]
 
@@ -59,7 +65,9 @@ def suite(tmp_path: Path) -> Suite:
 
 
 @pytest.fixture
-def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_path: Path) -> Predict:
+def predict(
+    small_networks: None, small_weights: list[str], suite: Suite, tmp_path: Path
+) -> Predict:
     """A predict loop over four scenes with the callback, in so many processes: the run's folder."""
 
     def run(world: int, *, baselines: bool = False) -> Path:
@@ -73,7 +81,9 @@ def predict(small_networks: None, small_weights: list[str], suite: Suite, tmp_pa
         write = Write(folder, measure, Origin(folder.name, "rule", 7, "", {}, {}), pages=False)
         devices = Devices("cpu", world, "ddp_fork" if world > 1 else "auto")
         loader = DataLoader(Stream(list_scenes(job.source)), batch_size=None)
-        make_trainer(devices, folder, [], [measure, write]).predict(module, loader, return_predictions=False)
+        make_trainer(devices, folder, [], [measure, write]).predict(
+            module, loader, return_predictions=False
+        )
         return folder
 
     return run
@@ -101,7 +111,8 @@ def truth_of(scene: Scene) -> Any:
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_tables(predict: Predict) -> None:
-    """Four scenes: one process has none of the fourth round, and features come together in the order of scenes."""
+    """Four scenes: one process has none of the fourth round, and features come together in the
+    order of scenes."""
     one = predict(1)
     for world in (2, 3):
         many = predict(world)
@@ -117,22 +128,41 @@ def test_any_number_of_processes_gives_the_same_tables(predict: Predict) -> None
 def test_the_tables_hold_every_scene_once_and_every_set(predict: Predict) -> None:
     folder = predict(1, baselines=True)
     rows, sets = rows_of(folder / "metrics.csv"), sets_of(folder)
-    assert [(row["method"], row["scene"]) for row in rows] == [(m, f"test_000{i}") for m in METHODS for i in range(4)]
+    assert [(row["method"], row["scene"]) for row in rows] == [
+        (m, f"test_000{i}") for m in METHODS for i in range(4)
+    ]
     assert list(rows[0]) == ["scene", "method", *METRIC_NAMES, *IMAGE_NAMES]
     variants = ["rule", *METHODS[1:]]
-    assert [row["variant"] for row in sets] == [m for m in variants for _ in range(2 * len(TRAVERSALS) + 2)]
+    assert [row["variant"] for row in sets] == [
+        m for m in variants for _ in range(2 * len(TRAVERSALS) + 2)
+    ]
     joint = {row["metric"]: row for row in sets if row["variant"] == "rule"}
     fvd, fid = joint["fvd_f[world4d-encoder]"], joint["fid[patches]"]
     assert (fvd["n"], fvd["seed"], fvd["run"], fid["n"]) == ("4", "7", "world_1", "4")
     assert float(fvd["low"]) < float(fvd["value"]) < float(fvd["high"])
 
 
-def test_the_figures_are_those_of_d2_evaluate(predict: Predict, suite: Suite, tmp_path: Path) -> None:
+def test_the_figures_are_those_of_d2_evaluate(
+    predict: Predict, suite: Suite, tmp_path: Path
+) -> None:
     """Which reads the same pictures from the run's files, where they have 8 bits."""
     folder, out, encoder = predict(1), tmp_path / "evaluated", tmp_path / "encoder.safetensors"
     save_small_encoder(encoder)
-    assert cli.run(["evaluate", f"run={folder}", f"output_dir={out}", f"features_file={encoder}", "trainer=cpu"]) == 0
-    evaluated = {(row["object"], row["metric"]): float(row["value"]) for row in rows_of(out / "results.csv")}
+    assert (
+        cli.run(
+            [
+                "evaluate",
+                f"run={folder}",
+                f"output_dir={out}",
+                f"features_file={encoder}",
+                "trainer=cpu",
+            ]
+        )
+        == 0
+    )
+    evaluated = {
+        (row["object"], row["metric"]): float(row["value"]) for row in rows_of(out / "results.csv")
+    }
     joint = [row for row in rows_of(folder / "metrics.csv") if row["method"] == "joint"]
     for row in joint:
         own = {name: float(row[name]) for name in METRIC_NAMES}
@@ -141,7 +171,9 @@ def test_the_figures_are_those_of_d2_evaluate(predict: Predict, suite: Suite, tm
     sets = [row for row in sets_of(folder) if "[world4d-encoder]" in row["metric"]]
     assert len(sets) == 2 * len(TRAVERSALS)
     for row in sets:
-        assert float(row["value"]) == pytest.approx(evaluated["all", row["metric"]], rel=2e-2, abs=1e-4)
+        assert float(row["value"]) == pytest.approx(
+            evaluated["all", row["metric"]], rel=2e-2, abs=1e-4
+        )
 
 
 def scene(index: int, *, truth: bool = True) -> Scene:
@@ -152,15 +184,22 @@ def scene(index: int, *, truth: bool = True) -> Scene:
 def test_measuring_is_what_the_functions_say(suite: Suite) -> None:
     scenes = [scene(i) for i in range(3)]
     samples = [random_matrix(i, 3, 4) for i in range(3)]
-    figures = run_figures(suite, [measure_scene(suite, {"joint": samples[i]}, scenes[i]) for i in range(3)])
+    figures = run_figures(
+        suite, [measure_scene(suite, {"joint": samples[i]}, scenes[i]) for i in range(3)]
+    )
     table = by_method(figures)["joint"]
     for i, made in enumerate(scenes):
         wanted = matrix_metrics(samples[i], truth_of(made), made.cameras)
-        assert {name: table[made.name][name] for name in METRIC_NAMES} == pytest.approx(wanted, nan_ok=True)
+        assert {name: table[made.name][name] for name in METRIC_NAMES} == pytest.approx(
+            wanted, nan_ok=True
+        )
         near = neighbour_similarity(matrix_embeddings(suite.images[0], samples[i]))
         assert table[made.name]["neighbour_views[patches]"] == pytest.approx(near["views"])
     assert suite.video is not None
-    sides = [set_features(side, suite.video) for side in (samples, [truth_of(each).pixels for each in scenes])]
+    sides = [
+        set_features(side, suite.video)
+        for side in (samples, [truth_of(each).pixels for each in scenes])
+    ]
     wanted = video_distances(sides[0], sides[1], suite.video.name)
     assert {name: table[ALL][name] for name in wanted} == pytest.approx(wanted)
     psnr = [table[made.name]["psnr"] for made in scenes]
@@ -169,16 +208,24 @@ def test_measuring_is_what_the_functions_say(suite: Suite) -> None:
 
 def test_a_scene_without_truth_has_what_needs_none_and_is_in_no_set(suite: Suite) -> None:
     scenes = [scene(i, truth=i != 1) for i in range(3)]
-    measured = [measure_scene(suite, {"joint": random_matrix(i, 3, 4)}, each) for i, each in enumerate(scenes)]
+    measured = [
+        measure_scene(suite, {"joint": random_matrix(i, 3, 4)}, each)
+        for i, each in enumerate(scenes)
+    ]
     figures = run_figures(suite, measured)
-    assert set(by_method(figures)["joint"][scenes[1].name]) == {"neighbour_frames[patches]", "neighbour_views[patches]"}
+    assert set(by_method(figures)["joint"][scenes[1].name]) == {
+        "neighbour_frames[patches]",
+        "neighbour_views[patches]",
+    }
     sets = [figure for figure in figures if figure.scene == ALL]
     assert sets == [f for f in run_figures(suite, [measured[0], measured[2]]) if f.scene == ALL]
     assert {figure.n for figure in sets} == {2} and means(figures, seed=0)["joint"]["psnr"].n == 2
 
 
 def test_nothing_measured_nothing_in_the_tables(suite: Suite) -> None:
-    alone = measure_scene(suite._replace(metrics=("reference", "consistency"), video=None, images=()), {}, scene(0))
+    alone = measure_scene(
+        suite._replace(metrics=("reference", "consistency"), video=None, images=()), {}, scene(0)
+    )
     assert alone == {} and run_figures(None, [alone]) == []
 
 
@@ -191,12 +238,16 @@ def test_camera_figures_follow_the_scene() -> None:
     assert figures(made.cameras)["psnr"] == figures(turned)["psnr"]
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_measures_videos(d2_sample: Callable[..., int], tmp_path: Path) -> None:
     save_small_encoder(tmp_path / "encoder.safetensors")
-    line = ["metrics=[reference,video]", f"features_file={tmp_path / 'encoder.safetensors'}", "scenes.count=2"]
+    line = [
+        "metrics=[reference,video]",
+        f"features_file={tmp_path / 'encoder.safetensors'}",
+        "scenes.count=2",
+    ]
     assert d2_sample(*line, "logger=csv", "pages=true") == 0
     out = tmp_path / "out"
     assert list(rows_of(out / "metrics.csv")[0]) == ["scene", "method", *METRIC_NAMES]
@@ -213,15 +264,25 @@ def test_the_command_measures_videos(d2_sample: Callable[..., int], tmp_path: Pa
     ("line", "says"),
     [
         (["metrics=[reference,video]", "features_file=none.safetensors"], "none.safetensors"),
-        (["metrics=[video]", "features=i3d", "features_file=none.pt"], "none.pt is not there; put it"),
+        (
+            ["metrics=[video]", "features=i3d", "features_file=none.pt"],
+            "none.pt is not there; put it",
+        ),
         (["metrics=[clip]"], "clip.file=null: metrics=[clip] needs a file of weights"),
-        (["metrics=[clip]", "clip.file=none.pt"], "none.pt: no such file; put open_clip's weights of ViT-B-32 there"),
+        (
+            ["metrics=[clip]", "clip.file=none.pt"],
+            "none.pt: no such file; put open_clip's weights of ViT-B-32 there",
+        ),
         (["metrics=[energy]"], "choose from [reference, self_psnr, video, clip], or [] for none"),
         (["metrics=[video]", "features=c3d"], "features=c3d: choose world4d-encoder or i3d"),
     ],
 )
 def test_what_is_missing_stops_the_run_at_its_start(
-    line: list[str], says: str, d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    line: list[str],
+    says: str,
+    d2_sample: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert d2_sample(*line) == 2
     (said,) = capfd.readouterr().err.splitlines()
@@ -232,7 +293,11 @@ def test_matrices_too_small_for_the_network_are_refused_before_they_are_sampled(
     d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save_small_encoder(tmp_path / "encoder.safetensors")
-    line = ["metrics=[video]", f"features_file={tmp_path / 'encoder.safetensors'}", "matrix.num_frames=1"]
+    line = [
+        "metrics=[video]",
+        f"features_file={tmp_path / 'encoder.safetensors'}",
+        "matrix.num_frames=1",
+    ]
     assert d2_sample(*line) == 2
     said = capfd.readouterr().err
     assert "needs at least 2 frames; leave out f (1), diag (1)" in said and said.count("\n") == 1

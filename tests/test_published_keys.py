@@ -1,4 +1,5 @@
-"""Networks of the published sizes have the parameters of the released checkpoints, name by name and shape by shape."""
+"""Networks of the published sizes have the parameters of the released checkpoints, name by name and
+shape by shape."""
 
 from __future__ import annotations
 
@@ -25,8 +26,13 @@ def inventory(name: str, dtype: str = "F32") -> dict[str, Entry]:
     if not path.is_file():
         pytest.skip(f"no inventory {path}; set D2_PARITY_DIR")
     keys = json.loads(path.read_text())["keys"]
-    shapes = {key: value["shape"] if isinstance(value, dict) else value for key, value in keys.items()}
-    return {key: Entry(dtype, tuple(shape), path, 0, 4 * math.prod(shape)) for key, shape in shapes.items()}
+    shapes = {
+        key: value["shape"] if isinstance(value, dict) else value for key, value in keys.items()
+    }
+    return {
+        key: Entry(dtype, tuple(shape), path, 0, 4 * math.prod(shape))
+        for key, shape in shapes.items()
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -36,9 +42,13 @@ def test_every_key_is_used_once_or_left_out_for_a_reason(name: str) -> None:
     used = [key for origin in sources.values() for key in origin.keys]
     over = [key for key in keys if key.startswith(tuple(part.prefix for part in left_out))]
     assert sorted(used + over) == sorted(keys)
-    assert {name: keys[origin.keys[0]].shape for name, origin in sources.items()} == wanted(published)
+    assert {name: keys[origin.keys[0]].shape for name, origin in sources.items()} == wanted(
+        published
+    )
     for part in left_out:
-        assert part.reason and any(key.startswith(part.prefix) for key in keys), f"nothing is {part.prefix}"
+        assert part.reason and any(key.startswith(part.prefix) for key in keys), (
+            f"nothing is {part.prefix}"
+        )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -62,7 +72,9 @@ def test_bytes_are_those_of_the_tensors(name: str) -> None:
         ("sv3d_p", "sv3d_u", "sv3d_p, a multi-view prior; say multiview=sv3d_p"),
     ],
 )
-def test_a_file_of_another_published_prior_is_called_by_its_name(held: str, asked: str, way_out: str) -> None:
+def test_a_file_of_another_published_prior_is_called_by_its_name(
+    held: str, asked: str, way_out: str
+) -> None:
     with pytest.raises(ValueError) as refused:
         check_layout(inventory(held), PUBLISHED[asked], Path("x.safetensors"))
     assert str(refused.value).startswith(f"x.safetensors: not {asked} but {way_out} (")
@@ -77,16 +89,20 @@ def test_one_wrong_shape_is_named_with_the_way_out() -> None:
     del header["model.diffusion_model.out.2.bias"]
     with pytest.raises(ValueError) as refused:
         check_layout(header, PUBLISHED["svd_xt"], Path("x.safetensors"))
-    assert str(refused.value) == (
-        f"x.safetensors: not svd_xt: {key} makes (4, 320, 1, 1), wanted (4, 320, 3, 3), and 2 more misfits; "
-        "get svd_xt.safetensors from stabilityai/stable-video-diffusion-img2vid-xt"
+    assert (
+        str(refused.value)
+        == f"x.safetensors: not svd_xt: {key} makes (4, 320, 1, 1), wanted (4, 320, 3, 3), and 2"
+        " more misfits; get svd_xt.safetensors from"
+        " stabilityai/stable-video-diffusion-img2vid-xt"
     )
 
 
 @pytest.mark.parametrize("dtype", ["I64", "F64", "U8"])
 def test_a_used_tensor_of_another_type_is_refused(dtype: str) -> None:
     published = PUBLISHED["sv3d_p"]
-    with pytest.raises(ValueError, match=f"time_embed.0.weight is {dtype}, and {len(wanted(published)) - 1} more"):
+    with pytest.raises(
+        ValueError, match=f"time_embed.0.weight is {dtype}, and {len(wanted(published)) - 1} more"
+    ):
         check_layout(inventory("sv3d_p", dtype), published, Path("x.safetensors"))
 
 

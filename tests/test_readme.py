@@ -1,7 +1,8 @@
 """What the README and the pages in docs/ tell people to type works.
 
-Python blocks run, made tiny; lines of bash blocks that begin with `d2` go through the command line up to the job, and
-`make` and `pytest` lines name what is there. `<!-- needs: NAME -->` on the line before a block has it skipped, by name.
+Python blocks run, made tiny; lines of bash blocks that begin with `d2` go through the command line
+up to the job, and `make` and `pytest` lines name what is there. `<!-- needs: NAME -->` on the line
+before a block has it skipped, by name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from d2 import cli
 from d2.io import write_video
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 TINY = {
     r"num_views=\d+": "num_views=2",
     r"num_frames=\d+": "num_frames=2",
@@ -56,9 +62,17 @@ def blocks(text: str, page: str) -> list[Block]:
 
 def all_blocks(language: str) -> list[Any]:
     """The blocks of one language of all pages, as parameters of a test."""
-    found = [b for path in PAGES for b in blocks(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())]
+    found = [
+        b
+        for path in PAGES
+        for b in blocks(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+    ]
     return [
-        pytest.param(b, id=b.name, marks=[pytest.mark.skip(reason=f"{b.name} needs {b.needs}")] if b.needs else [])
+        pytest.param(
+            b,
+            id=b.name,
+            marks=[pytest.mark.skip(reason=f"{b.name} needs {b.needs}")] if b.needs else [],
+        )
         for b in found
         if b.language == language
     ]
@@ -66,7 +80,8 @@ def all_blocks(language: str) -> list[Any]:
 
 @pytest.fixture(scope="session")
 def clone(tiny_weights: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like a clone to what a block does in it: weights, though random ones, in checkpoints/."""
+    """A folder that looks like a clone to what a block does in it: weights, though random ones, in
+    checkpoints/."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "checkpoints").mkdir()
     for weights in (Path(override.partition("=")[2]) for override in tiny_weights):
@@ -81,13 +96,18 @@ def test_python_runs(block: Block, clone: Path) -> None:
     code = block.text
     for pattern, small in TINY.items():
         code = re.sub(pattern, small, code)
-    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"{block.name}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("block", all_blocks("bash"))
 def test_commands_are_understood(
-    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    block: Block,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from d2.resolve import resolve
 
@@ -100,44 +120,61 @@ def test_commands_are_understood(
     monkeypatch.setattr(cli, "execute", execute)
     for words in commands(block.text):
         if words[0] == "d2":
-            assert cli.run(words[1:]) == 0, f"{block.name}: {shlex.join(words)}\n{capsys.readouterr().err}"
+            assert cli.run(words[1:]) == 0, (
+                f"{block.name}: {shlex.join(words)}\n{capsys.readouterr().err}"
+            )
         elif words[0] == "make":
             assert set(words[1:]) <= targets(), f"{block.name}: {shlex.join(words)}: no such target"
         elif words[0] == "pytest":
             missing = [w for w in words[1:] if w.startswith("tests/") and not (ROOT / w).exists()]
             assert not missing, f"{block.name}: {missing}"
         else:
-            assert words[0] in ALREADY_THERE, f"{block.name}: {shlex.join(words)}: who understands this?"
+            assert words[0] in ALREADY_THERE, (
+                f"{block.name}: {shlex.join(words)}: who understands this?"
+            )
 
 
 def commands(text: str) -> list[list[str]]:
     """The words of each line of a bash block, without comments and leading NAME=value."""
     lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
-    words = [[w for i, w in enumerate(line) if not all("=" in v for v in line[: i + 1])] for line in lines]
+    words = [
+        [w for i, w in enumerate(line) if not all("=" in v for v in line[: i + 1])]
+        for line in lines
+    ]
     return [line for line in words if line]
 
 
 def targets() -> set[str]:
     """What make makes."""
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return set(
+        re.findall(
+            r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
+    )
 
 
 def test_blocks_are_found_with_their_needs() -> None:
-    page = "a\n<!-- needs: gpu -->\n```bash\nd2 sample\n```\n1. b\n\n   ```python\n   if x:\n       y\n   ```\n"
+    page = (
+        "a\n<!-- needs: gpu -->\n```bash\nd2 sample\n```\n1. b\n\n   ```python\n   if x:\n      "
+        " y\n   ```\n"
+    )
     page += "```\nno language\n```\n"
     found = blocks(page, "page.md")
     assert [(b.line, b.language, b.text, b.needs) for b in found] == [
         (3, "bash", "d2 sample\n", "gpu"),
         (8, "python", "if x:\n    y\n", None),
     ]
-    assert commands("A=1 B=2 d2 sample x=1 \\\n  y=2  # c\n\n# d\n") == [["d2", "sample", "x=1", "y=2"]]
+    assert commands("A=1 B=2 d2 sample x=1 \\\n  y=2  # c\n\n# d\n") == [
+        ["d2", "sample", "x=1", "y=2"]
+    ]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.M)
     }
     for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text):
         if target.startswith("#"):

@@ -31,7 +31,8 @@ from d2.recon.run import reconstruct
 from d2.recon.scene import MovingGaussians
 from d2.recon.world import world_figures, world_scene
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")  # a step knows its pictures itself
+# a step knows its pictures itself
+pytestmark = pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
 SMALL = Recipe(num_gaussians=120, max_steps=30, hull_resolution=24, cells_per_step=2)
 
 
@@ -63,10 +64,12 @@ def random_scene(count: int = 50, sh_degree: int = 1) -> MovingGaussians:
 
 
 def fit(capture: Capture, folder: Path, recipe: Recipe = SMALL) -> dict[str, Tensor]:
-    return reconstruct(capture, recipe, cubic_bspline, folder, name="x", accelerator="cpu").scene.state_dict()
+    return reconstruct(
+        capture, recipe, cubic_bspline, folder, name="x", accelerator="cpu"
+    ).scene.state_dict()
 
 
-# --- the fit ---------------------------------------------------------------------------------------------------------
+# --- the fit --------------------------------------------------------------------------------------
 
 
 def test_a_fit_sees_its_pictures_and_what_was_held(tmp_path: Path) -> None:
@@ -86,11 +89,28 @@ def test_a_fit_sees_its_pictures_and_what_was_held(tmp_path: Path) -> None:
     figures = done.figures
     assert figures["train_psnr"] > 20 and figures["held_psnr"] > 19  # measured: 22.1 and 20.5
     assert figures["angle_psnr"] > figures["angle_neighbours_psnr"]  # a scene, not a blend
-    assert {"self_psnr", "held_psnr_masked", "time_psnr", "held_sharpness", "train_own_view"} <= figures.keys()
+    assert {
+        "self_psnr",
+        "held_psnr_masked",
+        "time_psnr",
+        "held_sharpness",
+        "train_own_view",
+    } <= figures.keys()
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     held = {f"held/{view:02}_{view % 4:02}.png" for view in range(5)}
     plys = {f"ply/frame_{frame:04}.ply" for frame in range(4)}
-    assert names == {"scene.safetensors", "metrics.json", "index.html", "orbit.mp4", "spiral.mp4"} | held | plys
+    assert (
+        names
+        == {
+            "scene.safetensors",
+            "metrics.json",
+            "index.html",
+            "orbit.mp4",
+            "spiral.mp4",
+        }
+        | held
+        | plys
+    )
 
 
 @pytest.mark.parametrize("hold", ["diagonal", "views:[1]", {"frames": [1]}])
@@ -101,8 +121,12 @@ def test_what_is_held_is_never_looked_at(capture: Capture, hold: object) -> None
     pixels[held], masks[held] = torch.nan, torch.nan
     scenes = []
     for each in (capture, capture._replace(pixels=pixels, masks=masks)):
-        module = SceneFit(each, Recipe(**{**vars(SMALL), "hold": hold}), cubic_bspline, rasterize, seed=0)
-        losses = [module.loss(module.render(c.cameras, c.frame.float()), c) for c in [module.capture]]
+        module = SceneFit(
+            each, Recipe(**{**vars(SMALL), "hold": hold}), cubic_bspline, rasterize, seed=0
+        )
+        losses = [
+            module.loss(module.render(c.cameras, c.frame.float()), c) for c in [module.capture]
+        ]
         scenes.append((torch.stack(losses), *module.scene.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*scenes, strict=True))
 
@@ -144,13 +168,19 @@ def test_interrupted_and_started_again_it_is_the_same_scene(
     assert not list(again.glob(".fit_*"))
     written = {path: path.stat().st_mtime_ns for path in again.rglob("*")}
     kept = fit(capture, again)  # finished: nothing is fitted or written again
-    assert len(steps) == SMALL.max_steps and all(torch.equal(straight[name], kept[name]) for name in straight)
+    assert len(steps) == SMALL.max_steps and all(
+        torch.equal(straight[name], kept[name]) for name in straight
+    )
     assert {path: path.stat().st_mtime_ns for path in again.rglob("*")} == written
 
 
-def test_states_are_kept_now_and_then(capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_kept_now_and_then(
+    capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, path: (kept.append(self.global_step), path.touch()))
+    monkeypatch.setattr(
+        Trainer, "save_checkpoint", lambda self, path: (kept.append(self.global_step), path.touch())
+    )
     fit(capture, tmp_path, Recipe(**{**vars(SMALL), "max_steps": 3, "save_every_seconds": 0.0}))
     assert kept == [1, 2, 3]
 
@@ -158,9 +188,13 @@ def test_states_are_kept_now_and_then(capture: Capture, tmp_path: Path, monkeypa
 def test_distances_are_means_over_held_and_fitted_pictures(capture: Capture) -> None:
     held = held_cells("diagonal", capture)
     offset = torch.where(held, 0.3, 0.1)[:, None, None, None]
-    distance = ImageDistance("lpips_x", "file", "hash", lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
+    distance = ImageDistance(
+        "lpips_x", "file", "hash", lambda a, b: (a - b).abs().mean(dim=(1, 2, 3))
+    )
     figures = fit_figures(capture.pixels + offset, capture, held, [distance])
-    assert figures["held_lpips_x"] == pytest.approx(0.3) and figures["train_lpips_x"] == pytest.approx(0.1)
+    assert figures["held_lpips_x"] == pytest.approx(0.3) and figures[
+        "train_lpips_x"
+    ] == pytest.approx(0.1)
 
 
 def test_ssim_is_torchmetrics_inside_the_border() -> None:
@@ -168,14 +202,15 @@ def test_ssim_is_torchmetrics_inside_the_border() -> None:
 
     x = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     y = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    wide_x, wide_y = (torch.nn.functional.pad(z, (30,) * 4) for z in (x, y))  # outside, both are black: similarity 1
+    # outside, both are black: similarity 1
+    wide_x, wide_y = (torch.nn.functional.pad(z, (30,) * 4) for z in (x, y))
     ours = (1 - ssim(wide_x, wide_y)) * 100**2
     theirs = structural_similarity_index_measure(wide_x, wide_y, data_range=1.0, reduction="none")
     assert isinstance(theirs, Tensor)
     torch.testing.assert_close(ours, (1 - theirs) * 100**2, rtol=1e-3, atol=0)
 
 
-# --- where it starts -------------------------------------------------------------------------------------------------
+# --- where it starts ------------------------------------------------------------------------------
 
 
 def test_the_visual_hull_of_a_ball_is_the_ball() -> None:
@@ -183,10 +218,13 @@ def test_the_visual_hull_of_a_ball_is_the_ball() -> None:
     ring = camera_ring(8, 0.4)
     pinholes = ring_pinholes(ring, size)
     axis = torch.arange(size) + 0.5 - size / 2
-    limit = float(pinholes.focal[0, 0]) * radius / (4 - radius**2) ** 0.5  # the outline's cone has sine r / 2
+    # the outline's cone has sine r / 2
+    limit = float(pinholes.focal[0, 0]) * radius / (4 - radius**2) ** 0.5
     disc = (axis[:, None] ** 2 + axis[None] ** 2 < limit**2).float().expand(8, 1, -1, -1)
     still = torch.zeros(8, dtype=torch.long)
-    capture = Capture(1 - 0.5 * disc.expand(-1, 3, -1, -1), disc, pinholes, torch.arange(8), still, 8, 1, 8.0)
+    capture = Capture(
+        1 - 0.5 * disc.expand(-1, 3, -1, -1), disc, pinholes, torch.arange(8), still, 8, 1, 8.0
+    )
     centre, reach = common_ball(pinholes)
     torch.testing.assert_close(centre, torch.zeros(3), atol=1e-5, rtol=0)
     assert reach == pytest.approx(2 * 0.2907, abs=1e-3)  # 2 sin 16.9°
@@ -200,7 +238,12 @@ def test_the_visual_hull_of_a_ball_is_the_ball() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m._replace(pixels=m.pixels[:2], cameras=Cameras(*(a[:2] for a in m.cameras[:2]), 1)), "2 places"),
+        (
+            lambda m: m._replace(
+                pixels=m.pixels[:2], cameras=Cameras(*(a[:2] for a in m.cameras[:2]), 1)
+            ),
+            "2 places",
+        ),
         (lambda m: m._replace(pixels=torch.ones_like(m.pixels)), "nothing but background"),
     ],
 )
@@ -217,13 +260,15 @@ def test_cameras_that_look_away_from_each_other_are_refused() -> None:
         common_ball(pinholes._replace(world_to_camera=turned))
 
 
-@pytest.mark.parametrize("hold", ["row", "views:[]", "views:[9]", "views:[0,1,2]", {"views": [1], "frames": [1]}])
+@pytest.mark.parametrize(
+    "hold", ["row", "views:[]", "views:[9]", "views:[0,1,2]", {"views": [1], "frames": [1]}]
+)
 def test_a_hold_that_names_no_cells_is_refused(capture: Capture, hold: object) -> None:
     with pytest.raises(ValueError, match=r"recon\.hold="):
         held_cells(hold, capture)
 
 
-# --- on disk ---------------------------------------------------------------------------------------------------------
+# --- on disk --------------------------------------------------------------------------------------
 
 
 def test_a_scene_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ def write_world(folder: Path, index: int = 0) -> ImageMatrix:
 
 
 def written(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "log" not in path.parts}
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "log" not in path.parts
+    }
 
 
 def test_one_matrix_lies_in_the_output_folder_itself(tmp_path: Path) -> None:
@@ -45,16 +49,34 @@ def test_one_matrix_lies_in_the_output_folder_itself(tmp_path: Path) -> None:
     own = ["recon.hold=views:[1]", "exports=[multiview]", f"output_dir={out}"]
     assert cli.run(["reconstruct", f"matrix={file}", *own, *QUICK]) == 0
     assert {"multiview/cam04/frame_00003.jpg", "multiview/sparse_/images.bin"} <= written(out)
-    assert {"scene.safetensors", "ply/frame_0002.ply", "held/01_02.png", "orbit.mp4", "metrics.json"} <= written(out)
+    assert {
+        "scene.safetensors",
+        "ply/frame_0002.ply",
+        "held/01_02.png",
+        "orbit.mp4",
+        "metrics.json",
+    } <= written(out)
     figures = json.loads((out / "metrics.json").read_text())
-    assert {"train_psnr", "held_psnr", "held_psnr_masked", "self_psnr", "angle_psnr", "time_psnr"} <= figures.keys()
+    assert {
+        "train_psnr",
+        "held_psnr",
+        "held_psnr_masked",
+        "self_psnr",
+        "angle_psnr",
+        "time_psnr",
+    } <= figures.keys()
 
 
 def test_a_study_gets_an_asset_for_every_matrix(tmp_path: Path) -> None:
     for place, index in (("a/test_0000", 0), ("b/test_0001", 1)):
         write_world(tmp_path / "study" / place, index)
     out = tmp_path / "out"
-    assert cli.run(["reconstruct", f"run={tmp_path / 'study'}", f"output_dir={out}", "recon=rest", *QUICK]) == 0
+    assert (
+        cli.run(
+            ["reconstruct", f"run={tmp_path / 'study'}", f"output_dir={out}", "recon=rest", *QUICK]
+        )
+        == 0
+    )
     assert {"a/test_0000/scene.safetensors", "b/test_0001/spiral.mp4"} <= written(out)
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -62,16 +84,21 @@ def test_a_study_gets_an_asset_for_every_matrix(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path) -> None:
-    """Points, through transforms.json by nerfstudio's convention, land where the matrix's cameras see them."""
+    """Points, through transforms.json by nerfstudio's convention, land where the matrix's cameras
+    see them."""
     ours, theirs = capture_matrix(write_world(tmp_path / "scene")), read_capture(tmp_path / "scene")
     torch.testing.assert_close(theirs.pixels, ours.pixels, atol=0.5 / 255 + 1e-6, rtol=0)
-    assert torch.equal(theirs.frame, ours.frame) and theirs.num_views == 4 and theirs.num_frames == 3
+    assert (
+        torch.equal(theirs.frame, ours.frame) and theirs.num_views == 4 and theirs.num_frames == 3
+    )
     points = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) - 0.5
     points[:, 3] = 1
     places = []
     for cameras in (ours.cameras, theirs.cameras):
         there = points @ cameras.world_to_camera.mT
-        places.append(there[..., :2] / there[..., 2:3] * cameras.focal[:, None] + cameras.centre[:, None])
+        places.append(
+            there[..., :2] / there[..., 2:3] * cameras.focal[:, None] + cameras.centre[:, None]
+        )
     torch.testing.assert_close(places[0], places[1], atol=1e-3, rtol=0)  # pixels
 
 
@@ -80,7 +107,10 @@ def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path)
     [
         ([], "run, matrix, scenes.path: none is given"),
         (["run=a", "matrix=b"], "run and matrix are given"),
-        (["matrix=absent.safetensors"], "absent.safetensors: no such file; give a matrix.safetensors"),
+        (
+            ["matrix=absent.safetensors"],
+            "absent.safetensors: no such file; give a matrix.safetensors",
+        ),
         (["run=."], "holds no matrix.safetensors; give the output_dir of d2 sample"),
         (["scenes.path=."], ": no cameras; a folder of pictures"),
         (["run=a", "recon.sh_degree=3"], "recon.sh_degree=3: out of range"),
@@ -88,7 +118,10 @@ def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path)
         (["matrix=seen/matrix.safetensors", "metrics=[lpips_alex]"], "alexnet-owt-7be5be79.pth"),
         (["run=a", "recon=wobble"], "recon=wobble: no such choice"),
         (["matrix=seen/matrix.safetensors", "recon.hold=rows"], "recon.hold=rows: give diagonal"),
-        (["matrix=seen/matrix.safetensors", "recon.rasterizer=gsplat"], "recon.rasterizer=gsplat: it draws on CUDA"),
+        (
+            ["matrix=seen/matrix.safetensors", "recon.rasterizer=gsplat"],
+            "recon.rasterizer=gsplat: it draws on CUDA",
+        ),
         (["matrix=seen/truth.safetensors"], "not a matrix, it lacks azimuth_rad"),
     ],
 )
@@ -119,7 +152,8 @@ def test_pictures_of_other_sizes_and_missing_ones_are_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("reconstruct", "pages", "made"), [("auto", True, True), ("auto", False, False), (False, True, False)]
+    ("reconstruct", "pages", "made"),
+    [("auto", True, True), ("auto", False, False), (False, True, False)],
 )
 def test_a_run_ends_with_its_assets_where_they_are_asked_for(
     tmp_path: Path, reconstruct: object, pages: bool, made: bool
@@ -130,7 +164,12 @@ def test_a_run_ends_with_its_assets_where_they_are_asked_for(
     write_world(tmp_path / "out/test_0000")
     page = tmp_path / "out/test_0000/index.html"
     page.write_text("<h1>the matrix</h1>")
-    overrides = [f"output_dir={tmp_path / 'out'}", *QUICK, f"reconstruct={str(reconstruct).lower()}", f"pages={pages}"]
+    overrides = [
+        f"output_dir={tmp_path / 'out'}",
+        *QUICK,
+        f"reconstruct={str(reconstruct).lower()}",
+        f"pages={pages}",
+    ]
     composed = command_line.composed("sample", overrides)
     run = resolve(composed.config, composed.text, composed.name, composed.label)
     assert (run.assets is not None) == made

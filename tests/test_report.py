@@ -1,4 +1,5 @@
-"""`d2 report`: one page of any set of runs; what it says is what the runs hold, and it asks the network for nothing."""
+"""`d2 report`: one page of any set of runs; what it says is what the runs hold, and it asks the
+network for nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ METRICS = ("psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")
 
 def figure(variant: str, metric: str, scene: str, seed: int = 0) -> float:
     """Any number, the same for the same question."""
-    return random.Random(f"{variant} {metric} {scene} {seed}").uniform(0.5, 1.5) + (10 if "psnr" in metric else 0)
+    return random.Random(f"{variant} {metric} {scene} {seed}").uniform(0.5, 1.5) + (
+        10 if "psnr" in metric else 0
+    )
 
 
 def write_run(
@@ -49,27 +52,46 @@ def write_run(
             (place / "config.yaml").write_text(text)
             for index, scene in enumerate(scenes):
                 (place / scene).mkdir()
-                Image.new("RGB", (900, 450), (40 * index, 90, 60 * number)).save(place / scene / "grid.png")
-                lines = [f"{i},{sigma},{0.1 * (i + 1) + 0.01 * seed}" for i, sigma in enumerate((80.0, 8.0, 0.8))]
+                Image.new("RGB", (900, 450), (40 * index, 90, 60 * number)).save(
+                    place / scene / "grid.png"
+                )
+                lines = [
+                    f"{i},{sigma},{0.1 * (i + 1) + 0.01 * seed}"
+                    for i, sigma in enumerate((80.0, 8.0, 0.8))
+                ]
                 (place / scene / "disagreement.csv").write_text(
                     "\n".join(["step,sigma,video_multiview", *lines]) + "\n"
                 )
-                own = {metric: figure(variant, metric, scene, seed) for metric in METRICS} | {COST: cost}
+                own = {metric: figure(variant, metric, scene, seed) for metric in METRICS} | {
+                    COST: cost
+                }
                 made = {"config": hash_of(text), "weights": "123456789abc", "commit": "abc"}
                 run = place.relative_to(folder).as_posix() if inside else folder.name
                 names = {"run": run, "variant": variant, "scene": scene, **made}
-                rows += [Figure(**names, metric=name, value=value, sample=str(seed)) for name, value in own.items()]
+                rows += [
+                    Figure(**names, metric=name, value=value, sample=str(seed))
+                    for name, value in own.items()
+                ]
                 if len(seeds) > 1 and seed == seeds[-1]:
                     energy = figure(variant, "energy", scene) / 10
-                    rows.append(Figure(**{**names, "run": variant}, metric="energy", value=energy, sample=ALL))
-    rows += [Figure(variant="show_input", scene=scene, metric="psnr_masked", value=3.0, sample="0") for scene in scenes]
+                    rows.append(
+                        Figure(
+                            **{**names, "run": variant}, metric="energy", value=energy, sample=ALL
+                        )
+                    )
+    rows += [
+        Figure(variant="show_input", scene=scene, metric="psnr_masked", value=3.0, sample="0")
+        for scene in scenes
+    ]
     write_figures(folder / "results.csv", rows)
     return folder
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "study", {"slow": 4000, "fast & <b>bold</b>": 1000, "middle": 2000}, seeds=(0, 1))
+    return write_run(
+        tmp_path / "study", {"slow": 4000, "fast & <b>bold</b>": 1000, "middle": 2000}, seeds=(0, 1)
+    )
 
 
 def report(*overrides: str, out: Path) -> str:
@@ -92,14 +114,19 @@ def cell(page: str, row: str, column: str, table: int = 0) -> str:
     raise AssertionError(f"no row {row}")
 
 
-# --- what it says ----------------------------------------------------------------------------------------------------
+# --- what it says ---------------------------------------------------------------------------------
 
 
 def test_the_table_holds_means_over_scenes_of_means_over_seeds(study: Path, tmp_path: Path) -> None:
     page = report(f"runs=[{study}]", out=tmp_path / "report")
-    values = [sum(figure("slow", "psnr_masked", scene, seed) for seed in (0, 1)) / 2 for scene in SCENES]
+    values = [
+        sum(figure("slow", "psnr_masked", scene, seed) for seed in (0, 1)) / 2 for scene in SCENES
+    ]
     wanted = bootstrap_mean(values, seed=0)
-    assert cell(page, "1 slow", "psnr masked") == f"{wanted.mean:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]"
+    assert (
+        cell(page, "1 slow", "psnr masked")
+        == f"{wanted.mean:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]"
+    )
     assert cell(page, "1 slow", "N") == "6" and cell(page, "1 slow", "cell evaluations") == "4000"
     assert cell(page, "4 show_input", "cell evaluations") == "–"
     wanted = bootstrap_mean([figure("slow", "energy", scene) / 10 for scene in SCENES], seed=0)
@@ -125,7 +152,8 @@ def test_psnr_never_stands_alone(tmp_path: Path) -> None:
     page = report(f"runs=[{run}]", "quality=psnr_masked", out=tmp_path / "report")
     charts = re.findall(r'<svg class="chart"[^>]*aria-label="(\w+)"', page)
     compared = ["psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen"]
-    assert charts == [*compared, COST, *compared, "video_multiview"]  # by themselves, against the cost, against sigma
+    # by themselves, against the cost, against sigma
+    assert charts == [*compared, COST, *compared, "video_multiview"]
     head = re.findall(r'<th scope="col">(.*?)</th>', page)
     assert {"psnr masked", "sharpness", "own view unseen"} <= set(head)
     for said in re.findall(r"<figcaption>(.*?)</figcaption>", page):
@@ -136,8 +164,16 @@ def test_runs_that_share_a_name_keep_theirs_apart(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", {"rule": 10, "own": 20})
     b = write_run(tmp_path / "b", {"rule": 30}, scenes=SCENES[:3])
     runs = read_runs({str(a): a, str(b): b})
-    assert {figure.variant for figure in runs.figures} == {"a/rule", "b/rule", "own", "a/show_input", "b/show_input"}
-    assert runs.places["b/rule"] == [b / "rule" / "seed_0"] and runs.places["own"] == [a / "own" / "seed_0"]
+    assert {figure.variant for figure in runs.figures} == {
+        "a/rule",
+        "b/rule",
+        "own",
+        "a/show_input",
+        "b/show_input",
+    }
+    assert runs.places["b/rule"] == [b / "rule" / "seed_0"] and runs.places["own"] == [
+        a / "own" / "seed_0"
+    ]
     page = report(f"runs=[{a},{b}]", "compare_to=a/rule", out=tmp_path / "report")
     assert cell(page, "4 b/rule", "N", table=1) == "3"  # the scenes that both have
     held = list(csv.DictReader((tmp_path / "report" / "results.csv").open()))
@@ -182,7 +218,10 @@ def test_text_is_escaped_and_nothing_is_fetched(study: Path, tmp_path: Path) -> 
     [
         ([], "runs=[]: give folders"),
         (["runs=[nosuch]"], "nosuch/results.csv: no such file"),
-        (["runs=[STUDY]", "compare_to=nosuch"], "compare_to=nosuch: choose one of the variants, slow"),
+        (
+            ["runs=[STUDY]", "compare_to=nosuch"],
+            "compare_to=nosuch: choose one of the variants, slow",
+        ),
         (["runs=[STUDY]", "quality=nosuch"], "quality=nosuch: no such figure; choose"),
         (["runs=[STUDY]", "shown_scenes=-1"], "shown_scenes=-1: out of range"),
     ],
@@ -196,17 +235,27 @@ def test_what_cannot_be_reported_is_refused(
     assert says in err and err.count("\n") == 1 and not (tmp_path / "report").exists()
 
 
-def test_a_table_of_other_columns_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_other_columns_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "results.csv").write_text("table,variant,setting,value\na,b,c,1\n")
     assert cli.run(["report", f"runs=[{tmp_path}]", f"output_dir={tmp_path / 'report'}"]) == 2
     assert "has columns" in capfd.readouterr().err
 
 
-# --- charts ----------------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    points = [(3.0, 1.0), (1.0, 5.0), (2.0, 3.0), (2.5, 3.5), (4.0, 1.0), (2.0, 4.0), (0.5, math.nan)]
+    points = [
+        (3.0, 1.0),
+        (1.0, 5.0),
+        (2.0, 3.0),
+        (2.5, 3.5),
+        (4.0, 1.0),
+        (2.0, 4.0),
+        (0.5, math.nan),
+    ]
     assert pareto_front(points) == [1, 2, 0]
     assert pareto_front([]) == []
 
@@ -221,12 +270,17 @@ def test_what_is_better() -> None:
 def test_points_are_drawn_where_they_belong() -> None:
     points = [Point(1, "a", 100, 2.0, 1.0, 3.0), Point(2, "b", 200, 4.0, 3.0, 5.0)]
     drawn = scatter("quality", points, x_label="cost", badness=lambda y: -y)
-    (ax, ay), (bx, by) = ((float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn))
-    assert ax < bx and ay > by  # more is to the right, and higher up
-    bars = [tuple(map(float, bar)) for bar in re.findall(r'd="M[\d.]+ ([\d.]+)V([\d.]+)" stroke="#', drawn)]
-    assert bars[0][0] - ay == pytest.approx(ay - bars[0][1], abs=0.2) and bars[0][0] - ay == pytest.approx(
-        (ay - by) / 2, abs=0.2
+    (ax, ay), (bx, by) = (
+        (float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
     )
+    assert ax < bx and ay > by  # more is to the right, and higher up
+    bars = [
+        tuple(map(float, bar))
+        for bar in re.findall(r'd="M[\d.]+ ([\d.]+)V([\d.]+)" stroke="#', drawn)
+    ]
+    assert bars[0][0] - ay == pytest.approx(ay - bars[0][1], abs=0.2) and bars[0][
+        0
+    ] - ay == pytest.approx((ay - by) / 2, abs=0.2)
     assert 'class="front"' in drawn
     worse = scatter("quality", points, x_label="cost", badness=lambda y: y)
     assert 'class="front"' not in worse  # one point beats all
@@ -239,54 +293,78 @@ def test_ticks_are_round_and_few() -> None:
         assert f"{nice(span):e}"[0] in "125"
 
 
-# --- by hand, in a browser -------------------------------------------------------------------------------------------
+# --- by hand, in a browser ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    executable = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if executable is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     playwright = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
     with playwright.sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=executable, args=quiet)
         yield chromium
         chromium.close()
 
 
-def test_the_page_opens_offline_and_fits_every_window(browser: Any, study: Path, tmp_path: Path) -> None:
+def test_the_page_opens_offline_and_fits_every_window(
+    browser: Any, study: Path, tmp_path: Path
+) -> None:
     report(f"runs=[{study}]", "compare_to=slow", out=tmp_path / "report")
     context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True)
     complaints: list[str] = []
     requests: list[str] = []
     page = context.new_page()
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto((tmp_path / "report" / "index.html").as_uri())
     assert page.title() == "d2: study"
     assert page.locator("svg.chart").count() == 12 and page.locator(".point").count() == 5 * 3 + 19
-    assert page.locator("figure img").evaluate_all("all => all.every(i => i.complete && i.naturalWidth === 640)")
+    assert page.locator("figure img").evaluate_all(
+        "all => all.every(i => i.complete && i.naturalWidth === 640)"
+    )
     # every point lies within its chart, and every label of an axis too
     inside = """svgs => svgs.every(s => {
         const o = s.getBoundingClientRect(), all = [...s.querySelectorAll("circle, text")];
         return all.map(e => e.getBoundingClientRect()).every(b =>
-            b.left >= o.left - 1 && b.right <= o.right + 1 && b.top >= o.top - 1 && b.bottom <= o.bottom + 1);
+            b.left >= o.left - 1 && b.right <= o.right + 1 &&
+            b.top >= o.top - 1 && b.bottom <= o.bottom + 1);
     })"""
     assert page.locator("svg.chart").evaluate_all(inside)
     for width in (360, 768, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
-    assert complaints == [] and requests and all(url.startswith(("file:", "data:")) for url in requests)
+    assert (
+        complaints == []
+        and requests
+        and all(url.startswith(("file:", "data:")) for url in requests)
+    )
 
 
-# --- W&B -------------------------------------------------------------------------------------------------------------
+# --- W&B ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_wandb_gets_tables_plots_and_pictures(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_tables_plots_and_pictures(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_home"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -306,7 +384,12 @@ def test_a_report_is_of_what_sampling_leaves(d2_sample: Callable[..., int], tmp_
 
     variants = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
     assert d2_sample(variants, "scenes.count=2", "seeds=[0,1]", "baselines=true") == 0
-    page = report(f"runs=[{tmp_path / 'out'}]", "compare_to=columns_alone", "shown_scenes=1", out=tmp_path / "report")
+    page = report(
+        f"runs=[{tmp_path / 'out'}]",
+        "compare_to=columns_alone",
+        "shown_scenes=1",
+        out=tmp_path / "report",
+    )
     for name in ("1 whole", "2 columns_alone", "8 columns"):
         assert f">{name}<" in page
     assert page.count("<figure>") == 2 * 2 and len(re.findall(r'class="curve"', page)) >= 1

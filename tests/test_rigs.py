@@ -51,23 +51,41 @@ def test_a_ring_comes_back_from_a_file_as_it_was(tmp_path: Path) -> None:
 
 def test_a_scenes_frame_does_not_change_what_a_prior_is_told(tmp_path: Path) -> None:
     rig = rig_of(make_cameras(Wanted(preset="spiral", fov_deg=50), 5))
-    turn = scene_frame(torch.randn(7, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    turn = scene_frame(
+        torch.randn(7, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     moved = in_frame(rig.poses, turn)
-    told = [pluecker(normalised(poses, poses), rig.intrinsics, 4, 4) for poses in (rig.poses, moved)]
+    told = [
+        pluecker(normalised(poses, poses), rig.intrinsics, 4, 4) for poses in (rig.poses, moved)
+    ]
     torch.testing.assert_close(told[0], told[1], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("preset", ["orbit", "spiral", "lemniscate", "roll", "zoom-in", "dolly-zoom-out", "move-up"])
+@pytest.mark.parametrize(
+    "preset", ["orbit", "spiral", "lemniscate", "roll", "zoom-in", "dolly-zoom-out", "move-up"]
+)
 def test_a_named_path_begins_at_the_inputs_camera_and_has_proper_poses(preset: str) -> None:
     cameras = make_cameras(Wanted(preset=preset, elevation_deg=20.0, radius=3.0), 7)
     rig = rig_of(cameras)
     rotation = rig.poses[:, :3, :3]
-    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand(7, 3, 3), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        rotation @ rotation.mT, torch.eye(3).double().expand(7, 3, 3), atol=1e-9, rtol=0
+    )
     assert (torch.linalg.det(rotation) > 0).all() and cameras.input_view == 0
     ahead = -rig.poses[0, :3, 3] / rig.poses[0, :3, 3].norm()
-    torch.testing.assert_close(rig.poses[0, :3, 3].norm(), torch.tensor(3.0).double(), atol=0.6, rtol=0)
+    torch.testing.assert_close(
+        rig.poses[0, :3, 3].norm(), torch.tensor(3.0).double(), atol=0.6, rtol=0
+    )
     assert ahead @ rig.poses[0, :3, 2] > 0.9
-    assert len({tuple(p.flatten().tolist()) + tuple(k.flatten().tolist()) for p, k in zip(*rig, strict=True)}) == 7
+    assert (
+        len(
+            {
+                tuple(p.flatten().tolist()) + tuple(k.flatten().tolist())
+                for p, k in zip(*rig, strict=True)
+            }
+        )
+        == 7
+    )
 
 
 def test_radius_and_lens_are_per_view() -> None:
@@ -86,15 +104,21 @@ def test_a_matrix_of_any_cameras_keeps_them_and_can_be_reconstructed(tmp_path: P
     assert again.cameras.rig is not None and cameras.rig is not None
     assert all(torch.equal(a, b) for a, b in zip(again.cameras.rig, cameras.rig, strict=True))
     capture = capture_matrix(again)
-    torch.testing.assert_close(capture.cameras.positions[::2].double(), cameras.rig.poses[:, :3, 3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        capture.cameras.positions[::2].double(), cameras.rig.poses[:, :3, 3], atol=1e-5, rtol=0
+    )
     table = read_table(tmp_path / "m" / "transforms.json")
-    told = [pluecker(normalised(r.poses, r.poses), r.intrinsics, 4, 4) for r in (table.rig, cameras.rig)]
+    told = [
+        pluecker(normalised(r.poses, r.poses), r.intrinsics, 4, 4) for r in (table.rig, cameras.rig)
+    ]
     torch.testing.assert_close(told[0], told[1], atol=1e-7, rtol=0)
 
 
 def test_a_ring_and_its_rig_make_the_same_pinholes() -> None:
     ring = camera_ring(4, 0.2)
-    for a, b in zip(ring_pinholes(ring, 32), ring_pinholes(cameras_of(rig_of(ring), 3), 32), strict=True):
+    for a, b in zip(
+        ring_pinholes(ring, 32), ring_pinholes(cameras_of(rig_of(ring), 3), 32), strict=True
+    ):
         if isinstance(a, Tensor):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -112,7 +136,9 @@ def test_synchronised_clips_are_known_views(tmp_path: Path) -> None:
     (tmp_path / "transforms.json").write_text(json.dumps(table))
     clip_folder(tmp_path / "view_1", 10)
     said = refusal(lambda: read_views(tmp_path, num_frames=2, start=0, stride=1, size=16))
-    assert said.endswith("view_2: no such clip; transforms.json names it as view 2's; put it there, or leave it out")
+    assert said.endswith(
+        "view_2: no such clip; transforms.json names it as view 2's; put it there, or leave it out"
+    )
     clip_folder(tmp_path / "view_2", 200)
     views = read_views(tmp_path, num_frames=2, start=0, stride=1, size=16)
     assert views.others is not None and views.others.views == (2,) and views.cameras.input_view == 1
@@ -120,9 +146,18 @@ def test_synchronised_clips_are_known_views(tmp_path: Path) -> None:
     assert views.pixels.mean() == pytest.approx(10 / 255, abs=1e-3)
     assert views.others.pixels.mean() == pytest.approx(200 / 255, abs=1e-3)
     (tmp_path / "transforms.json").write_text(
-        json.dumps(table | {"frames": [{k: v for k, v in f.items() if k != "file_path"} for f in table["frames"]]})
+        json.dumps(
+            table
+            | {
+                "frames": [
+                    {k: v for k, v in f.items() if k != "file_path"} for f in table["frames"]
+                ]
+            }
+        )
     )
-    assert "no view is known" in refusal(lambda: read_views(tmp_path, num_frames=2, start=0, stride=1, size=16))
+    assert "no view is known" in refusal(
+        lambda: read_views(tmp_path, num_frames=2, start=0, stride=1, size=16)
+    )
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -130,13 +165,18 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     written(path, ring)
     assert "cameras.input_view=7" in refusal(lambda: path_cameras(path, 7))
     assert "leave it null" in refusal(lambda: make_cameras(Wanted(path=path), 5))
-    assert "do not fit pictures of 64 × 64" in refusal(lambda: read_table(written(path, ring, cx=640.0)))
+    assert "do not fit pictures of 64 × 64" in refusal(
+        lambda: read_table(written(path, ring, cx=640.0))
+    )
     table = json.loads(written(path, ring).read_text())
     for key in ("fl_x", "camera_angle_x"):
         del table[key]
     path.write_text(json.dumps(table))
     assert "neither fl_x nor camera_angle_x" in refusal(lambda: read_table(path))
-    same = [dict(frame, transform_matrix=table["frames"][0]["transform_matrix"]) for frame in table["frames"]]
+    same = [
+        dict(frame, transform_matrix=table["frames"][0]["transform_matrix"])
+        for frame in table["frames"]
+    ]
     one_place = written(path, ring, frames=same)
     assert "all stand in one place" in refusal(lambda: read_table(one_place))
     path.write_text("{}")
@@ -148,4 +188,6 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "40 × 20 pixels" in refusal(lambda: square_clip(clip, 16, table_of_squares))
     assert "choose ring, orbit" in refusal(lambda: make_cameras(Wanted(preset="looping"), 4))
     assert "cameras.fov_deg=[30]" in refusal(lambda: make_cameras(Wanted(fov_deg=[30]), 4))
-    assert "makes the views" in refusal(lambda: make_cameras(Wanted(preset="orbit", fov_deg=[30] * 4), 4))
+    assert "makes the views" in refusal(
+        lambda: make_cameras(Wanted(preset="orbit", fov_deg=[30] * 4), 4)
+    )

@@ -54,12 +54,14 @@ def two_fields(video: float, multiview: float) -> Fields:
     return {"video": video + noise[0], "multiview": multiview + noise[1]}
 
 
-# ------------------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------ weights
 
 
 @settings(deadline=None, max_examples=200)
 @given(schedule=schedules, step=steps(), cameras=rings, num_frames=st.integers(1, 9))
-def test_weights_share_out_every_cell(schedule: Any, step: Step, cameras: Cameras, num_frames: int) -> None:
+def test_weights_share_out_every_cell(
+    schedule: Any, step: Step, cameras: Cameras, num_frames: int
+) -> None:
     fields = schedule(step, cameras, num_frames)
     assert set(fields) == {"video", "multiview"}
     for field in fields.values():
@@ -72,7 +74,8 @@ def test_weights_share_out_every_cell(schedule: Any, step: Step, cameras: Camera
 def test_schedules_run_between_their_ends(num_steps: int) -> None:
     first, last = step(0, num_steps), step(num_steps - 1, num_steps)
     for curve in (weights.linear, weights.cosine):
-        assert (curve(first), curve(last)) == (1.0, 0.0)  # exactly: a weight of zero spares an evaluation
+        # exactly: a weight of zero spares an evaluation
+        assert (curve(first), curve(last)) == (1.0, 0.0)
         assert curve(first, low=0.2, high=0.7) == pytest.approx(0.7, abs=1e-15)
         assert curve(last, low=0.2, high=0.7) == pytest.approx(0.2, abs=1e-15)
     assert {weights.constant(step(i, num_steps), scale=0.4) for i in range(num_steps)} == {0.4}
@@ -89,7 +92,9 @@ def test_schedules_meet_in_the_middle_and_fall() -> None:
 def test_logistic_is_the_logistic_function_and_takes_any_steepness() -> None:
     for i in range(11):
         expected = 0.1 + 0.8 / (1 + math.exp(15 * (i / 10 - 0.6)))
-        assert weights.logistic(step(i, 11), low=0.1, high=0.9) == pytest.approx(expected, abs=1e-14)
+        assert weights.logistic(step(i, 11), low=0.1, high=0.9) == pytest.approx(
+            expected, abs=1e-14
+        )
     steep = [weights.logistic(step(i, 11), steepness=1e6) for i in range(11)]
     assert steep[:6] + steep[7:] == [1.0] * 6 + [0.0] * 4
 
@@ -116,8 +121,12 @@ def test_a_share_of_nothing_is_exactly_nothing(e: list[float]) -> None:
 
 
 def test_video_takes_over_strictly_after_its_point() -> None:
-    schedule = partial(weights.scheduled, curve=weights.constant, profile=weights.side_views, video_only_from=0.5)
-    alone = [bool((schedule(step(i, 5), camera_ring(8), 3)["multiview"] == 0).all()) for i in range(5)]
+    schedule = partial(
+        weights.scheduled, curve=weights.constant, profile=weights.side_views, video_only_from=0.5
+    )
+    alone = [
+        bool((schedule(step(i, 5), camera_ring(8), 3)["multiview"] == 0).all()) for i in range(5)
+    ]
     assert alone == [False, False, False, True, True]
 
 
@@ -133,7 +142,7 @@ def test_alone_is_one_everywhere() -> None:
     assert (got["multiview"] == 1).all() and (got["video"] == 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------ guidance
+# ----------------------------------------------------------------------------------------- guidance
 
 
 def test_linear_guidance() -> None:
@@ -165,19 +174,25 @@ def test_guidance_runs_along_each_terms_own_sequences() -> None:
 
 def test_warm_up_grows_video_guidance_from_none() -> None:
     curves = {"video": guidance.linear, "multiview": partial(guidance.constant, scale=2.5)}
-    got = [guidance.per_term(step(i, 5), camera_ring(2), 4, **curves, video_warmup=True) for i in range(5)]
+    got = [
+        guidance.per_term(step(i, 5), camera_ring(2), 4, **curves, video_warmup=True)
+        for i in range(5)
+    ]
     assert (got[0]["video"] == 1).all()  # exactly: no unconditional half is wanted
     for i in range(5):
-        assert got[i]["video"][0].tolist() == pytest.approx([1 + (s - 1) * i / 4 for s in (1.5, 2, 2.5, 3)])
+        assert got[i]["video"][0].tolist() == pytest.approx(
+            [1 + (s - 1) * i / 4 for s in (1.5, 2, 2.5, 3)]
+        )
         assert (got[i]["multiview"] == 2.5).all()
 
 
-# --------------------------------------------------------------------------------------------------- composition
+# -------------------------------------------------------------------------------------- composition
 
 
 @pytest.mark.parametrize("uncond", ["default", "video", "multiview", "mean"])
 def test_convex_is_the_weighted_sum_of_guided_predictions(uncond: str) -> None:
-    """Against the text of the paper: guide each prior, its unconditional half replaced or not, then average."""
+    """Against the text of the paper: guide each prior, its unconditional half replaced or not, then
+    average."""
     draw = torch.Generator().manual_seed(0)
     w, s = two_fields(0.1, 0.6), two_fields(1.5, 2.0)
     halves = torch.randn(2, 2, 3, 4, 1, 2, 2, generator=draw, dtype=torch.float64)
@@ -192,7 +207,9 @@ def test_convex_is_the_weighted_sum_of_guided_predictions(uncond: str) -> None:
     def cells(field: Tensor) -> Tensor:
         return field[..., None, None, None]
 
-    expected = sum(cells(w[n]) * (standing_in[n] + cells(s[n]) * (c[n] - standing_in[n])) for n in w)
+    expected = sum(
+        cells(w[n]) * (standing_in[n] + cells(s[n]) * (c[n] - standing_in[n])) for n in w
+    )
     compose = composition.linear(coefficients=partial(composition.convex, uncond=uncond))
     predictions = {n: Prediction(u[n], c[n]) for n in w}
     denoised, memory = compose.combine(predictions, w, s, halves[0, 0], step(0, 3), {"kept": 1})
@@ -207,7 +224,9 @@ def test_convex_is_the_weighted_sum_of_guided_predictions(uncond: str) -> None:
     schedule=schedules,
     step=steps(),
 )
-def test_where_all_agree_the_composition_agrees(uncond: str, scale: float, schedule: Any, step: Step) -> None:
+def test_where_all_agree_the_composition_agrees(
+    uncond: str, scale: float, schedule: Any, step: Step
+) -> None:
     """The coefficients of all halves sum to one in a cell, whatever the guidance."""
     w = schedule(step, camera_ring(5), 3)
     halves = composition.convex(w, two_fields_like(w, scale), uncond=uncond).values()
@@ -238,7 +257,9 @@ def test_a_linear_rule_wants_what_it_uses() -> None:
 
 @settings(deadline=None)
 @given(alpha=st.floats(0.5, 1), scale=st.floats(-5, 5), schedule=schedules, step=steps())
-def test_inclusion_exclusion_shares_out_every_cell(alpha: float, scale: float, schedule: Any, step: Step) -> None:
+def test_inclusion_exclusion_shares_out_every_cell(
+    alpha: float, scale: float, schedule: Any, step: Step
+) -> None:
     w = schedule(step, camera_ring(5), 3)
     halves = composition.inclusion_exclusion(w, two_fields_like(w, scale), alpha=alpha).values()
     total = torch.stack([of_uncond + of_cond for of_uncond, of_cond in halves]).sum(dim=0)
@@ -254,7 +275,11 @@ def test_inclusion_exclusion_runs_from_the_convex_rule_to_three_terms() -> None:
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert not any(half.any() for half in at_half["unary"])  # exactly: the term is not evaluated
     at_one = composition.inclusion_exclusion(w, s, alpha=1.0, unary_scale=1.5)
-    for name, share, scale in (("video", 1, s["video"]), ("multiview", 1, s["multiview"]), ("unary", -1, 1.5)):
+    for name, share, scale in (
+        ("video", 1, s["video"]),
+        ("multiview", 1, s["multiview"]),
+        ("unary", -1, 1.5),
+    ):
         torch.testing.assert_close(at_one[name][0], share * (1 - scale) * torch.ones(3, 4).double())
         torch.testing.assert_close(at_one[name][1], share * scale * torch.ones(3, 4).double())
     even = {name: torch.full((1, 1), 0.5).double() for name in w}
@@ -272,7 +297,9 @@ def test_a_term_that_is_not_there_is_named() -> None:
     predictions = {name: Prediction(None, x) for name in w}
 
     def run(alpha: float) -> Tensor:
-        rule = composition.linear(coefficients=partial(composition.inclusion_exclusion, alpha=alpha))
+        rule = composition.linear(
+            coefficients=partial(composition.inclusion_exclusion, alpha=alpha)
+        )
         return rule.combine(predictions, w, ones, x, step(0, 3), {})[0]
 
     assert torch.equal(run(0.5), x)
@@ -282,7 +309,9 @@ def test_a_term_that_is_not_there_is_named() -> None:
 
 
 def test_the_unary_rule_of_the_command_line_runs_on_three_terms() -> None:
-    config = command_line.composed("sample", command_line.readable(["composition=inclusion_exclusion"])).config
+    config = command_line.composed(
+        "sample", command_line.readable(["composition=inclusion_exclusion"])
+    ).config
     compose = bind(config.composition, "composition")
     world = analytic.separable(analytic.autoregressive(2, 0.8), analytic.autoregressive(3, 0.5))
     plan = renoise.none(karras_sigmas(4, sigma_min=0.1, sigma_max=10.0))
@@ -309,22 +338,28 @@ def test_rescaling_brings_the_spread_back(share: float) -> None:
     turned = torch.nn.functional.cosine_similarity(got.flatten(2), guided.flatten(2), dim=2)
     torch.testing.assert_close(turned, torch.ones_like(turned))
     torch.testing.assert_close(got[0, 0], c[0, 0])  # scale 1
-    alone = rule.combine({"video": Prediction(None, c)}, w, two_fields_like(w, 1.0), c, step(0, 3), {})[0]
+    alone = rule.combine(
+        {"video": Prediction(None, c)}, w, two_fields_like(w, 1.0), c, step(0, 3), {}
+    )[0]
     assert torch.equal(alone, c)
 
 
 def test_guidance_outside_its_interval_is_one() -> None:
-    base = partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5))
+    base = partial(
+        guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5)
+    )
     rule = partial(guidance.interval, schedule=base, sigma_low=1.0, sigma_high=10.0)
     for sigma in (0.5, 1.0, 3.0, 10.0, 11.0):
         at = step(0, 5)._replace(sigma=sigma)
         got, full = rule(at, camera_ring(3), 4), base(at, camera_ring(3), 4)
         inside = 1 <= sigma <= 10
         assert got.keys() == full.keys()
-        assert all(torch.equal(got[n], full[n] if inside else torch.ones(3, 4).double()) for n in full)
+        assert all(
+            torch.equal(got[n], full[n] if inside else torch.ones(3, 4).double()) for n in full
+        )
 
 
-# --------------------------------------------------------------------------------------------------------- plans
+# -------------------------------------------------------------------------------------------- plans
 
 
 def test_karras_sigmas_fall_evenly_in_the_root() -> None:
@@ -338,7 +373,9 @@ def test_karras_sigmas_fall_evenly_in_the_root() -> None:
 
 def test_plain_plans_take_every_level_once() -> None:
     plan = renoise.none(SIGMAS)
-    assert [(s.index, s.repeat, s.num_repeats, s.num_steps) for s in plan] == [(i, 0, 1, 12) for i in range(12)]
+    assert [(s.index, s.repeat, s.num_repeats, s.num_steps) for s in plan] == [
+        (i, 0, 1, 12) for i in range(12)
+    ]
     assert [s.sigma for s in plan] + [0.0] == SIGMAS
     assert [s.sigma_next for s in plan] == SIGMAS[1:]
     assert all(s.noise_before == s.noise_after == 0 for s in plan)
@@ -353,7 +390,9 @@ def test_vrs_evaluates_its_first_levels_again(first: int, repeats: int) -> None:
         assert (s.sigma, s.sigma_next, s.noise_before) == (SIGMAS[s.index], SIGMAS[s.index + 1], 0)
         assert s.num_repeats == (repeats if s.index < first else 1)
         again = s.repeat + 1 < s.num_repeats
-        assert s.noise_after == (pytest.approx(SIGMAS[s.index] - SIGMAS[s.index + 1]) if again else 0)
+        assert s.noise_after == (
+            pytest.approx(SIGMAS[s.index] - SIGMAS[s.index + 1]) if again else 0
+        )
     order = [(s.index, s.repeat) for s in plan]
     assert order == sorted(set(order))
 
@@ -381,17 +420,26 @@ def test_no_churn_is_vrs() -> None:
     assert renoise.churned(SIGMAS, s_churn=0.0) == renoise.vrs(SIGMAS)
 
 
-# ------------------------------------------------------------------------------------------------------ mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (lambda: weights.listed(camera_ring(3), values=[0.1, 0.2]), "weights.profile.values=[0.1, 0.2]: 2 numbers"),
-        (lambda: weights.alone(step(0, 1), camera_ring(3), 2, term="rows"), "weights.term=rows: choose"),
+        (
+            lambda: weights.listed(camera_ring(3), values=[0.1, 0.2]),
+            "weights.profile.values=[0.1, 0.2]: 2 numbers",
+        ),
+        (
+            lambda: weights.alone(step(0, 1), camera_ring(3), 2, term="rows"),
+            "weights.term=rows: choose",
+        ),
         (lambda: guidance.triangle(5, low=1.0, high=2.0, fuse="sum"), "guidance fuse=sum: choose"),
         (lambda: composition.convex({}, {}, uncond="both"), "composition.uncond=both: choose"),
-        (lambda: composition.inclusion_exclusion({}, {}, alpha=0.4), "composition.alpha=0.4: give 0.5"),
+        (
+            lambda: composition.inclusion_exclusion({}, {}, alpha=0.4),
+            "composition.alpha=0.4: give 0.5",
+        ),
         (lambda: renoise.vrs(SIGMAS, steps=-1), "renoise.steps=-1"),
         (lambda: renoise.vrs(SIGMAS, repeats=0), "repeats=0"),
         (lambda: renoise.churned(SIGMAS, s_churn=-1.0), "s_churn=-1"),

@@ -1,4 +1,5 @@
-"""Laws of further rules: alternating weights, product of experts, frequency split, adaptive weights."""
+"""Laws of further rules: alternating weights, product of experts, frequency split, adaptive
+weights."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def power(matrix: Tensor, exponent: float) -> Tensor:
     return (vectors * values**exponent) @ vectors.T
 
 
-# --------------------------------------------------------------------------------------------------- alternating
+# -------------------------------------------------------------------------------------- alternating
 
 
 @pytest.mark.parametrize("first", PAIR)
@@ -83,7 +84,8 @@ def test_alternating_without_return_is_the_even_convex_rule() -> None:
 
 
 def test_exact_returns_leave_alternation_where_the_convex_rule_is() -> None:
-    """Each prior remakes the other's axis, but a step at a time, so that on the whole they are averaged still."""
+    """Each prior remakes the other's axis, but a step at a time, so that on the whole they are
+    averaged still."""
     world = analytic.separable(autoregressive(V, 0.9), autoregressive(F, 0.9))
     sigmas = karras_sigmas(50, sigma_min=0.02, sigma_max=200.0)
     terms = terms_of(world, V, F, PAIR)
@@ -94,12 +96,14 @@ def test_exact_returns_leave_alternation_where_the_convex_rule_is() -> None:
     assert of_convex > 0.15 and off == pytest.approx(of_convex, rel=0.1)
 
 
-# ------------------------------------------------------------------------------------------------------- product
+# ------------------------------------------------------------------------------------------ product
 
 
 @pytest.mark.parametrize("uncond", ["mean", "video", "multiview", "weighted"])
 @pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
-def test_a_product_is_one_unconditional_and_what_each_condition_adds(uncond: str, strength: float) -> None:
+def test_a_product_is_one_unconditional_and_what_each_condition_adds(
+    uncond: str, strength: float
+) -> None:
     p, w, s = halves(), fields(torch.rand(V, F).double()), scales(2.5)
     base = {
         "mean": (p["video"].uncond + p["multiview"].uncond) / 2,  # type: ignore[operator]
@@ -121,14 +125,17 @@ def test_a_product_over_the_weighted_unconditional_is_the_convex_rule() -> None:
 
 
 def test_a_product_without_conditions_ends_where_its_unconditional_does() -> None:
-    """On the exact world told nothing every half is the same, and the mean of rows and columns the convex rule."""
+    """On the exact world told nothing every half is the same, and the mean of rows and columns the
+    convex rule."""
     plan = renoise.none(karras_sigmas(80, sigma_min=0.02, sigma_max=200.0))
     rule = composition.linear(coefficients=partial(product, strength=2.0))
-    got = ended(plan, terms_of(APART, V, F, PAIR), V, F, compose=rule, weight=0.8, solver=solver.heun)
+    got = ended(
+        plan, terms_of(APART, V, F, PAIR), V, F, compose=rule, weight=0.8, solver=solver.heun
+    )
     torch.testing.assert_close(got, torch.kron(power(A, 0.5), power(B, 0.5)), rtol=0, atol=5e-3)
 
 
-# ----------------------------------------------------------------------------------------------- frequency split
+# ---------------------------------------------------------------------------------- frequency split
 
 
 @pytest.mark.parametrize("along", ["space", "views", "frames"])
@@ -155,11 +162,15 @@ def test_a_split_shares_out_every_frequency(along: str) -> None:
 
 
 def test_each_axis_is_cut_where_its_waves_say() -> None:
-    """Ring waves are the eigenvectors along views, cosines of a mirrored sequence those along frames."""
+    """Ring waves are the eigenvectors along views, cosines of a mirrored sequence those along
+    frames."""
     v, f, cut = 8, 6, 0.2
-    cosine = (math.pi * 2 * (torch.arange(f).double() + 0.5) / f).cos()  # 2 half waves over f frames: 1/f cycles
+    # 2 half waves over f frames: 1/f cycles
+    cosine = (math.pi * 2 * (torch.arange(f).double() + 0.5) / f).cos()
     ring = (2 * math.pi * 3 * torch.arange(v).double() / v + 0.4).cos()
-    space = (2 * math.pi * torch.arange(4).double() / 4 + 0.1).cos()[:, None] * torch.ones(5).double()
+    space = (2 * math.pi * torch.arange(4).double() / 4 + 0.1).cos()[:, None] * torch.ones(
+        5
+    ).double()
     zero = torch.zeros(v, f, 1, 4, 5, dtype=torch.float64)
     for along, wave, cycles in (
         ("views", zero + ring[:, None, None, None, None], 3 / 8),
@@ -181,7 +192,14 @@ def test_a_split_of_the_exact_world_ends_frequency_by_frequency_at_a_geometric_m
     for k, wave in ((0, [1.0, 1, 1, 1]), (1, [1.0, 0, -1, 0]), (2, [1.0, -1, 1, -1])):
         wave = torch.tensor(wave).double()
         x = initial_x(basis.start * wave, plan[0].sigma)
-        x = sample(x, plan, terms_of(APART, V, F, PAIR), compose=rule, solver=solver.heun, noise=basis.noise)
+        x = sample(
+            x,
+            plan,
+            terms_of(APART, V, F, PAIR),
+            compose=rule,
+            solver=solver.heun,
+            noise=basis.noise,
+        )
         got, m = analytic.moments(x[..., :1])[1], shares[k].item()
         torch.testing.assert_close(got, torch.kron(power(A, m), power(B, 1 - m)), rtol=0, atol=5e-3)
 
@@ -195,7 +213,7 @@ def test_a_split_asks_for_the_halves_that_guidance_uses() -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------------ adaptive
+# ----------------------------------------------------------------------------------------- adaptive
 
 
 def test_adaptive_weights_at_infinite_temperature_are_the_convex_rule() -> None:
@@ -207,12 +225,15 @@ def test_adaptive_weights_at_infinite_temperature_are_the_convex_rule() -> None:
 
 
 def test_adaptive_weights_share_out_every_cell_whatever_the_scale() -> None:
-    """Where all agree so does the rule; in other units it says the same; a weight of nothing stays nothing."""
+    """Where all agree so does the rule; in other units it says the same; a weight of nothing stays
+    nothing."""
     p, w, s = halves(), fields(0.4), scales(1.0)
     same = {name: p["video"] for name in PAIR}
     torch.testing.assert_close(composed(adaptive(), same, w, s), p["video"].cond)
     larger = {n: Prediction(None, 100 * p[n].cond) for n in PAIR}  # type: ignore[operator]
-    torch.testing.assert_close(composed(adaptive(), larger, w, s), 100 * composed(adaptive(), p, w, s))
+    torch.testing.assert_close(
+        composed(adaptive(), larger, w, s), 100 * composed(adaptive(), p, w, s)
+    )
     alone = composed(adaptive(), p, fields(1.0), s)
     torch.testing.assert_close(alone, p["video"].cond)
     zero = {name: Prediction(None, torch.zeros(V, F, 1, 2, 2)) for name in PAIR}
@@ -225,7 +246,10 @@ def test_the_prior_that_the_neighbours_support_wins_where_the_other_is_off() -> 
     off[1, 2] = 3.0
     p = {"video": Prediction(None, truth + off), "multiview": Prediction(None, truth)}
     w, s = fields(0.5), scales(1.0)
-    errors = {t: (composed(adaptive(temperature=t), p, w, s) - truth)[1, 2].abs().mean() for t in (0.5, 20.0, math.inf)}
+    errors = {
+        t: (composed(adaptive(temperature=t), p, w, s) - truth)[1, 2].abs().mean()
+        for t in (0.5, 20.0, math.inf)
+    }
     assert errors[0.5] < 0.01 < errors[20.0] < 0.9 * errors[math.inf]
     assert errors[math.inf] == pytest.approx(1.5)
 
@@ -237,14 +261,20 @@ def test_a_neighbourhood_closes_over_views_and_ends_at_frames() -> None:
     torch.testing.assert_close(got[2, 1], (x[1, 1] + x[3, 1] + x[2, 0] + x[2, 2]) / 4)
 
 
-# ------------------------------------------------------------------------------------------------------ mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (lambda: weights.alternating(STEP, camera_ring(3), 2, first="rows"), "weights.first=rows: choose"),
-        (lambda: product(fields(0.5), scales(2.0), uncond="both"), "composition.uncond=both: choose"),
+        (
+            lambda: weights.alternating(STEP, camera_ring(3), 2, first="rows"),
+            "weights.first=rows: choose",
+        ),
+        (
+            lambda: product(fields(0.5), scales(2.0), uncond="both"),
+            "composition.uncond=both: choose",
+        ),
         (lambda: frequency_split(low="rows"), "composition.low=rows"),
         (lambda: frequency_split(along="time"), "along=time"),
         (lambda: frequency_split(cutoff=0.0), "cutoff=0.0"),

@@ -1,8 +1,8 @@
 """Laws of the sampler on a world whose every answer is known.
 
-The world: zero-mean Gaussian matrices whose cells covary as A ⊗ B, A between views and B between frames, both with
-unit diagonal. The best denoiser of a column alone is then A (A + σ²)⁻¹, of a row alone B (B + σ²)⁻¹, and everything is
-linear. Axes c h w of a matrix hold independent particles.
+The world: zero-mean Gaussian matrices whose cells covary as A ⊗ B, A between views and B between
+frames, both with unit diagonal. The best denoiser of a column alone is then A (A + σ²)⁻¹, of a row
+alone B (B + σ²)⁻¹, and everything is linear. Axes c h w of a matrix hold independent particles.
 """
 
 from __future__ import annotations
@@ -21,11 +21,24 @@ from d2.errors import InputError
 from d2.matrix import camera_ring, columns, rows
 from d2.noise import draw, step_noise
 from d2.rules import composition, guidance, renoise, solver, weights
-from d2.sampling import Denoise, Fields, Prediction, State, Step, Term, initial_x, karras_sigmas, sample_matrix
+from d2.sampling import (
+    Denoise,
+    Fields,
+    Prediction,
+    State,
+    Step,
+    Term,
+    initial_x,
+    karras_sigmas,
+    sample_matrix,
+)
 from d2.shard import make_shard
 
 V, F = 3, 4
-ONE = {"video": partial(guidance.constant, scale=1.0), "multiview": partial(guidance.constant, scale=1.0)}
+ONE = {
+    "video": partial(guidance.constant, scale=1.0),
+    "multiview": partial(guidance.constant, scale=1.0),
+}
 
 
 def covariance(size: int, correlation: float) -> Tensor:
@@ -40,7 +53,9 @@ A, B = covariance(V, 0.8), covariance(F, 0.5)
 def gaussian(cov: Tensor) -> Denoise:
     """E[x0 | x, σ] of sequences of this covariance; the condition says nothing."""
 
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         gain = cov @ torch.linalg.inv(cov + sigma**2 * torch.eye(len(cov), dtype=cov.dtype))
         mean = torch.einsum("st,btchw->bschw", gain.to(x), x)
         return Prediction(*(mean if wanted else None for wanted in halves))
@@ -83,10 +98,12 @@ def test_what_is_left_out_is_the_plainest() -> None:
     x = initial_x(draw(0, "init", (V, F, 2, 4, 4)), plan[0].sigma)
     for told in ({}, {"guidance": partial(guidance.per_term, **ONE | {"video": guidance.linear})}):
         left_out = sample_matrix(x, plan, terms=terms(), **told)
-        torch.testing.assert_close(left_out, sample(x, plan, weights=constant_weights(0.5), **told), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            left_out, sample(x, plan, weights=constant_weights(0.5), **told), rtol=0, atol=1e-6
+        )
 
 
-# ---------------------------------------------------------------------------------------------- what is sampled
+# ---------------------------------------------------------------------------------- what is sampled
 
 
 def test_columns_alone_have_the_columns_covariance() -> None:
@@ -96,18 +113,24 @@ def test_columns_alone_have_the_columns_covariance() -> None:
     x = sample(x, plan, weights=partial(weights.alone, term="multiview")).flatten(2)  # v f n
     between_views = torch.einsum("vfn,wfn->vw", x, x) / x[0].numel()
     between_frames = torch.einsum("vfn,vgn->fg", x, x) / x[:, 0].numel()
-    torch.testing.assert_close(between_views.double(), A, rtol=0, atol=0.05)  # 200 steps, 40 000 columns
+    # 200 steps, 40 000 columns
+    torch.testing.assert_close(between_views.double(), A, rtol=0, atol=0.05)
     torch.testing.assert_close(between_frames, torch.eye(F), rtol=0, atol=0.05)
 
 
 def test_rows_alone_have_the_rows_covariance() -> None:
     plan = renoise.none(karras_sigmas(600, sigma_min=0.002, sigma_max=80.0))
-    x = sample(initial_x(basis(V, F), plan[0].sigma), plan, weights=partial(weights.alone, term="video"))
-    torch.testing.assert_close(second_moment(x), torch.kron(torch.eye(V).double(), B), rtol=0, atol=0.01)
+    x = sample(
+        initial_x(basis(V, F), plan[0].sigma), plan, weights=partial(weights.alone, term="video")
+    )
+    torch.testing.assert_close(
+        second_moment(x), torch.kron(torch.eye(V).double(), B), rtol=0, atol=0.01
+    )
 
 
 def basis(v: int, f: int) -> Tensor:
-    """Particles that are 1 in one cell and 0 elsewhere: all that a linear sampler can be asked. v f c 1 1."""
+    """Particles that are 1 in one cell and 0 elsewhere: all that a linear sampler can be asked. v f
+    c 1 1."""
     return torch.eye(v * f, dtype=torch.float64).reshape(v, f, v * f, 1, 1)
 
 
@@ -119,13 +142,15 @@ def second_moment(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("w", [0.0, 0.3, 0.6, 1.0])
 def test_the_convex_rule_samples_a_geometric_mean(w: float) -> None:
-    """Its flow takes an eigenmode from σ²-like variance to a^w b^(1-w): the integral of the averaged scores."""
+    """Its flow takes an eigenmode from σ²-like variance to a^w b^(1-w): the integral of the
+    averaged scores."""
     plan = renoise.none(karras_sigmas(300, sigma_min=0.002, sigma_max=500.0))
     (a, of_a), (b, of_b) = torch.linalg.eigh(A), torch.linalg.eigh(B)
     modes = torch.einsum("vi,fj->vfij", of_a, of_b).reshape(V, F, V * F, 1, 1)
     x = sample(initial_x(modes, plan[0].sigma), plan, weights=constant_weights(w))
     ended = torch.einsum("vi,fj,vfchw->ijchw", of_a, of_b, x).reshape(V * F, V * F)
-    torch.testing.assert_close(ended, torch.diag(ended.diagonal()), rtol=0, atol=1e-9)  # no mode feeds another
+    # no mode feeds another
+    torch.testing.assert_close(ended, torch.diag(ended.diagonal()), rtol=0, atol=1e-9)
     expected = (a[:, None] ** w * b[None, :] ** (1 - w)).flatten()
     torch.testing.assert_close(ended.diagonal().square(), expected, rtol=0.03, atol=0)
 
@@ -144,7 +169,8 @@ def test_euler_converges_at_first_order() -> None:
 
 
 def unit_gaussian_std(sigmas: Sequence[float], again: int) -> float:
-    """Standard deviation that a unit Gaussian ends with, by recursion, the first `again` levels taken twice."""
+    """Standard deviation that a unit Gaussian ends with, by recursion, the first `again` levels
+    taken twice."""
     variance = 1 + sigmas[0] ** 2
     for i, (s, s_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         keep = 1 - (1 - s_next / s) * (s**2 / (1 + s**2))  # x - D(x) = x σ²/(1 + σ²)
@@ -156,7 +182,8 @@ def unit_gaussian_std(sigmas: Sequence[float], again: int) -> float:
 
 @pytest.mark.parametrize(("again", "expected"), [(0, 0.93), (10, 0.34)])
 def test_vrs_as_published_loses_two_thirds_of_the_spread(again: int, expected: float) -> None:
-    """It returns to less than the level it tells the networks, which then take away noise that is not there."""
+    """It returns to less than the level it tells the networks, which then take away noise that is
+    not there."""
     sigmas = karras_sigmas(50, sigma_min=0.002, sigma_max=700.0)
     plan = renoise.vrs(sigmas, steps=again)
     one = torch.ones(1, 1, dtype=torch.float64)
@@ -167,13 +194,17 @@ def test_vrs_as_published_loses_two_thirds_of_the_spread(again: int, expected: f
 
 
 def test_vrs_reaches_less_than_the_level_it_tells() -> None:
-    """On a world of zero alone, where x is its noise: σ falls to σ_next, and σ - σ_next is added at right angles."""
+    """On a world of zero alone, where x is its noise: σ falls to σ_next, and σ - σ_next is added at
+    right angles."""
     plan = renoise.vrs(karras_sigmas(10, sigma_min=0.002, sigma_max=700.0), steps=1)
     sigma, sigma_next = plan[0].sigma, plan[0].sigma_next
     nothing = torch.zeros(1, 1, dtype=torch.float64)
     across = torch.tensor([0.0, 1.0], dtype=torch.float64).reshape(1, 1, 2, 1, 1)
     x = sample(
-        sigma * across.flip(2), plan[:1], terms=terms(nothing, nothing), noise=lambda step, when: across
+        sigma * across.flip(2),
+        plan[:1],
+        terms=terms(nothing, nothing),
+        noise=lambda step, when: across,
     ).flatten()
     assert x.tolist() == pytest.approx([sigma_next, sigma - sigma_next])
     assert x.norm().item() == pytest.approx(math.sqrt(sigma_next**2 + (sigma - sigma_next) ** 2))
@@ -189,11 +220,16 @@ def test_churn_keeps_a_gaussian_a_gaussian_of_its_spread() -> None:
     assert sample(x, plan, terms=terms(one, one)).std().item() == pytest.approx(1.0, abs=0.04)
 
 
-# ------------------------------------------------------------------------------------- what the loop promises
+# --------------------------------------------------------------------------- what the loop promises
 
 
 def averaging(
-    predictions: dict[str, Prediction], w: Fields, scales: Fields, x: Tensor, step: Step, memory: dict[str, Any]
+    predictions: dict[str, Prediction],
+    w: Fields,
+    scales: Fields,
+    x: Tensor,
+    step: Step,
+    memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
     """A rule that is not linear, says nothing of its needs, and remembers its last answer."""
     found = [half for prediction in predictions.values() for half in prediction if half is not None]
@@ -211,7 +247,10 @@ def heun_with_momentum(
     slope = (x - evaluate(x, step)) / step.sigma
     if step.sigma_next:
         ahead = x + gap * slope
-        slope = (slope + (ahead - evaluate(ahead, step._replace(sigma=step.sigma_next))) / step.sigma_next) / 2
+        slope = (
+            slope
+            + (ahead - evaluate(ahead, step._replace(sigma=step.sigma_next))) / step.sigma_next
+        ) / 2
     kept = 0.9 * slope + 0.1 * memory.get("slope", slope)
     return x + gap * kept, {"slope": kept, "steps": memory.get("steps", 0) + 1}
 
@@ -229,7 +268,8 @@ def test_resuming_gives_the_same_bits(rules: dict[str, Any]) -> None:
     states: list[State] = []
     x = initial_x(draw(0, "init", (V, F, 2, 3, 3)), PLAN[0].sigma)
     whole = sample(x, PLAN, **rules, on_step=states.append)
-    assert not torch.equal(whole, sample(x, PLAN, **rules, noise=step_noise(1, x)))  # noise matters here
+    # noise matters here
+    assert not torch.equal(whole, sample(x, PLAN, **rules, noise=step_noise(1, x)))
     for k in range(1, len(PLAN)):
         again = sample(states[k - 1].x.clone(), PLAN[k:], **rules, memory=states[k - 1].memory)
         assert torch.equal(again, whole), f"resumed before step {k}"
@@ -258,8 +298,12 @@ def test_on_step_sees_every_step_and_changes_nothing() -> None:
     assert torch.equal(states[-1].x, final)
     for state in states:
         assert state.denoised.shape == x.shape
-        assert {name: p.cond is not None for name, p in state.predictions.items()} == {"video": True, "multiview": True}
-    torch.testing.assert_close(states[-1].denoised, final, rtol=0, atol=1e-5)  # the last Euler step lands on it
+        assert {name: p.cond is not None for name, p in state.predictions.items()} == {
+            "video": True,
+            "multiview": True,
+        }
+    # the last Euler step lands on it
+    torch.testing.assert_close(states[-1].denoised, final, rtol=0, atol=1e-5)
 
 
 @dataclass
@@ -268,7 +312,9 @@ class Spy:
 
     asked: list[tuple[float, int, str]] = field(default_factory=list)
 
-    def __call__(self, x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def __call__(
+        self, x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         assert len(x) == len(sequences) and any(halves)
         for name, wanted in zip(("uncond", "cond"), halves, strict=True):
             self.asked += [(sigma, sequence, name) for sequence in sequences.tolist() if wanted]
@@ -276,7 +322,9 @@ class Spy:
 
     def halves(self) -> dict[str, set[int]]:
         assert len(set(self.asked)) == len(self.asked), "nothing is asked twice"
-        return {name: {s for _, s, half in self.asked if half == name} for name in ("uncond", "cond")}
+        return {
+            name: {s for _, s, half in self.asked if half == name} for name in ("uncond", "cond")
+        }
 
 
 def ask(num_steps: int = 1, **rules: Any) -> tuple[Spy, Spy]:
@@ -293,7 +341,9 @@ def ask(num_steps: int = 1, **rules: Any) -> tuple[Spy, Spy]:
 
 
 VIEWS, FRAMES = set(range(V)), set(range(F))
-GUIDED = partial(guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5))
+GUIDED = partial(
+    guidance.per_term, video=guidance.linear, multiview=partial(guidance.constant, scale=2.5)
+)
 
 
 def test_a_prior_without_weight_is_never_evaluated() -> None:
@@ -310,22 +360,28 @@ def test_without_guidance_no_unconditional_half_is_evaluated() -> None:
 
 def test_a_shared_unconditional_is_evaluated_where_its_prior_has_no_weight() -> None:
     shared = composition.linear(coefficients=partial(composition.convex, uncond="multiview"))
-    video, multiview = ask(weights=partial(weights.alone, term="video"), guidance=GUIDED, compose=shared)
+    video, multiview = ask(
+        weights=partial(weights.alone, term="video"), guidance=GUIDED, compose=shared
+    )
     assert video.halves() == {"uncond": set(), "cond": VIEWS}
     assert multiview.halves() == {"uncond": FRAMES, "cond": set()}
 
 
 def test_only_the_sequences_that_are_wanted_are_evaluated() -> None:
-    """Rows of views that the profile gives to the multi-view prior are not the video prior's work."""
+    """Rows of views that the profile gives to the multi-view prior are not the video prior's
+    work."""
     profile = partial(weights.listed, values=[0.0, 1.0, 0.5])
-    schedule = partial(weights.scheduled, profile=profile, curve=partial(weights.constant, scale=0.0))
+    schedule = partial(
+        weights.scheduled, profile=profile, curve=partial(weights.constant, scale=0.0)
+    )
     video, multiview = ask(weights=schedule, guidance=GUIDED)
     assert video.halves() == {"uncond": {1, 2}, "cond": {1, 2}}
     assert multiview.halves() == {"uncond": FRAMES, "cond": FRAMES}
 
 
 def test_halves_are_wanted_by_sequence() -> None:
-    """Frames whose scale is one go without their unconditional half, in the same evaluation as those that need it."""
+    """Frames whose scale is one go without their unconditional half, in the same evaluation as
+    those that need it."""
 
     def scales(step: Step, cameras: Any, num_frames: int) -> Fields:
         one = torch.ones(V, F)
@@ -362,7 +418,9 @@ def test_noise_is_asked_by_name_and_added_with_the_plans_deviations() -> None:
         asked.append((step, when))
         return torch.full((1, 1, 1, 1, 1), 1.0 if when == "before" else -1.0, dtype=torch.float64)
 
-    def stay(evaluate: Any, x: Tensor, step: Step, memory: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def stay(
+        evaluate: Any, x: Tensor, step: Step, memory: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
         met.append(x)
         return x, memory
 
@@ -371,14 +429,21 @@ def test_noise_is_asked_by_name_and_added_with_the_plans_deviations() -> None:
         Step(0, 2, 1, 2, 5.0, 3.0, noise_before=0.5),
         Step(1, 2, 0, 1, 3.0, 0.0),
     ]
-    sample(torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64), plan, noise=noise, solver=stay, on_step=seen.append)
+    sample(
+        torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64),
+        plan,
+        noise=noise,
+        solver=stay,
+        on_step=seen.append,
+    )
     assert asked == [(plan[0], "before"), (plan[0], "after"), (plan[1], "before")]
     assert [x.item() for x in met] == [0.25, -1.25, -1.25]
     assert [state.x.item() for state in seen] == [-1.75, -1.25, -1.25]
 
 
 def test_a_known_world_is_sampled_the_same_with_guidance_and_shared_halves() -> None:
-    """Where the condition says nothing, guidance of any scale does nothing, whoever lends the unconditional half."""
+    """Where the condition says nothing, guidance of any scale does nothing, whoever lends the
+    unconditional half."""
     x = initial_x(draw(0, "init", (V, V, 1, 2, 2)).double(), PLAN[0].sigma)
     plain = sample(x, PLAN, terms=terms(A, A))
     torch.testing.assert_close(sample(x, PLAN, terms=terms(A, A), guidance=GUIDED), plain)
@@ -389,13 +454,16 @@ def test_a_known_world_is_sampled_the_same_with_guidance_and_shared_halves() -> 
     )
 
 
-# ------------------------------------------------------------------------------------------ what is not finite
+# ------------------------------------------------------------------------------- what is not finite
 
 
 def spoilt(bad: float, sequence: int, below: float) -> Denoise:
-    """Rows, of which one says something that is not finite at low levels, in one number of one cell."""
+    """Rows, of which one says something that is not finite at low levels, in one number of one
+    cell."""
 
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         said = 0 * x
         if sigma < below:
             said[sequences == sequence, 1, 0, 0, 0] = bad
@@ -410,7 +478,9 @@ def test_a_term_that_is_not_finite_stops_the_sampler_at_its_first_level(bad: flo
     two = [Term("video", rows(V, F), spoilt(bad, 2, below=1.0)), terms()[1]]
     x = initial_x(draw(0, "init", (V, F, 1, 2, 2)).double(), PLAN[0].sigma)
     first = next(step.sigma for step in PLAN if step.sigma < 1)
-    with pytest.raises(InputError, match=f"^video, sequence 2: .* not finite at noise level {first:.4g}; ") as error:
+    with pytest.raises(
+        InputError, match=f"^video, sequence 2: .* not finite at noise level {first:.4g}; "
+    ) as error:
         sample(x, PLAN, terms=two, on_step=seen.append)
     assert "\n" not in str(error.value) and seen[-1].step.sigma >= 1 and seen[-1].x.isfinite().all()
 
@@ -419,10 +489,15 @@ def test_a_rule_or_a_solver_that_is_not_finite_is_named() -> None:
     def nothing(*given: Any) -> tuple[Tensor, dict[str, Any]]:
         return given[3] / 0, {}
 
-    def far(evaluate: Any, x: Tensor, step: Step, memory: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def far(
+        evaluate: Any, x: Tensor, step: Step, memory: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
         return x * math.inf, memory
 
     x = initial_x(draw(0, "init", (V, F, 1, 2, 2)).double(), PLAN[0].sigma)
     for said, rules in {"composition": {"compose": nothing}, "solver": {"solver": far}}.items():
-        with pytest.raises(InputError, match=f"^{said}: its answer is not finite at noise level {PLAN[0].sigma:.4g}"):
+        with pytest.raises(
+            InputError,
+            match=f"^{said}: its answer is not finite at noise level {PLAN[0].sigma:.4g}",
+        ):
             sample(x, PLAN, **rules)

@@ -45,7 +45,8 @@ def test_one_scene_fits_itself_better_than_a_torn_one_and_the_truth_is_no_part_o
     with torch.inference_mode():  # as matrices are sampled
         fits = [self_fit.fitted_matrix(pixels, scene.cameras) for pixels in (whole, torn)]
         alone = [self_figures(x, fit, None) for x, fit in zip((whole, torn), fits, strict=True)]
-    assert alone[0]["self_psnr_masked"] > alone[1]["self_psnr_masked"] + 1.5  # measured: 16.6 and 14.3
+    # measured: 16.6 and 14.3
+    assert alone[0]["self_psnr_masked"] > alone[1]["self_psnr_masked"] + 1.5
     with_truth = self_figures(torn, fits[1], scene.truth)
     assert alone[1].items() <= with_truth.items()
     assert fits[1] is not None
@@ -70,14 +71,18 @@ def test_the_study_of_assets_and_an_evaluation_have_the_same_figures(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(self_fit, "RECIPE", Recipe(num_gaussians=30, max_steps=2, hull_resolution=16))
+    monkeypatch.setattr(
+        self_fit, "RECIPE", Recipe(num_gaussians=30, max_steps=2, hull_resolution=16)
+    )
     out = tmp_path / "out"
     own = [*small_weights, *SHORT, f"output_dir={out}", "trainer=cpu", "baselines=true"]
     assert study.main([*own, "matrix.num_views=3", "scenes.count=1", "variants={default: []}"]) == 0
     said = (out / "assets.md").read_text()
     assert "| truth " in said and "| asset_psnr_masked | " in said and "asset_gain" in said
     sampled = json.loads((out / "default/test_0000/metrics.json").read_text())
-    assert {"self_psnr_masked", "asset_gain"} < sampled["columns_alone"].keys() & sampled["truth"].keys()
+    assert {"self_psnr_masked", "asset_gain"} < sampled["columns_alone"].keys() & sampled[
+        "truth"
+    ].keys()
     own = [f"output_dir={tmp_path / 'evaluated'}", "metrics=[self_psnr]", "trainer=cpu"]
     assert cli.run(["evaluate", f"run={out / 'default'}", *own]) == 0
     with (tmp_path / "evaluated/results.csv").open() as file:
@@ -98,4 +103,5 @@ def test_ranks_are_spearmans() -> None:
         for metric, value in zip(("self_psnr_masked", "psnr_masked"), pair, strict=True)
     ]
     line = study.ranks(figures).splitlines()[2]
-    assert line.startswith("| psnr_masked ") and "| 0.50" in line  # 3 1 2 against 2 1 3, truth apart
+    # 3 1 2 against 2 1 3, truth apart
+    assert line.startswith("| psnr_masked ") and "| 0.50" in line

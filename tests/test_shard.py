@@ -1,4 +1,5 @@
-"""A result does not depend on who denoises what: not on the sequences of a call, not on the number of processes."""
+"""A result does not depend on who denoises what: not on the sequences of a call, not on the number
+of processes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ V, F = 5, 3  # uneven shares for two and three processes
 
 
 def sample(sequences_per_call: int | None, num_frames: int = F) -> Tensor:
-    """A matrix sampled from two small priors, with sequences that want both halves, one, or none."""
+    """A matrix sampled from two small priors, with sequences that want both halves, one, or
+    none."""
     plan = renoise.vrs(karras_sigmas(3, sigma_min=0.01, sigma_max=20.0), steps=1)
     terms = [
         Term("video", rows(V, num_frames), denoiser_of(0, V, num_frames)),
@@ -57,11 +59,14 @@ def squares(count: int) -> Tensor:
 
 
 def process(rank: int, folder: str) -> None:
-    """One of three: samples with three, then, if its rank is below, with two and one; writes what it holds."""
+    """One of three: samples with three, then, if its rank is below, with two and one; writes what
+    it holds."""
     torch.set_num_threads(1)
     for world in (3, 2, 1):
         if rank < world:
-            dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
+            )
             held = {"one": sample(1), "all": sample(None), "orbit": sample(1, num_frames=1)}
             held |= {f"spread{n}": squares(n) for n in (1, 2, 7)}
             torch.save(held, f"{folder}/{world}.{rank}.pt")
@@ -71,8 +76,10 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_matrix(tmp_path: Path) -> None:
-    """Bit for bit where each call takes one sequence; every process holds all of it, were it one without a share."""
-    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=3)  # pyright: ignore[reportPrivateImportUsage]
+    """Bit for bit where each call takes one sequence; every process holds all of it, were it one
+    without a share."""
+    # pyright: ignore[reportPrivateImportUsage]
+    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -90,7 +97,9 @@ def test_any_number_of_processes_gives_the_same_matrix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sequences_per_call", [2, 3, 5, None])
-def test_any_number_of_sequences_a_call_gives_the_same_matrix(sequences_per_call: int | None) -> None:
+def test_any_number_of_sequences_a_call_gives_the_same_matrix(
+    sequences_per_call: int | None,
+) -> None:
     alone = sample(1)
     assert alone.isfinite().all() and alone.std() > 0.1
     torch.testing.assert_close(sample(sequences_per_call), alone, rtol=1e-5, atol=1e-5)
@@ -102,10 +111,14 @@ def test_each_sequence_goes_out_once_with_what_it_wants_and_comes_back_to_its_pl
 ) -> None:
     calls: list[tuple[list[int], tuple[bool, bool]]] = []
 
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         calls.append((sequences.tolist(), halves))
         assert sigma == 2.5 and torch.equal(x, matrix[sequences])  # rows
-        return Prediction(*(sign * x if wanted else None for sign, wanted in zip((-1, 1), halves, strict=True)))
+        return Prediction(
+            *(sign * x if wanted else None for sign, wanted in zip((-1, 1), halves, strict=True))
+        )
 
     matrix = torch.arange(1.0, V * F + 1).reshape(V, F, 1, 1, 1)
     uncond, cond = torch.zeros(V, F, dtype=torch.bool), torch.zeros(V, F, dtype=torch.bool)
@@ -124,7 +137,9 @@ def test_each_sequence_goes_out_once_with_what_it_wants_and_comes_back_to_its_pl
 
 
 def test_a_half_that_nobody_wants_is_none() -> None:
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         assert halves == (False, True)
         return Prediction(None, x)
 
@@ -132,16 +147,23 @@ def test_a_half_that_nobody_wants_is_none() -> None:
     matrix = torch.randn(V, F, 1, 2, 2)
     got = make_shard()(Term("multiview", columns(V, F), denoise), matrix, 1.0, (nobody, everybody))
     assert got.uncond is None and got.cond is not None and torch.equal(got.cond, matrix)
-    assert make_shard()(Term("video", rows(V, F), denoise), matrix, 1.0, (nobody, nobody)) == (None, None)
+    assert make_shard()(Term("video", rows(V, F), denoise), matrix, 1.0, (nobody, nobody)) == (
+        None,
+        None,
+    )
 
 
 def test_overlapping_sequences_are_blended() -> None:
     """Two windows over three frames that disagree in the middle one, which they share."""
 
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
         return Prediction(None, torch.ones_like(x) * (1 + sequences.reshape(-1, 1, 1, 1, 1)))
 
-    cut = Cut(torch.tensor([[[0, 0], [0, 1]], [[0, 1], [0, 2]]]), torch.tensor([[1.0, 0.25], [0.75, 1.0]]))
+    cut = Cut(
+        torch.tensor([[[0, 0], [0, 1]], [[0, 1], [0, 2]]]), torch.tensor([[1.0, 0.25], [0.75, 1.0]])
+    )
     wanted = torch.ones(1, 3, dtype=torch.bool)
     got = make_shard(sequences_per_call=1)(
         Term("video", cut, denoise), torch.zeros(1, 3, 1, 1, 1), 1.0, (~wanted, wanted)

@@ -1,4 +1,5 @@
-"""SIGINT, SIGTERM and SIGUSR1 end a command within seconds, with 130, 143 and 75, wherever it is."""
+"""SIGINT, SIGTERM and SIGUSR1 end a command within seconds, with 130, 143 and 75, wherever it
+is."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ import pytest
 
 from d2 import signals
 
-LONG = ["sampler.num_steps=1000", "matrix.num_views=8", "matrix.num_frames=8", "pages=false", "trainer=cpu"]
+LONG = [
+    "sampler.num_steps=1000",
+    "matrix.num_views=8",
+    "matrix.num_frames=8",
+    "pages=false",
+    "trainer=cpu",
+]
 WITHIN = 10.0  # seconds
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -68,7 +75,8 @@ def test_a_stop_that_a_library_swallows_is_cut_off_and_said() -> None:
         (["sample", *LONG], "sampling ", signal.SIGTERM),
         (["sample", "-m", *LONG, "seed=0,1"], "sampling ", signal.SIGINT),
         (["sample", *LONG, "variants={a:[],b:[weights=video]}"], "sampling ", signal.SIGTERM),
-        *((["sample", *LONG], after, signal.SIGTERM) for after in (0.5, 0.7, 1.0)),  # seconds, while it imports
+        # seconds, while it imports
+        *((["sample", *LONG], after, signal.SIGTERM) for after in (0.5, 0.7, 1.0)),
     ],
     ids=["sampling", "sweep", "study", *(f"start-up-{after}" for after in (0.5, 0.7, 1.0))],
 )
@@ -94,5 +102,8 @@ def test_a_command_ends_with_the_signals_code(
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - asked < WITHIN
     assert process.returncode == 128 + signum
-    assert said.splitlines()[-1] == f"d2: stopped by {signal.Signals(signum).name}" and "Traceback" not in said
+    assert (
+        said.splitlines()[-1] == f"d2: stopped by {signal.Signals(signum).name}"
+        and "Traceback" not in said
+    )
     assert not list(tmp_path.rglob("*.partial"))

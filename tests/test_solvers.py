@@ -39,7 +39,9 @@ def test_order_on_a_gaussian(name: str) -> None:
 
     def error(n: int) -> float:
         x = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
-        return abs(sample(x, renoise.none(between(n)), terms, weight=0.0, solver=step).item() / exact - 1)
+        return abs(
+            sample(x, renoise.none(between(n)), terms, weight=0.0, solver=step).item() / exact - 1
+        )
 
     assert orders([error(n) for n in (40, 80, 160, 320)])[-1] == pytest.approx(order, abs=0.2)
 
@@ -94,11 +96,18 @@ def test_a_constant_answer_is_followed_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_level_that_comes_again_changes_nothing(name: str) -> None:
-    terms = terms_of(analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)), 2, 3, ("video", "multiview"))
+    terms = terms_of(
+        analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)),
+        2,
+        3,
+        ("video", "multiview"),
+    )
     x = initial_x(draw(0, "init", (2, 3, 1, 2, 2)).double(), 80.0)
     for sigmas in ([80.0, 0.0], [80.0, 20.0, 0.0]):
         stays = [sigmas[0], sigmas[0], *sigmas]
-        got, once = (sample(x, renoise.none(s), terms, solver=SOLVERS[name][0]) for s in (stays, sigmas))
+        got, once = (
+            sample(x, renoise.none(s), terms, solver=SOLVERS[name][0]) for s in (stays, sigmas)
+        )
         torch.testing.assert_close(got, once)
 
 
@@ -128,8 +137,15 @@ def test_churn_is_a_renoise() -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_resuming_gives_the_same_bits(name: str) -> None:
-    terms = terms_of(analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)), 2, 3, ("video", "multiview"))
-    plan = renoise.corrector(karras_sigmas(5, sigma_min=0.1, sigma_max=10.0), back=renoise.cold, steps=2)
+    terms = terms_of(
+        analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)),
+        2,
+        3,
+        ("video", "multiview"),
+    )
+    plan = renoise.corrector(
+        karras_sigmas(5, sigma_min=0.1, sigma_max=10.0), back=renoise.cold, steps=2
+    )
     states: list[State] = []
     x = initial_x(draw(0, "init", (2, 3, 1, 2, 2)), plan[0].sigma)
     step = SOLVERS[name][0]

@@ -34,15 +34,20 @@ CPU = torch.device("cpu")
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, hidden ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
-# --- memory on disk --------------------------------------------------------------------------------------------------
+# --- memory on disk -------------------------------------------------------------------------------
 
 
 def test_what_is_packed_comes_back() -> None:
     x = torch.randn(2, 3)
-    memory = ({"a": {"x": x, "level": 0.1 + 0.2, "none": None}, "list": [math.inf, (1, True, "s")]}, {"x": x.T})
+    memory = (
+        {"a": {"x": x, "level": 0.1 + 0.2, "none": None}, "list": [math.inf, (1, True, "s")]},
+        {"x": x.T},
+    )
     passes = {"joint.0": Pass(3, x, memory, {"sigma": (torch.tensor(0.3, dtype=torch.float64),)})}
     tensors, text = packed(passes)
     assert len({t.data_ptr() for t in tensors.values()}) == len(tensors)  # what safetensors wants
@@ -67,15 +72,23 @@ RULES = {
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_a_pass_goes_on_from_every_step(rules: dict[str, Any]) -> None:
-    """With what rule, solver and trace hold, through a file's tensors and text; what is finished is not asked again."""
-    terms = terms_of(analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)), 2, 3, ("video", "multiview"))
+    """With what rule, solver and trace hold, through a file's tensors and text; what is finished is
+    not asked again."""
+    terms = terms_of(
+        analytic.separable(autoregressive(2, 0.7), autoregressive(3, 0.5)),
+        2,
+        3,
+        ("video", "multiview"),
+    )
     sigmas = karras_sigmas(5, sigma_min=0.1, sigma_max=10.0)
     plan = renoise.corrector(sigmas, back=renoise.returning, repeats=1, sigma_low=0.0, s_churn=20.0)
     x = initial_x(draw(0, "init", (2, 3, 1, 2, 2)), plan[0].sigma)
     states: list[tuple[Any, str]] = []
     of = partial(sample, terms=terms, **rules)
 
-    def run(passes: dict[str, Pass], changed: Callable[[Journal], None] = lambda _: None) -> tuple[Any, list[float]]:
+    def run(
+        passes: dict[str, Pass], changed: Callable[[Journal], None] = lambda _: None
+    ) -> tuple[Any, list[float]]:
         journal: Journal = Journal(passes, lambda: changed(journal))
         trace: Any = {"sigma": []}
         see = lambda state: trace["sigma"].append(torch.tensor(state.step.sigma))  # noqa: E731
@@ -90,7 +103,7 @@ def test_a_pass_goes_on_from_every_step(rules: dict[str, Any]) -> None:
         assert torch.equal(again, whole) and traced == sigmas and len(left) == len(plan) - 1 - k
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 class Stopped(BaseException):
@@ -116,12 +129,20 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("more", [["pages=true", "baselines=true"], ["seeds=[0,1]"]], ids=["run", "study"])
+@pytest.mark.parametrize(
+    "more", [["pages=true", "baselines=true"], ["seeds=[0,1]"]], ids=["run", "study"]
+)
 def test_a_run_that_is_stopped_again_and_again_leaves_the_same_bytes(
     more: list[str], d2_sample: Run, tmp_path: Path, steps: list[int]
 ) -> None:
     """It takes no step twice, and leaves nothing behind; what is finished is not touched again."""
-    line = [*more, "scenes.count=2", "composition=superposition_or", "renoise=churn", "sampler.num_steps=3"]
+    line = [
+        *more,
+        "scenes.count=2",
+        "composition=superposition_or",
+        "renoise=churn",
+        "sampler.num_steps=3",
+    ]
     line += ["renoise.sigma_low=0", "renoise.sigma_high=inf"]
     assert d2_sample(*line) == 0
     straight, taken = files_of(tmp_path / "out"), steps[0]
@@ -146,8 +167,15 @@ def test_a_run_that_is_stopped_again_and_again_leaves_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on(d2_sample: Run, tmp_path: Path) -> None:
-    """SIGKILL, while scenes are read, sampled, measured and written; tests/kill.py does so to whole commands."""
-    line = ["scenes.count=2", "sampler.num_steps=4", "save_every_seconds=0.01", "pages=true", "trainer.threads=1"]
+    """SIGKILL, while scenes are read, sampled, measured and written; tests/kill.py does so to whole
+    commands."""
+    line = [
+        "scenes.count=2",
+        "sampler.num_steps=4",
+        "save_every_seconds=0.01",
+        "pages=true",
+        "trainer.threads=1",
+    ]
 
     def begun() -> int:
         """The command in a process of its own, without its start-up."""
@@ -166,13 +194,18 @@ def test_a_run_that_is_killed_at_any_moment_goes_on(d2_sample: Run, tmp_path: Pa
     for _ in range(8):
         child, deadline = begun(), time.monotonic() + dice.uniform(0, 0.8 * whole)
         while time.monotonic() < deadline and not os.waitpid(child, os.WNOHANG)[0]:
-            matrices |= {(str(p), p.stat().st_mtime_ns) for p in (tmp_path / "out").glob("[!.]*/matrix.safetensors")}
+            matrices |= {
+                (str(p), p.stat().st_mtime_ns)
+                for p in (tmp_path / "out").glob("[!.]*/matrix.safetensors")
+            }
             time.sleep(0.005)
         if time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     assert os.waitpid(begun(), 0)[1] == 0
-    matrices |= {(str(p), p.stat().st_mtime_ns) for p in (tmp_path / "out").glob("[!.]*/matrix.safetensors")}
+    matrices |= {
+        (str(p), p.stat().st_mtime_ns) for p in (tmp_path / "out").glob("[!.]*/matrix.safetensors")
+    }
     assert files_of(tmp_path / "out") == straight
     assert len(matrices) == 2  # none was sampled to its end twice
 
@@ -188,7 +221,9 @@ def test_a_finished_run_is_not_sampled_again(
     assert len(predicted) == 2 and files_of(tmp_path / "out") == before
 
 
-def test_another_input_of_the_same_name_is_sampled_anew(d2_sample: Run, tmp_path: Path, predicted: list[str]) -> None:
+def test_another_input_of_the_same_name_is_sampled_anew(
+    d2_sample: Run, tmp_path: Path, predicted: list[str]
+) -> None:
     from PIL import Image
 
     clip = tmp_path / "clip"

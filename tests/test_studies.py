@@ -1,4 +1,5 @@
-"""Every table of experiments/ is of the weights that ship, or its folder is listed as stale; the list only shrinks."""
+"""Every table of experiments/ is of the weights that ship, or its folder is listed as stale; the
+list only shrinks."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from d2.metrics.figures import Figure
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 AT_MOST = {  # what was stale when the list began
-    *("best_rule", "does_composition_help", "guidance", "priors_beyond_training", "rules", "schedules", "tuning"),
+    *(
+        "best_rule",
+        "does_composition_help",
+        "guidance",
+        "priors_beyond_training",
+        "rules",
+        "schedules",
+        "tuning",
+    ),
     *("unary", "vrs"),
 }
 
@@ -48,14 +57,19 @@ def test_a_table_says_its_weights(studies: ModuleType, tmp_path: Path) -> None:
 
 
 def test_every_folder_is_a_study_with_a_readme(studies: ModuleType) -> None:
-    folders = {path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders = {
+        path.name for path in FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
     assert {study.name for study in studies.STUDIES} == folders
     assert all((FOLDER / name / "README.md").exists() for name in folders)
     assert len({study.outputs for study in studies.STUDIES}) == len(studies.STUDIES)
 
 
 def test_a_study_that_is_stopped_goes_on_and_leaves_its_table(
-    studies: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    studies: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The first run is cut while it waits; the second finds the mark that the first has left."""
     monkeypatch.setattr(studies, "ROOT", tmp_path)
@@ -74,13 +88,21 @@ def test_a_study_that_is_stopped_goes_on_and_leaves_its_table(
         return studies.main()
 
     assert main("--minutes", "0.05") == 75 and (tmp_path / "mark").exists()
-    assert main() == 0 and (tmp_path / "experiments" / "one" / "results.csv").read_text() == "table\n1\n"
+    assert (
+        main() == 0
+        and (tmp_path / "experiments" / "one" / "results.csv").read_text() == "table\n1\n"
+    )
     assert main("--list") == 0 and "0.0 hours" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_default_is_the_least_energy_of_those_that_qualify(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blurred variant scores best and is passed over, as is one that loses own frames in every scene."""
-    spec = importlib.util.spec_from_file_location("select_default", FOLDER / "best_rule" / "select.py")
+def test_the_default_is_the_least_energy_of_those_that_qualify(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A blurred variant scores best and is passed over, as is one that loses own frames in every
+    scene."""
+    spec = importlib.util.spec_from_file_location(
+        "select_default", FOLDER / "best_rule" / "select.py"
+    )
     assert spec is not None and spec.loader is not None
     select = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "select_default", select)

@@ -1,4 +1,5 @@
-"""Studies, single runs and sweeps leave the same long table; what was finished is not sampled again."""
+"""Studies, single runs and sweeps leave the same long table; what was finished is not sampled
+again."""
 
 from __future__ import annotations
 
@@ -33,7 +34,20 @@ Run = Callable[..., int]
 TWO = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 OWN_COLUMNS = ("exact_world", "metric_response")  # whose tables are not of runs
-HEAD = ["run", "variant", "scene", "seed", "metric", "value", "low", "high", "n", "config", "weights", "commit"]
+HEAD = [
+    "run",
+    "variant",
+    "scene",
+    "seed",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "config",
+    "weights",
+    "commit",
+]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -42,11 +56,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def value(path: Path, **key: str) -> float:
-    (row,) = [row for row in rows_of(path) if all(row[name] == wanted for name, wanted in key.items())]
+    (row,) = [
+        row for row in rows_of(path) if all(row[name] == wanted for name, wanted in key.items())
+    ]
     return float(row["value"])
 
 
-# --- the long table --------------------------------------------------------------------------------------------------
+# --- the long table -------------------------------------------------------------------------------
 
 
 def test_a_single_run_leaves_its_figures_under_its_own_name(d2_sample: Run, tmp_path: Path) -> None:
@@ -57,12 +73,16 @@ def test_a_single_run_leaves_its_figures_under_its_own_name(d2_sample: Run, tmp_
     metrics = {row["method"]: row for row in rows_of(tmp_path / "out" / "metrics.csv")}
     for variant, method in (("out", "joint"), ("columns_alone", "columns_alone")):
         for name in ("psnr_masked", "sharpness", "own_frame"):
-            found = value(tmp_path / "out" / "results.csv", variant=variant, scene="test_0000", metric=name)
+            found = value(
+                tmp_path / "out" / "results.csv", variant=variant, scene="test_0000", metric=name
+            )
             assert found == float(metrics[method][name])
     assert all(row["config"] == "" for row in rows if row["variant"] != "out")
 
 
-def test_several_seeds_are_samples_of_one_scene(d2_sample: Run, tmp_path: Path, predicted: list[str]) -> None:
+def test_several_seeds_are_samples_of_one_scene(
+    d2_sample: Run, tmp_path: Path, predicted: list[str]
+) -> None:
     assert d2_sample(TWO, "seeds=[0,3]", "compare_to=columns") == 0
     assert predicted == ["seed_0"] * 2 + ["seed_3"] * 2
     out = tmp_path / "out"
@@ -72,10 +92,17 @@ def test_several_seeds_are_samples_of_one_scene(d2_sample: Run, tmp_path: Path, 
     assert truth is not None and not torch.equal(samples[0], samples[1])
     energy = energy_score(samples, truth.pixels, object_disc(64, 64))
     of_all = {"variant": "whole", "scene": "test_0000", "seed": "all"}
-    for name, wanted in (("energy", energy.score), ("energy_error", energy.error), ("energy_spread", energy.spread)):
+    for name, wanted in (
+        ("energy", energy.score),
+        ("energy_error", energy.error),
+        ("energy_spread", energy.spread),
+    ):
         assert value(out / "results.csv", metric=name, **of_all) == pytest.approx(wanted, rel=1e-9)
     # the mean of two samples is nearer to the truth than they are, in decibels at least on average
-    both = [value(out / "results.csv", variant="whole", metric="psnr_masked", seed=seed) for seed in ("0", "3")]
+    both = [
+        value(out / "results.csv", variant="whole", metric="psnr_masked", seed=seed)
+        for seed in ("0", "3")
+    ]
     assert value(out / "results.csv", metric="psnr_masked_of_mean", **of_all) > sum(both) / 2
     table = (out / "table.md").read_text()
     assert "seeds 0, 3" in table and "| energy " in table and "cell_evaluations" in table
@@ -97,8 +124,14 @@ def test_seeds_need_no_variants(d2_sample: Run, tmp_path: Path) -> None:
         (["seeds=[0,0]"], "seeds=[0, 0]: give different numbers"),
         (["seeds=[-1]"], "seeds=[-1]: give different numbers, none below 0"),
         (["seeds=[0,1]", "metrics=[]"], "a study compares figures"),
-        (["-m", "weights.curve.scale=0.2,0.8", "objective=nosuch"], "objective=nosuch: no such figure; choose energy"),
-        (["-m", "weights.curve.scale=0.2,0.8", "objective=energy"], "objective=energy: wants several samples"),
+        (
+            ["-m", "weights.curve.scale=0.2,0.8", "objective=nosuch"],
+            "objective=nosuch: no such figure; choose energy",
+        ),
+        (
+            ["-m", "weights.curve.scale=0.2,0.8", "objective=energy"],
+            "objective=energy: wants several samples",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -109,7 +142,7 @@ def test_what_cannot_be_compared_is_refused(
     assert says in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-# --- going on after a kill -------------------------------------------------------------------------------------------
+# --- going on after a kill ------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -140,7 +173,9 @@ def test_a_study_goes_on_with_the_scene_at_which_it_was_killed(
         tmp_path / "straight" / "whole" / "metrics.csv"
     )
     named = [{**row, "config": ""} for row in rows_of(tmp_path / "out" / "results.csv")]
-    assert named == [{**row, "config": ""} for row in rows_of(tmp_path / "straight" / "results.csv")]
+    assert named == [
+        {**row, "config": ""} for row in rows_of(tmp_path / "straight" / "results.csv")
+    ]
     predicted.clear()
     assert d2_sample(*line) == 0
     assert predicted == []
@@ -161,7 +196,7 @@ def test_scenes_of_another_configuration_are_not_taken_for_its_own(
     assert predicted == ["a"] * 2
 
 
-# --- sweeps ----------------------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 
 def test_a_sweep_leaves_one_table_of_all_its_points(d2_sample: Run, tmp_path: Path) -> None:
@@ -169,7 +204,8 @@ def test_a_sweep_leaves_one_table_of_all_its_points(d2_sample: Run, tmp_path: Pa
     rows = rows_of(tmp_path / "out" / "results.csv")
     assert list(rows[0]) == HEAD
     names = ["weights.curve.scale=0.2", "weights.curve.scale=0.8"]
-    assert sorted({row["variant"] for row in rows}) == names  # the seed is no variant, what is fixed no part of a name
+    # the seed is no variant, what is fixed no part of a name
+    assert sorted({row["variant"] for row in rows}) == names
     assert {row["seed"] for row in rows} == {"0", "1", "all"}
     for point, (name, seed) in enumerate((n, s) for n in names for s in "01"):
         own = rows_of(tmp_path / "out" / str(point) / "results.csv")
@@ -179,7 +215,9 @@ def test_a_sweep_leaves_one_table_of_all_its_points(d2_sample: Run, tmp_path: Pa
     assert not (tmp_path / "out" / ".codes").exists()
 
 
-def test_a_finished_point_is_not_run_again(d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_point_is_not_run_again(
+    d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     line = ["-m", "weights.curve.scale=0.2,0.8"]
     assert d2_sample(*line) == 0
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/matrix.safetensors")}
@@ -189,12 +227,17 @@ def test_a_finished_point_is_not_run_again(d2_sample: Run, tmp_path: Path, capfd
     capfd.readouterr()
     assert d2_sample(*line) == 0
     err = capfd.readouterr().err.splitlines()
-    assert err == [f"d2: {tmp_path / 'out' / '0'}: finished before, not run again", "sampling test_0000 (1 of 1)"]
+    assert err == [
+        f"d2: {tmp_path / 'out' / '0'}: finished before, not run again",
+        "sampling test_0000 (1 of 1)",
+    ]
     for path, stamp in stamps.items():
         assert (path.stat().st_mtime_ns == stamp) == (path.parts[-3] == "0")
     assert rows_of(tmp_path / "out" / "results.csv") == table
     assert d2_sample("-m", "weights.curve.scale=0.3,0.8") == 0  # the first point is another one
-    assert (tmp_path / "out" / "0" / "test_0000" / "matrix.safetensors").stat().st_mtime_ns not in stamps.values()
+    assert (
+        tmp_path / "out" / "0" / "test_0000" / "matrix.safetensors"
+    ).stat().st_mtime_ns not in stamps.values()
 
 
 def test_only_sampling_and_training_have_points(capfd: pytest.CaptureFixture[str]) -> None:
@@ -202,20 +245,26 @@ def test_only_sampling_and_training_have_points(capfd: pytest.CaptureFixture[str
     assert "-m: d2 report has no points" in capfd.readouterr().err
 
 
-# --- what a rule costs -----------------------------------------------------------------------------------------------
+# --- what a rule costs ----------------------------------------------------------------------------
 
 
 def rules(**changes: Any) -> Rules:
     def share(step: Any, cameras: Any, num_frames: int) -> Any:
         return weights.scheduled(
-            step, cameras, num_frames, curve=partial(weights.constant, scale=0.5), profile=weights.flat
+            step,
+            cameras,
+            num_frames,
+            curve=partial(weights.constant, scale=0.5),
+            profile=weights.flat,
         )
 
     def one(step: Any, cameras: Any, num_frames: int) -> Any:
         ones = torch.ones(cameras.num_views, num_frames, dtype=torch.float64)
         return {"video": ones, "multiview": ones}
 
-    return Rules(renoise.none, share, one, linear(coefficients=convex), solver.euler)._replace(**changes)
+    return Rules(renoise.none, share, one, linear(coefficients=convex), solver.euler)._replace(
+        **changes
+    )
 
 
 def two(step: Any, cameras: Any, num_frames: int) -> Any:
@@ -246,7 +295,8 @@ def test_the_cost_of_a_rule_is_counted_by_hand() -> None:
         return {name: (zero, torch.ones_like(zero)) for name in ("video", "multiview", "unary")}
 
     assert cells(rules(compose=linear(coefficients=three)), unary) == 3 * n * v * f
-    again = rules(compose=nested(steps=3, sigma_low=1.0))  # each step once more, and the first residual
+    # each step once more, and the first residual
+    again = rules(compose=nested(steps=3, sigma_low=1.0))
     above = sum(sigma >= 1 for sigma in settings.sigmas)
     assert cells(again) == 2 * (n + 4 * above) * v * f
 
@@ -254,15 +304,20 @@ def test_the_cost_of_a_rule_is_counted_by_hand() -> None:
 def test_the_table_of_a_run_holds_the_cost_of_its_own_rule(d2_sample: Run, tmp_path: Path) -> None:
     assert d2_sample("baselines=true", "renoise=none", "guidance=none", "weights=constant") == 0
     results = tmp_path / "out" / "results.csv"
-    costs = {name: value(results, variant=name, metric=COST) for name in ("out", "columns_alone", "rows_alone")}
+    costs = {
+        name: value(results, variant=name, metric=COST)
+        for name in ("out", "columns_alone", "rows_alone")
+    }
     assert costs["out"] == 2 * 2 * 9 and costs["columns_alone"] == costs["rows_alone"] == 2 * 9
 
 
-# --- averages --------------------------------------------------------------------------------------------------------
+# --- averages -------------------------------------------------------------------------------------
 
 
 def long(variant: str, scene: str, seed: int, value: float, metric: str = "psnr_masked") -> Figure:
-    return Figure(variant=variant, scene=scene, metric=metric, value=value, sample=str(seed), config="c")
+    return Figure(
+        variant=variant, scene=scene, metric=metric, value=value, sample=str(seed), config="c"
+    )
 
 
 def test_a_scene_counts_once_however_many_seeds_it_has() -> None:
@@ -281,26 +336,44 @@ def test_differences_are_paired_by_scene() -> None:
     assert mean == pytest.approx(1.05) and 1.0 <= low < mean < high <= 1.1
 
 
-# --- tables of every age ---------------------------------------------------------------------------------------------
+# --- tables of every age --------------------------------------------------------------------------
 
 
-TABLES = [path for path in sorted(EXPERIMENTS.glob("*/results*.csv")) if path.parent.name not in OWN_COLUMNS]
+TABLES = [
+    path
+    for path in sorted(EXPERIMENTS.glob("*/results*.csv"))
+    if path.parent.name not in OWN_COLUMNS
+]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_committed_table_gives_the_page_beside_it(path: Path) -> None:
     """Whatever columns it has: means, differences and bounds are the same to the last digit."""
-    page = path.with_name(path.name.replace("results", "table")).with_suffix(".md").read_text(encoding="utf-8")
+    page = (
+        path.with_name(path.name.replace("results", "table"))
+        .with_suffix(".md")
+        .read_text(encoding="utf-8")
+    )
     compare_to = re.search(r"^Paired differences from (\S+)\.$", page, re.MULTILINE)
     assert table_text(read_figures(path), compare_to and compare_to[1]) == page
 
 
 def test_a_figure_is_read_as_it_was_written(tmp_path: Path) -> None:
     figures = [
-        Figure(run="r", variant="a", scene="s", sample="3", metric="psnr", value=1 / 3, config="c", weights="w"),
+        Figure(
+            run="r",
+            variant="a",
+            scene="s",
+            sample="3",
+            metric="psnr",
+            value=1 / 3,
+            config="c",
+            weights="w",
+        ),
         Figure(run="r", variant="a", metric="fvd", value=2.0, low=1.0, high=3.0, n=16),
         Figure(run="r", variant="b", scene="s", metric="own_view", value=math.nan),
     ]
     for columns in (SAMPLED, EVALUATED):
         write_figures(tmp_path / "results.csv", figures, columns)
-        assert str(read_figures(tmp_path / "results.csv")) == str(figures)  # NaN is no number, not even its own equal
+        # NaN is no number, not even its own equal
+        assert str(read_figures(tmp_path / "results.csv")) == str(figures)

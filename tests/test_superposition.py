@@ -1,6 +1,8 @@
-"""Laws of superposition: log densities followed along a trajectory agree with the exact ones, and steer as they should.
+"""Laws of superposition: log densities followed along a trajectory agree with the exact ones, and
+steer as they should.
 
-A world of 3 × 4 cells and one particle: rows and columns are two densities over 12 numbers, both known exactly.
+A world of 3 × 4 cells and one particle: rows and columns are two densities over 12 numbers, both
+known exactly.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ def followed(seed: int, compose: Composition, plan: list[Step] = CHURN, **change
     def see(state: State) -> None:
         points.append(point_of(state.memory[0]))
 
-    return Path(sample(x, plan, TERMS, compose=compose, noise=step_noise(seed, x), on_step=see, **changes), points)
+    return Path(
+        sample(x, plan, TERMS, compose=compose, noise=step_noise(seed, x), on_step=see, **changes),
+        points,
+    )
 
 
 def log_density(sequences: Tensor, covariance: Tensor, sigma: float) -> float:
@@ -63,7 +68,10 @@ def exact_logs(point: Point) -> tuple[float, float]:
 
 def ratio(path: Path, at: int) -> tuple[float, float]:
     """log rows − log columns since the start: as followed, and exactly."""
-    logs, (rows, columns), (rows0, columns0) = path.points[at].logs, *map(exact_logs, (path.points[at], path.points[0]))
+    logs, (rows, columns), (rows0, columns0) = (
+        path.points[at].logs,
+        *map(exact_logs, (path.points[at], path.points[0])),
+    )
     return (logs["video"] - logs["multiview"]).item(), (rows - columns) - (rows0 - columns0)
 
 
@@ -71,7 +79,7 @@ def rms(values: list[float]) -> float:
     return math.sqrt(sum(v**2 for v in values) / len(values))
 
 
-# ---------------------------------------------------------------------------------------------------- the logarithms
+# ----------------------------------------------------------------------------------- the logarithms
 
 
 @pytest.mark.parametrize("method", [solver.euler, solver.heun, solver.dpmpp_2m])
@@ -79,7 +87,9 @@ def test_the_ratio_followed_is_the_exact_one(method: Callable[..., Any]) -> None
     """Whatever the solver: one that evaluates twice a step puts no more points on the chain."""
     paths = [followed(seed, logical_or(temperature=math.inf), solver=method) for seed in range(4)]
     ends = [ratio(path, -1) for path in paths]
-    assert all(len({(p.step.index, p.step.repeat) for p in path.points}) == len(CHURN) for path in paths)
+    assert all(
+        len({(p.step.index, p.step.repeat) for p in path.points}) == len(CHURN) for path in paths
+    )
     off = rms([got - exact for got, exact in ends])
     assert off < 0.4 * rms([exact for _, exact in ends])
 
@@ -89,31 +99,46 @@ def test_shorter_steps_follow_closer() -> None:
     errors = []
     for n in (25, 150):
         sigmas = karras_sigmas(n, sigma_min=0.5, sigma_max=40.0)
-        plan = renoise.corrector(sigmas, back=renoise.returning, repeats=1, sigma_low=0.0, s_churn=15.0)
+        plan = renoise.corrector(
+            sigmas, back=renoise.returning, repeats=1, sigma_low=0.0, s_churn=15.0
+        )
         off = []
         for seed in range(4):
             path = followed(seed, logical_or(temperature=math.inf), plan)
             (rows, columns), (rows0, columns0) = map(exact_logs, (path.points[-1], path.points[0]))
             assert rows - rows0 > 20 and columns - columns0 > 20
             logs = path.points[-1].logs
-            off += [logs["video"].item() - (rows - rows0), logs["multiview"].item() - (columns - columns0)]
+            off += [
+                logs["video"].item() - (rows - rows0),
+                logs["multiview"].item() - (columns - columns0),
+            ]
         errors.append(rms(off))
     assert errors[1] < 0.7 * errors[0] and errors[1] < 3
 
 
 def test_a_return_by_noise_alone_is_followed_too() -> None:
-    """One level, again and again: the ratio wanders, and is known exactly where scores are linear."""
+    """One level, again and again: the ratio wanders, and is known exactly where scores are
+    linear."""
     down = 1.5
     back = math.sqrt(2.0**2 - down**2)
     plan = [Step(0, 1, k, 40, 2.0, down, 0.0, back) for k in range(40)]
     paths = [followed(seed, logical_or(temperature=math.inf), plan) for seed in range(4)]
     pairs = [ratio(path, at) for path in paths for at in (10, 20, 39)]
-    assert max(abs(got - exact) for got, exact in pairs) < 1e-9 < 0.5 < max(abs(exact) for _, exact in pairs)
+    assert (
+        max(abs(got - exact) for got, exact in pairs)
+        < 1e-9
+        < 0.5
+        < max(abs(exact) for _, exact in pairs)
+    )
 
 
-@pytest.mark.parametrize("plan", [ODE, renoise.vrs(SIGMAS), renoise.corrector(SIGMAS, back=renoise.returning)])
+@pytest.mark.parametrize(
+    "plan", [ODE, renoise.vrs(SIGMAS), renoise.corrector(SIGMAS, back=renoise.returning)]
+)
 def test_without_noise_between_two_levels_it_is_refused(plan: list[Step]) -> None:
-    with pytest.raises(ValueError, match="no noise is added between levels .* take renoise=churn") as error:
+    with pytest.raises(
+        ValueError, match="no noise is added between levels .* take renoise=churn"
+    ) as error:
         followed(0, logical_and(), plan)
     assert "\n" not in str(error.value)
 
@@ -129,15 +154,18 @@ def test_a_run_resumes_from_its_memory() -> None:
     rule = logical_and()
     end = sample(x, CHURN, TERMS, compose=rule, noise=step_noise(0, x), on_step=states.append)
     half = states[39]
-    again = sample(half.x, CHURN[40:], TERMS, compose=rule, noise=step_noise(0, x), memory=half.memory)
+    again = sample(
+        half.x, CHURN[40:], TERMS, compose=rule, noise=step_noise(0, x), memory=half.memory
+    )
     assert torch.equal(again, end)
 
 
-# -------------------------------------------------------------------------------------------------------------- or
+# ----------------------------------------------------------------------------------------------- or
 
 
 def test_or_is_the_score_of_the_mixture() -> None:
-    """Its shares are those of exact densities, along its own way; and its runs end with one prior or the other."""
+    """Its shares are those of exact densities, along its own way; and its runs end with one prior
+    or the other."""
     off, ends = [], []
     for seed in range(8):
         path = followed(seed, logical_or(), weight=0.3)
@@ -163,7 +191,7 @@ def test_or_leaves_a_weight_of_nothing_alone(weight: float) -> None:
     assert (shares == 1 - weight).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- and
+# ---------------------------------------------------------------------------------------------- and
 
 
 def start() -> Tensor:
@@ -201,15 +229,19 @@ def test_and_of_two_that_agree_is_what_they_say() -> None:
     w = {name: torch.full((V, F), 0.5).double() for name in PAIR}
     ones = {name: torch.ones(V, F).double() for name in PAIR}
     step = Step(0, 1, 0, 1, 10.0, 0.0)
-    denoised, memory = logical_and().combine({n: Prediction(None, x) for n in PAIR}, w, ones, 2 * x, step, {"kept": 1})
+    denoised, memory = logical_and().combine(
+        {n: Prediction(None, x) for n in PAIR}, w, ones, 2 * x, step, {"kept": 1}
+    )
     torch.testing.assert_close(denoised, x)
     assert memory["kept"] == 1
 
 
-# -------------------------------------------------------------------------------------------------------- command
+# ------------------------------------------------------------------------------------------ command
 
 
-@pytest.mark.parametrize("choice", ["composition=superposition_or", "composition=superposition_and"])
+@pytest.mark.parametrize(
+    "choice", ["composition=superposition_or", "composition=superposition_and"]
+)
 def test_the_command_takes_it_with_churn_and_refuses_it_without(
     choice: str, d2_sample: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,8 +250,12 @@ def test_the_command_takes_it_with_churn_and_refuses_it_without(
     assert "d2: renoise: no noise is added between levels" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("rule", [partial(logical_or, temperature=0.0), partial(logical_and, reach=-1.0)])
+@pytest.mark.parametrize(
+    "rule", [partial(logical_or, temperature=0.0), partial(logical_and, reach=-1.0)]
+)
 def test_mistakes_are_told_on_one_line(rule: Callable[..., Composition]) -> None:
-    with pytest.raises(ValueError, match="^composition.(temperature=0.0|reach=-1.0): give") as error:
+    with pytest.raises(
+        ValueError, match="^composition.(temperature=0.0|reach=-1.0): give"
+    ) as error:
         rule()
     assert "\n" not in str(error.value)

@@ -26,14 +26,16 @@ from d2.terms import Settings, Unary, joint_terms, unary_term, video_term
 
 
 def even(step: Step, cameras: Cameras, num_frames: int) -> dict[str, Tensor]:
-    return {name: torch.full((cameras.num_views, num_frames), 0.5) for name in ("video", "multiview")}
+    return {
+        name: torch.full((cameras.num_views, num_frames), 0.5) for name in ("video", "multiview")
+    }
 
 
 def run(settings: Settings, **changes: Any) -> Sampled:
     return sample_scene(scene(), small_priors(), RULES._replace(**changes), settings)
 
 
-# ------------------------------------------------------------------------------------------------------------ windows
+# ------------------------------------------------------------------------------------------ windows
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,13 @@ def test_each_window_is_told_the_orbit_of_its_first_frame(monkeypatch: pytest.Mo
     for (view, frame), reference in zip(term.cut.cells[:, 0].tolist(), told[0], strict=True):
         assert torch.equal(reference, orbits[settings.anchor_frames.index(frame), view])
     with pytest.raises(ValueError, match="a whole row is told one picture"):
-        video_term(orbits, scene().pixels, partial(draw, 0), small_priors(), replace(settings, video_window=None))
+        video_term(
+            orbits,
+            scene().pixels,
+            partial(draw, 0),
+            small_priors(),
+            replace(settings, video_window=None),
+        )
 
 
 def test_a_matrix_longer_than_a_window_is_sampled() -> None:
@@ -109,7 +117,7 @@ def test_a_matrix_longer_than_a_window_is_sampled() -> None:
     assert sampled.matrix.pixels.isfinite().all()
 
 
-# -------------------------------------------------------------------------------------------------------------- cells
+# -------------------------------------------------------------------------------------------- cells
 
 
 def heard(monkeypatch: pytest.MonkeyPatch, unary: Unary) -> tuple[Tensor, dict[str, Tensor]]:
@@ -144,7 +152,9 @@ def heard(monkeypatch: pytest.MonkeyPatch, unary: Unary) -> tuple[Tensor, dict[s
     term = unary_term(unary, clip, orbit, camera_ring(v), partial(draw, 0), priors, settings)
     assert term.name == "unary" and term.cut.cells.shape == (v * f, 1, 2)
     colour = seen[0].crossattn.reshape(v, f)
-    return colour, {name: seen[0].vector[:, 0, i].reshape(v, f) for i, name in enumerate(names[unary.prior])}
+    return colour, {
+        name: seen[0].vector[:, 0, i].reshape(v, f) for i, name in enumerate(names[unary.prior])
+    }
 
 
 @pytest.mark.parametrize("prior", ["video", "multiview"])
@@ -161,15 +171,23 @@ def test_a_cell_is_told_what_was_chosen(monkeypatch: pytest.MonkeyPatch, prior: 
         torch.testing.assert_close(got, colour)
         assert torch.equal(scalars["cond_aug"], torch.full((3, 4), 0.3))
         if prior == "multiview":
-            ring = torch.full((3,), 2 * math.pi) if told == "row" else camera_ring(3).azimuth_rad.float()
+            ring = (
+                torch.full((3,), 2 * math.pi)
+                if told == "row"
+                else camera_ring(3).azimuth_rad.float()
+            )
             torch.testing.assert_close(scalars["azimuths_rad"], ring[:, None].expand(3, 4))
 
 
-def test_a_network_of_pairs_is_told_frames_of_a_clip_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_pairs_is_told_frames_of_a_clip_of_eight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     colour, scalars = heard(monkeypatch, Unary("cell", "anchor"))
     assert torch.equal(colour, torch.zeros(3, 4))
     torch.testing.assert_close(scalars["frames"], torch.tensor([0.0, 2.0, 4.0, 6.0]).expand(3, 4))
-    torch.testing.assert_close(scalars["azimuths_rad"], camera_ring(3).azimuth_rad.float()[:, None].expand(3, 4))
+    torch.testing.assert_close(
+        scalars["azimuths_rad"], camera_ring(3).azimuth_rad.float()[:, None].expand(3, 4)
+    )
 
 
 def test_three_terms_at_one_half_are_the_convex_rule_at_even_weights() -> None:
@@ -178,12 +196,17 @@ def test_three_terms_at_one_half_are_the_convex_rule_at_even_weights() -> None:
     two = run(SETTINGS, weights=even).matrix.pixels
     torch.testing.assert_close(run(settings, weights=even, compose=rule).matrix.pixels, two)
     more = composition.linear(coefficients=partial(composition.inclusion_exclusion, alpha=0.9))
-    assert not torch.allclose(run(settings, weights=even, compose=more).matrix.pixels, two, atol=1e-3)
+    assert not torch.allclose(
+        run(settings, weights=even, compose=more).matrix.pixels, two, atol=1e-3
+    )
 
 
 def test_a_term_that_no_rule_weighs_changes_nothing() -> None:
     torch.testing.assert_close(
-        run(replace(SETTINGS, unary=Unary())).matrix.pixels, run(SETTINGS).matrix.pixels, rtol=0, atol=0
+        run(replace(SETTINGS, unary=Unary())).matrix.pixels,
+        run(SETTINGS).matrix.pixels,
+        rtol=0,
+        atol=0,
     )
 
 
@@ -191,11 +214,13 @@ def test_the_terms_are_rows_columns_and_cells() -> None:
     given = scene()
     orbits = given.pixels[None, :V]
     settings = replace(SETTINGS, unary=Unary("video", "row"))
-    made = joint_terms(given.pixels, orbits, given.cameras, partial(draw, SEED), small_priors(), settings)
+    made = joint_terms(
+        given.pixels, orbits, given.cameras, partial(draw, SEED), small_priors(), settings
+    )
     assert [term.name for term in made] == ["video", "multiview", "unary"]
 
 
-# -------------------------------------------------------------------------------------------------------- known cells
+# -------------------------------------------------------------------------------------- known cells
 
 
 @pytest.mark.parametrize("hold", ["input_row", "reference_column"])
@@ -220,21 +245,31 @@ def test_a_row_that_is_known_is_not_evaluated() -> None:
         where=torch.arange(V)[:, None].expand(V, F) == 1,
     )
     ones = {name: torch.ones(V, F) for name in ("video", "multiview")}
-    for uncond, cond in needed(rule, [], ones, {name: 2 * one for name, one in ones.items()}).values():
+    for uncond, cond in needed(
+        rule, [], ones, {name: 2 * one for name, one in ones.items()}
+    ).values():
         asked += [uncond, cond]
     assert all(torch.equal(half, torch.arange(V)[:, None].expand(V, F) != 1) for half in asked)
 
 
-# ------------------------------------------------------------------------------------------------------- disagreement
+# ------------------------------------------------------------------------------------- disagreement
 
 
-def test_disagreement_is_nothing_between_equal_priors_and_missing_where_one_is_not_weighed() -> None:
+def test_disagreement_is_nothing_between_equal_priors_and_missing_where_one_is_not_weighed() -> (
+    None
+):
     states: list[State] = []
     rules = RULES._replace(weights=even)
-    apart = sample_scene(scene(), small_priors(), rules, SETTINGS, on_step=states.append).disagreement
-    assert apart.distance.shape == (len(states), V, F) and apart.sigma.tolist() == [s.step.sigma for s in states]
+    apart = sample_scene(
+        scene(), small_priors(), rules, SETTINGS, on_step=states.append
+    ).disagreement
+    assert apart.distance.shape == (len(states), V, F) and apart.sigma.tolist() == [
+        s.step.sigma for s in states
+    ]
     assert (apart.distance > 0).all()
-    same = states[0]._replace(predictions={name: states[0].predictions["video"] for name in ("video", "multiview")})
+    same = states[0]._replace(
+        predictions={name: states[0].predictions["video"] for name in ("video", "multiview")}
+    )
     same = same._replace(scales={name: same.scales["video"] for name in same.scales})
     assert composition.disagreement(same) is not None
     torch.testing.assert_close(composition.disagreement(same), torch.zeros(V, F))
@@ -244,14 +279,19 @@ def test_disagreement_is_nothing_between_equal_priors_and_missing_where_one_is_n
     assert composition.disagreement(same._replace(predictions={})) is None
 
 
-# ------------------------------------------------------------------------------------------------------------ the job
+# ------------------------------------------------------------------------------------------ the job
 
 
 def test_the_job_samples_with_three_terms_windows_and_known_cells(
     d2_sample: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert d2_sample("composition=inclusion_exclusion", "unary.prior=video", "unary.told=row") == 0
-    assert d2_sample("preset=three_term", "sampler.num_steps=2", "sampler.hold=[input_row,reference_column]") == 0
+    assert (
+        d2_sample(
+            "preset=three_term", "sampler.num_steps=2", "sampler.hold=[input_row,reference_column]"
+        )
+        == 0
+    )
     assert d2_sample("video.window=2", "multiview.window=2") == 0
     capfd.readouterr()
     for wrong, word in {

@@ -1,4 +1,5 @@
-"""Weights files of the tiny tier: what is written is read, any other file is refused on one line with its path."""
+"""Weights files of the tiny tier: what is written is read, any other file is refused on one line
+with its path."""
 
 from __future__ import annotations
 
@@ -125,7 +126,9 @@ def test_weights_that_are_not_finite_are_refused(path: Path) -> None:
     name = next(iter(network.state_dict()))
     network.state_dict()[name].view(-1)[0] = math.nan
     save_weights(path, "video", network, {})
-    assert f"{name} is not finite" in refusal(lambda: load_into(Network(8), read_weights(path, "video"), path), path)
+    assert f"{name} is not finite" in refusal(
+        lambda: load_into(Network(8), read_weights(path, "video"), path), path
+    )
 
 
 def test_noise_is_refused(path: Path) -> None:
@@ -143,7 +146,8 @@ def test_another_shape_is_refused_by_name_and_nothing_is_loaded(path: Path) -> N
     network = Network(5)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     said = refusal(lambda: load_into(network, read_weights(path, "video"), path), path)
-    assert "layers.0.bias" in said and "(4,)" in said and "(5,)" in said  # the first in the alphabet, always
+    # the first in the alphabet, always
+    assert "layers.0.bias" in said and "(4,)" in said and "(5,)" in said
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -158,15 +162,18 @@ def test_a_missing_or_unknown_tensor_is_refused_by_name(tmp_path: Path, lacking:
     assert "extra" in said and "absent" in said
 
 
-# ---------------------------------------------------------------------------------------------- told to the priors
+# ------------------------------------------------------------------------------- told to the priors
 
 
 def test_motion_is_the_change_of_what_is_there() -> None:
-    """A grey square that brightens by 0.1 a frame moves by 40, whatever its size, the length, or a dirty white."""
+    """A grey square that brightens by 0.1 a frame moves by 40, whatever its size, the length, or a
+    dirty white."""
     for side, frames in ((2, 2), (8, 2), (4, 5)):
         clip = torch.ones(frames, 3, 16, 16)
         clip[1::2] = 0.98
-        clip[:, :, 3 : 3 + side, 3 : 3 + side] = (0.1 + 0.1 * torch.arange(frames))[:, None, None, None]
+        clip[:, :, 3 : 3 + side, 3 : 3 + side] = (0.1 + 0.1 * torch.arange(frames))[
+            :, None, None, None
+        ]
         assert motion_bucket(clip).item() == pytest.approx(40, rel=1e-4)
 
 
@@ -178,16 +185,20 @@ def test_motion_of_still_empty_and_single_pictures_is_none() -> None:
 
 def test_motion_is_measured_clip_by_clip_and_never_beyond_a_byte() -> None:
     clips = torch.rand(2, 3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2
-    clips[1, 2] = torch.arange(4).remainder(2)[:, None, None, None] * 0.96  # black and nearly white in turn
+    # black and nearly white in turn
+    clips[1, 2] = torch.arange(4).remainder(2)[:, None, None, None] * 0.96
     told = motion_bucket(clips)
     assert told.shape == (2, 3) and told[1, 2] == 255
     assert told[0, 1].item() == pytest.approx(motion_bucket(clips[0, 1]).item())
-    assert motion_bucket(clips[0, 1].flip(0)).item() == pytest.approx(told[0, 1].item())  # and backwards alike
+    # and backwards alike
+    assert motion_bucket(clips[0, 1].flip(0)).item() == pytest.approx(told[0, 1].item())
 
 
 def test_polar_angles_are_measured_from_the_pole() -> None:
     quarter = torch.pi / 2
-    assert polar_rad(torch.tensor([quarter, 0.0, -quarter])).tolist() == pytest.approx([0, quarter, 2 * quarter])
+    assert polar_rad(torch.tensor([quarter, 0.0, -quarter])).tolist() == pytest.approx(
+        [0, quarter, 2 * quarter]
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""`import torchvision` after d2: helped where its operators do not load, left alone where they do."""
+"""`import torchvision` after d2: helped where its operators do not load, left alone where they
+do."""
 
 from __future__ import annotations
 
@@ -27,12 +28,15 @@ def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, with `path` before what PYTHONPATH says."""
     places = os.pathsep.join([*map(str, path), str(Path(__file__).parents[1])])
     environment = os.environ | {"PYTHONPATH": places}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
 
 
 @pytest.fixture
 def torchvision(tmp_path: Path) -> Path:
-    """A folder with a torchvision that goes the way of the real one: it loads its operators, then registers them."""
+    """A folder with a torchvision that goes the way of the real one: it loads its operators, then
+    registers them."""
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text("from torchvision import extension, _meta_registrations\n")
@@ -47,7 +51,8 @@ def heal(folder: Path) -> None:
 
 
 def test_a_mismatched_torchvision_is_imported_and_said_once(torchvision: Path) -> None:
-    assert "torchvision::nms" in python("import torchvision", torchvision).stderr  # so it dies without d2
+    # so it dies without d2
+    assert "torchvision::nms" in python("import torchvision", torchvision).stderr
     done = python("import d2, torchvision\nfrom torchvision import extension", torchvision)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(SAYS) == 1 == done.stderr.count("\n")
@@ -55,8 +60,11 @@ def test_a_mismatched_torchvision_is_imported_and_said_once(torchvision: Path) -
 
 def test_a_healthy_torchvision_is_left_alone(torchvision: Path) -> None:
     heal(torchvision)
-    done = python("import d2, torchvision, d2._torchvision as ours\nassert not ours._LIBRARIES", torchvision)
-    assert (done.returncode, done.stderr) == (0, "")  # a second definition of an operator would be refused
+    done = python(
+        "import d2, torchvision, d2._torchvision as ours\nassert not ours._LIBRARIES", torchvision
+    )
+    # a second definition of an operator would be refused
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_happens_where_nobody_imports_torchvision(torchvision: Path) -> None:
@@ -66,9 +74,8 @@ def test_nothing_happens_where_nobody_imports_torchvision(torchvision: Path) -> 
 
 def test_importing_d2_first_lets_every_library_be_imported() -> None:
     done = python(
-        "import sys, d2\n"
-        "heavy = {'lightning', 'open_clip', 'torchmetrics', 'torchvision', 'hydra'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "import lightning, torchmetrics, open_clip, torchvision.transforms"
+        "import sys, d2\nheavy = {'lightning', 'open_clip', 'torchmetrics', 'torchvision', 'hydra'}"
+        " & set(sys.modules)\nassert not heavy, heavy\nimport lightning, torchmetrics, open_clip,"
+        " torchvision.transforms"
     )
     assert done.returncode == 0 and done.stderr.count(SAYS) <= 1, done.stderr

@@ -1,4 +1,5 @@
-"""Training of the tiny tier: its loss, its noise and conditions, what it may see, and how it goes on."""
+"""Training of the tiny tier: its loss, its noise and conditions, what it may see, and how it goes
+on."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def prior(job: MakeJob) -> Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]
         module, data = build_prior(own)
         module.network.load_state_dict(randomly(module.network.state_dict()))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
-        return module, torch.utils.data.default_collate([data.train[i] for i in range(own.num_scenes)])  # type: ignore[index]
+        return module, torch.utils.data.default_collate(
+            [data.train[i] for i in range(own.num_scenes)]
+        )  # type: ignore[index]
 
     return make
 
@@ -85,25 +88,32 @@ def randomly(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Random weights, none of them zero."""
     g = torch.Generator().manual_seed(0)
     return {
-        k: torch.randn(v.shape, generator=g) * (v[0].numel() ** -0.5 if v.ndim > 1 else 0.2) for k, v in state.items()
+        k: torch.randn(v.shape, generator=g) * (v[0].numel() ** -0.5 if v.ndim > 1 else 0.2)
+        for k, v in state.items()
     }
 
 
 def quietly(job: TrainJob, *callbacks: L.Callback) -> dict[str, Tensor]:
     """Train, and read the weights written."""
-    return tiny.read_weights(train(job, lambda _: [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind).state
+    return tiny.read_weights(
+        train(job, lambda _: [CSVLogger(job.output_dir, "log")], list(callbacks)), job.kind
+    ).state
 
 
-# --- the loss --------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_the_error_of_v(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+def test_the_loss_is_the_error_of_v(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
     """With x = x0 + σ n the network's own target is v = (n − σ x0) / sqrt(1 + σ²)."""
     module, batch = prior()
     g = torch.Generator().manual_seed(1)
     x0 = torch.randn(batch["latents"].shape, generator=g)
     noise, sigma = torch.randn(x0.shape, generator=g), torch.tensor([0.01, 0.7, 9.0, 500.0])
-    condition = module.condition(module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape))
+    condition = module.condition(
+        module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)
+    )
     outputs: list[Tensor] = []
     module.network.unet.register_forward_hook(lambda _, __, out: outputs.append(out))
     with torch.no_grad():
@@ -113,21 +123,27 @@ def test_the_loss_is_the_error_of_v(prior: Callable[..., tuple[PriorTrainer, dic
     assert loss.tolist() == pytest.approx(error.square().mean(dim=(1, 2, 3, 4)).tolist(), rel=1e-3)
 
 
-def test_the_noise_levels_are_those_of_the_recipe(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+def test_the_noise_levels_are_those_of_the_recipe(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
     module, _ = prior()
     torch.manual_seed(0)
     sigma = draw_sigma(module.loss, 40_000)
     assert sigma.min() >= 0.002
-    high = 0.1 * math.log(700 / 188) / math.log(700 / 20)  # the normal share has nearly nothing there
+    # the normal share has nearly nothing there
+    high = 0.1 * math.log(700 / 188) / math.log(700 / 20)
     assert (sigma > 188).float().mean() == pytest.approx(high, rel=0.1)
-    assert sigma.log().median() == pytest.approx(0.3 + 1.4 * 0.1397, abs=0.05)  # a tenth lies above: quantile 5/9
+    # a tenth lies above: quantile 5/9
+    assert sigma.log().median() == pytest.approx(0.3 + 1.4 * 0.1397, abs=0.05)
 
     aug = module.draw_cond_aug(40_000)
     assert (aug == 0).float().mean() == pytest.approx(0.3, abs=0.02)
     assert aug[aug > 0].log().median() == pytest.approx(-3.0, abs=0.05) and aug.max() <= 1
 
 
-def told(module: PriorTrainer, batch: dict[str, Tensor], seed: int = 0) -> list[tuple[Condition, Tensor, Tensor]]:
+def told(
+    module: PriorTrainer, batch: dict[str, Tensor], seed: int = 0
+) -> list[tuple[Condition, Tensor, Tensor]]:
     """Condition, flags and x of every call of the network in one training step."""
     calls: list[tuple[Condition, Tensor, Tensor]] = []
     own = module.network.forward
@@ -142,14 +158,17 @@ def told(module: PriorTrainer, batch: dict[str, Tensor], seed: int = 0) -> list[
     return calls
 
 
-def test_conditions_are_dropped_whole(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+def test_conditions_are_dropped_whole(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
     for drop, gone in ((0.0, [False]), (1.0, [True]), (0.5, [False, True])):
         seen = set()
         for seed in range(5):
             module, batch = prior(loss=LossConfig(singles=2, drop=drop))
             for condition, _, _ in told(module, batch, seed):
                 picture = (condition.crossattn == 0).flatten(1).all(1)
-                assert torch.equal(picture, (condition.concat == 0).flatten(1).all(1))  # both or none
+                # both or none
+                assert torch.equal(picture, (condition.concat == 0).flatten(1).all(1))
                 assert torch.equal(picture, (condition.crossattn == 0).flatten(1).any(1))
                 assert (condition.vector != 0).flatten(1).any(1).all()  # the numbers stay
                 seen |= set(picture.tolist())
@@ -166,10 +185,16 @@ def test_single_images_leave_the_temporal_branch_alone(
     assert x.shape[:2] == (2, 8) and not flags.any()
     assert x_single.shape[:2] == (2, 1) and flags_single.all()
 
-    condition = module.condition(module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape))
+    condition = module.condition(
+        module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)
+    )
     first = Condition(*(part[:, :1].detach() for part in condition))
     temporal = [p for name, p in module.network.unet.named_parameters() if ".time_" in name]
-    spatial = [p for name, p in module.network.unet.named_parameters() if "transformer_blocks.0.attn1" in name]
+    spatial = [
+        p
+        for name, p in module.network.unet.named_parameters()
+        if "transformer_blocks.0.attn1" in name
+    ]
     for image_only in (True, False):
         module.network.zero_grad()
         module.v_loss(batch["latents"][:, :1], first, image_only=image_only).sum().backward()
@@ -178,24 +203,37 @@ def test_single_images_leave_the_temporal_branch_alone(
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in spatial if p.ndim > 1)
 
 
-def test_the_reference_is_noised_as_told(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
-    """The encoder sees the noised picture, the tower the clean one, and the vector says how much noise there is."""
+def test_the_reference_is_noised_as_told(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
+    """The encoder sees the noised picture, the tower the clean one, and the vector says how much
+    noise there is."""
     module, batch = prior()
     noise = torch.randn(batch["reference"].shape, generator=torch.Generator().manual_seed(0))
-    clean, noised = (module.condition(module.network, batch, torch.full((4,), a), noise) for a in (0.0, 0.5))
+    clean, noised = (
+        module.condition(module.network, batch, torch.full((4,), a), noise) for a in (0.0, 0.5)
+    )
     images = batch["reference"].float() / 127.5 - 1
     assert torch.equal(clean.crossattn, noised.crossattn)
     assert torch.allclose(noised.concat[:, 0], module.first_stage(images + 0.5 * noise), atol=1e-5)
     assert not torch.equal(clean.vector, noised.vector)
 
 
-def test_the_multiview_prior_is_told_the_cameras(prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]]) -> None:
+def test_the_multiview_prior_is_told_the_cameras(
+    prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
+) -> None:
     module, batch = prior("multiview")
     assert batch["azimuth_rad"][:, -1] == pytest.approx([2 * math.pi] * 4)
-    torch.testing.assert_close(batch["reference"], torch.from_numpy(np.stack([orbit(i)[-1] for i in range(4)])))
-    vector = module.condition(module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)).vector
+    torch.testing.assert_close(
+        batch["reference"], torch.from_numpy(np.stack([orbit(i)[-1] for i in range(4)]))
+    )
+    vector = module.condition(
+        module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)
+    ).vector
     turned = batch | {"azimuth_rad": batch["azimuth_rad"].roll(1, dims=1)}
-    again = module.condition(module.network, turned, torch.zeros(4), torch.zeros(batch["reference"].shape)).vector
+    again = module.condition(
+        module.network, turned, torch.zeros(4), torch.zeros(batch["reference"].shape)
+    ).vector
     assert not torch.equal(vector, again)
 
 
@@ -229,7 +267,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
     assert factors[60:] == pytest.approx([1 - i / 40 for i in range(41)])
 
 
-# --- a run -----------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 class StopAt(L.Callback):
@@ -251,7 +289,10 @@ def test_a_run_that_was_stopped_goes_on_alike(kind: Kind, job: MakeJob, tmp_path
     assert stopped.seen == [1, 2] and resumed.seen == [3, 4]
     for name, value in whole.items():
         assert torch.equal(value, went_on[name]), name
-    assert all(torch.equal(whole[k], v) for k, v in quietly(job(kind, output_dir=tmp_path / "again")).items())
+    assert all(
+        torch.equal(whole[k], v)
+        for k, v in quietly(job(kind, output_dir=tmp_path / "again")).items()
+    )
     other = quietly(job(kind, output_dir=tmp_path / "other", seed=1))
     assert any(not torch.equal(whole[k], other[k]) for k in whole)
 
@@ -267,19 +308,41 @@ def test_batch_k_depends_on_seed_k_and_rank_alone() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_network(tiny_weights: list[str], cache: Path, tmp_path: Path) -> None:
-    """On batches of their own: as many weights as one of them would write, and what is said, said once."""
+def test_two_processes_train_one_network(
+    tiny_weights: list[str], cache: Path, tmp_path: Path
+) -> None:
+    """On batches of their own: as many weights as one of them would write, and what is said, said
+    once."""
     script = str(Path(sys.executable).with_name("d2"))
-    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.max_steps=2", "prior.batch_size=2", "prior.singles=1"]
-    line = ["prior=tiny_multiview", *sizes, tiny_weights[-1], f"cache_dir={cache}", "validate_every=2"]
+    sizes = [
+        "num_scenes=4",
+        "num_validation_scenes=2",
+        "prior.max_steps=2",
+        "prior.batch_size=2",
+        "prior.singles=1",
+    ]
+    line = [
+        "prior=tiny_multiview",
+        *sizes,
+        tiny_weights[-1],
+        f"cache_dir={cache}",
+        "validate_every=2",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     written = []
-    for place, trainer in {"one": ["trainer=cpu"], "two": ["trainer=ddp", "trainer.accelerator=cpu"]}.items():
+    for place, trainer in {
+        "one": ["trainer=cpu"],
+        "two": ["trainer=ddp", "trainer.accelerator=cpu"],
+    }.items():
         command = [script, "train", *line, *trainer, f"output_dir={tmp_path / place}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=500)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=500
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("wrote ") == 1
-        written.append(tiny.read_weights(tmp_path / place / "tiny_multiview.safetensors", "multiview"))
+        written.append(
+            tiny.read_weights(tmp_path / place / "tiny_multiview.safetensors", "multiview")
+        )
     one, two = written
     assert one.meta["steps"] == two.meta["steps"] == 2 and one.state.keys() == two.state.keys()
     assert all(value.isfinite().all() for value in two.state.values())
@@ -313,7 +376,8 @@ def handled_signals() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("signum", "step", "validating"), [(signal.SIGINT, 1, False), (signal.SIGTERM, 3, False), (signal.SIGINT, 2, True)]
+    ("signum", "step", "validating"),
+    [(signal.SIGINT, 1, False), (signal.SIGTERM, 3, False), (signal.SIGINT, 2, True)],
 )
 def test_a_training_that_a_signal_stopped_goes_on_alike(
     signum: int, step: int, validating: bool, job: MakeJob, tmp_path: Path, handled_signals: None
@@ -346,7 +410,12 @@ def test_another_learning_rate_is_used_and_told(
                 seen.extend(group["lr"] for group in trainer.optimizers[0].param_groups)
 
         quietly(
-            job(optimizer=OptimizerConfig(lr=lr, max_steps=steps, warmup_steps=1, decay_steps=1, muon=True)), Rates()
+            job(
+                optimizer=OptimizerConfig(
+                    lr=lr, max_steps=steps, warmup_steps=1, decay_steps=1, muon=True
+                )
+            ),
+            Rates(),
         )
         return seen
 
@@ -354,10 +423,15 @@ def test_another_learning_rate_is_used_and_told(
     capfd.readouterr()
     assert set(rates(5e-4, 4)) == {5e-4}
     said = capfd.readouterr().err
-    assert "d2: going on at step 2, optimizer.lr: 0.001 -> 0.0005, optimizer.max_steps: 2 -> 4" in said
+    assert (
+        "d2: going on at step 2, optimizer.lr: 0.001 -> 0.0005, optimizer.max_steps: 2 -> 4" in said
+    )
     meta = header(tmp_path / "out" / "tiny_video.safetensors")
     assert meta["config"]["optimizer"]["lr"] == 5e-4 and meta["steps"] == 4
-    assert [(p["first_step"], p["optimizer_state"], p["config"]["optimizer"]["lr"]) for p in meta["phases"]] == [
+    assert [
+        (p["first_step"], p["optimizer_state"], p["config"]["optimizer"]["lr"])
+        for p in meta["phases"]
+    ] == [
         (0, "new", 1e-3),
         (2, "of the phase before", 5e-4),
     ]
@@ -367,11 +441,16 @@ def test_another_learning_rate_is_used_and_told(
     ("changes", "says"),
     [
         ({"kind": "multiview"}, "prior.kind=multiview: the training in output_dir has video"),
-        ({"optimizer": OptimizerConfig(muon=True)}, "prior.optimizer=True: the training in output_dir has False"),
+        (
+            {"optimizer": OptimizerConfig(muon=True)},
+            "prior.optimizer=True: the training in output_dir has False",
+        ),
         ({"optimizer": OptimizerConfig(max_steps=3)}, "prior.max_steps=3: .*last.ckpt has 4"),
     ],
 )
-def test_what_cannot_change_on_going_on_is_refused(changes: dict[str, Any], says: str, job: MakeJob) -> None:
+def test_what_cannot_change_on_going_on_is_refused(
+    changes: dict[str, Any], says: str, job: MakeJob
+) -> None:
     quietly(job())
     with pytest.raises(ValueError, match=says):
         quietly(job(**changes))
@@ -405,12 +484,16 @@ def test_weights_are_not_replaced_by_those_of_fewer_steps(job: MakeJob, tmp_path
     weights = tmp_path / "out" / "tiny_video.safetensors"
     before = weights.read_bytes()
     (tmp_path / "out" / "checkpoints" / "last.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"have 4 steps, and a training from step 0 would replace them"):
+    with pytest.raises(
+        ValueError, match=r"have 4 steps, and a training from step 0 would replace them"
+    ):
         quietly(job())
     assert weights.read_bytes() == before
 
 
-def test_a_checkpoint_that_carries_code_is_refused_and_not_run(job: MakeJob, tmp_path: Path) -> None:
+def test_a_checkpoint_that_carries_code_is_refused_and_not_run(
+    job: MakeJob, tmp_path: Path
+) -> None:
     class Code:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
@@ -426,8 +509,21 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(job: MakeJob, tmp
 def test_both_parts_of_a_training_are_one_log(
     small_weights: list[str], cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "validate_every=2"]
-    line = ["train", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", f"output_dir={tmp_path / 'out'}"]
+    sizes = [
+        "num_scenes=4",
+        "num_validation_scenes=2",
+        "prior.batch_size=4",
+        "prior.singles=2",
+        "validate_every=2",
+    ]
+    line = [
+        "train",
+        *sizes,
+        f"cache_dir={cache}",
+        small_weights[-1],
+        "trainer=cpu",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     for steps in (4, 8):
         assert cli.run([*line, f"prior.max_steps={steps}"]) == 0
     with (tmp_path / "out" / "log" / "metrics.csv").open() as file:
@@ -435,12 +531,31 @@ def test_both_parts_of_a_training_are_one_log(
     validated = [int(row["step"]) for row in rows if row["val/loss_1_10"]]
     assert validated == sorted(validated) and {1, 3, 5, 7} <= set(validated)
     err = capfd.readouterr().err
-    assert "tiny_video: step 2 of 4, " in err and "tiny_video: step 6 of 8, " in err and "Epoch" not in err
+    assert (
+        "tiny_video: step 2 of 4, " in err
+        and "tiny_video: step 6 of 8, " in err
+        and "Epoch" not in err
+    )
 
 
-def test_both_parts_of_a_training_are_one_run_of_wandb(small_weights: list[str], cache: Path, tmp_path: Path) -> None:
-    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "validate_every=2"]
-    line = ["train", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", f"output_dir={tmp_path / 'out'}"]
+def test_both_parts_of_a_training_are_one_run_of_wandb(
+    small_weights: list[str], cache: Path, tmp_path: Path
+) -> None:
+    sizes = [
+        "num_scenes=4",
+        "num_validation_scenes=2",
+        "prior.batch_size=4",
+        "prior.singles=2",
+        "validate_every=2",
+    ]
+    line = [
+        "train",
+        *sizes,
+        f"cache_dir={cache}",
+        small_weights[-1],
+        "trainer=cpu",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     for steps in (2, 4):
         assert cli.run([*line, "logger=wandb", f"prior.max_steps={steps}"]) == 0
     runs = sorted(read_runs(tmp_path / "out"), key=lambda run: run.config["prior"]["max_steps"])
@@ -452,12 +567,33 @@ def test_both_parts_of_a_training_are_one_run_of_wandb(small_weights: list[str],
 def test_every_point_of_a_sweep_of_training_is_a_run_of_wandb(
     small_weights: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2", "prior.max_steps=1"]
-    line = ["train", "-m", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", "validate_every=1"]
-    assert cli.run([*line, "prior.lr=0.001,0.002", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'out'}"]) == 0
+    sizes = [
+        "num_scenes=4",
+        "num_validation_scenes=2",
+        "prior.batch_size=4",
+        "prior.singles=2",
+        "prior.max_steps=1",
+    ]
+    line = [
+        "train",
+        "-m",
+        *sizes,
+        f"cache_dir={cache}",
+        small_weights[-1],
+        "trainer=cpu",
+        "validate_every=1",
+    ]
+    assert (
+        cli.run(
+            [*line, "prior.lr=0.001,0.002", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'out'}"]
+        )
+        == 0
+    )
     runs = read_runs(tmp_path / "out")
     assert [run.name for run in runs] == ["prior.lr=0.001", "prior.lr=0.002"]
-    assert [run.config["prior"]["lr"] for run in runs] == [0.001, 0.002] and {run.group for run in runs} == {"out"}
+    assert [run.config["prior"]["lr"] for run in runs] == [0.001, 0.002] and {
+        run.group for run in runs
+    } == {"out"}
 
 
 def test_every_band_of_noise_is_validated(job: MakeJob) -> None:
@@ -466,7 +602,9 @@ def test_every_band_of_noise_is_validated(job: MakeJob) -> None:
     with safe_open(own.output_dir / "tiny_video.safetensors", framework="pt") as f:
         meta = json.loads(f.metadata()["meta"])
     bands = [f"val/loss_{band}" for band in ("0.01_0.1", "0.1_1", "1_10", "10_188", "188_700")]
-    assert sorted(meta["validation"]) == sorted(bands) and all(math.isfinite(v) for v in meta["validation"].values())
+    assert sorted(meta["validation"]) == sorted(bands) and all(
+        math.isfinite(v) for v in meta["validation"].values()
+    )
     assert meta["world"] == world4d.WORLD_VERSION and meta["steps"] == 4
     assert meta["config"]["optimizer"]["lr"] == 1e-3 and meta["config"]["num_scenes"] == 4
 
@@ -486,13 +624,17 @@ def test_validation_depends_on_the_weights_alone(
     assert figures[0] == figures[1] and len(figures[0]) == 5
 
 
-def test_training_starts_from_the_weights_it_is_given(job: MakeJob, small_weights: list[str]) -> None:
+def test_training_starts_from_the_weights_it_is_given(
+    job: MakeJob, small_weights: list[str]
+) -> None:
     files = [Path(w.partition("=")[2]) for w in small_weights]
     for kind, path in zip(("video", "multiview"), files, strict=False):
         module, _ = build_prior(job(kind, init_from=path))
         given = tiny.read_weights(path, kind).state
         for network in (module.network, module.ema):
-            assert all(torch.equal(value, given[name]) for name, value in network.state_dict().items())
+            assert all(
+                torch.equal(value, given[name]) for name, value in network.state_dict().items()
+            )
     with pytest.raises(ValueError, match="wanted 'video'"):
         build_prior(job("video", init_from=files[1]))
 
@@ -515,7 +657,10 @@ def test_an_oriented_autoencoder_is_trained_on_where_it_was(job: MakeJob, tmp_pa
 @torch.no_grad()
 def test_the_basis_of_latents_is_that_of_pixels() -> None:
     torch.manual_seed(0)
-    stage, pictures = FirstStage(tiny.AUTOENCODER), torch.from_numpy(np.concatenate([orbit(0), orbit(1)]))
+    stage, pictures = (
+        FirstStage(tiny.AUTOENCODER),
+        torch.from_numpy(np.concatenate([orbit(0), orbit(1)])),
+    )
     images = pictures.float() / 127.5 - 1
     old = stage(images)
     before = stage.decode(old)
@@ -523,7 +668,9 @@ def test_the_basis_of_latents_is_that_of_pixels() -> None:
     z = stage(images)
     assert torch.allclose(stage.decode(z), before, atol=1e-4)  # the pictures are the same
     centred = (x - x.mean(dim=(0, 2, 3), keepdim=True) for x in (old, z))
-    torch.testing.assert_close(torch.einsum("ij,njhw->nihw", change, next(centred)), next(centred), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        torch.einsum("ij,njhw->nihw", change, next(centred)), next(centred), rtol=0, atol=1e-3
+    )
     assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     assert z.var(dim=(0, 2, 3)).mean() == pytest.approx(1, abs=1e-3)
     seen = torch.nn.functional.max_pool2d((pictures < 247).any(dim=1, keepdim=True).float(), 8) > 0
@@ -536,9 +683,13 @@ def test_the_basis_of_latents_is_that_of_pixels() -> None:
     assert (stage.scale == stage.scale[0]).all()
 
 
-def test_a_decoder_alone_leaves_the_latents_as_they_are(job: MakeJob, small_weights: list[str]) -> None:
+def test_a_decoder_alone_leaves_the_latents_as_they_are(
+    job: MakeJob, small_weights: list[str]
+) -> None:
     path = Path(small_weights[-1].partition("=")[2])
-    trained = quietly(job("autoencoder", decoder_steps=4, edge_weight=2.0, latent_noise=0.2, init_from=path))
+    trained = quietly(
+        job("autoencoder", decoder_steps=4, edge_weight=2.0, latent_noise=0.2, init_from=path)
+    )
     changed = {
         name
         for name, given in tiny.read_weights(path, "autoencoder").state.items()
@@ -551,17 +702,21 @@ def test_the_weights_written_are_oriented(job: MakeJob) -> None:
     own = job("autoencoder")
     quietly(own)
     stage = tiny.load_first_stage(own.output_dir / "tiny_autoencoder.safetensors")
-    pictures = np.concatenate([rendered(own.cache_dir, kind, "train", 4).pixels for kind in ("orbits", "clips")])
+    pictures = np.concatenate(
+        [rendered(own.cache_dir, kind, "train", 4).pixels for kind in ("orbits", "clips")]
+    )
     z = stage(torch.from_numpy(pictures).flatten(0, 1).float() / 127.5 - 1)
     assert z.mean(dim=(0, 2, 3)).abs().max() < 0.02  # half precision
     assert z.var(dim=(0, 2, 3)).mean() == pytest.approx(1, abs=0.04)
     assert (stage.scale == stage.scale[0]).all()
 
 
-# --- what training may see -------------------------------------------------------------------------------------------
+# --- what training may see ------------------------------------------------------------------------
 
 
-def test_training_never_gets_a_whole_matrix(job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_gets_a_whole_matrix(
+    job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("training asked for a V × F truth")
 
@@ -577,7 +732,9 @@ def test_training_never_gets_a_whole_matrix(job: MakeJob, tmp_path: Path, monkey
         same_moment = (world4d.clips if "clips" in path.parent.name else world4d.static_orbits)(
             "train" if "train" in path.parent.name else "validation", [0]
         )
-        assert np.array_equal(clips[0], (same_moment.pixels[0] * 255).round().to(torch.uint8).numpy())
+        assert np.array_equal(
+            clips[0], (same_moment.pixels[0] * 255).round().to(torch.uint8).numpy()
+        )
     assert {path.parent.name.rpartition("_")[0] for path in own.rglob("pixels.npy")} == {
         "train_orbits", "train_clips", "validation_orbits", "validation_clips",
     }  # fmt: skip
@@ -595,7 +752,9 @@ class HerePool:
         return map(work, shards)
 
 
-def test_a_rendering_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rendering_that_was_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datamodule, "SHARD", 2)
     monkeypatch.setattr(datamodule, "ProcessPoolExecutor", HerePool)
     own, shards = datamodule.render_shard, []
@@ -611,6 +770,9 @@ def test_a_rendering_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytes
         rendered(tmp_path, "clips", "train", 5)
     views = rendered(tmp_path, "clips", "train", 5)
     assert shards == [0, 1, 1, 2]
-    assert np.array_equal(views.pixels, (world4d.clips("train", range(5)).pixels * 255).round().to(torch.uint8).numpy())
+    assert np.array_equal(
+        views.pixels,
+        (world4d.clips("train", range(5)).pixels * 255).round().to(torch.uint8).numpy(),
+    )
     rendered(tmp_path, "clips", "train", 5)
     assert shards == [0, 1, 1, 2]  # all there

@@ -1,4 +1,5 @@
-"""The video encoder's training: what is done to its videos, what is read off them, and the file that ships."""
+"""The video encoder's training: what is done to its videos, what is read off them, and the file
+that ships."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def videos(cache: Path) -> Videos:
     """Orbits and clips of four training scenes."""
-    return Videos(rendered(cache, "orbits", "train", 4), rendered(cache, "clips", "train", 4), "train")
+    return Videos(
+        rendered(cache, "orbits", "train", 4), rendered(cache, "clips", "train", 4), "train"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,9 @@ def job(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             output_dir=tmp_path / "out",
             cache_dir=cache,
             autoencoder=tmp_path / "none",
-            optimizer=OptimizerConfig(lr=2e-3, muon=True, max_steps=4, warmup_steps=1, decay_steps=2),
+            optimizer=OptimizerConfig(
+                lr=2e-3, muon=True, max_steps=4, warmup_steps=1, decay_steps=2
+            ),
             loss=LossConfig(),
             num_scenes=4,
             num_validation_scenes=2,
@@ -90,7 +95,7 @@ def trained(job: TrainJob, *callbacks: L.Callback) -> dict[str, Tensor]:
     return tiny.read_weights(path, "video_encoder").state
 
 
-# --- corruption ------------------------------------------------------------------------------------------------------
+# --- corruption -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blur", [0.7, 1.0, 2.0])
@@ -128,8 +133,13 @@ def test_half_of_the_videos_suffer_each_damage() -> None:
     steps = drawn.order.diff(dim=1)
     for share in (drawn.blur > 0, drawn.noise > 0, ~((steps == 1).all(1) | (steps == -1).all(1))):
         assert 0.35 < share.float().mean() < 0.55  # of few displaced frames none may move
-    assert drawn.blur.max() <= encoder_trainer.MAX_BLUR and drawn.noise.max() <= encoder_trainer.MAX_NOISE
-    backwards = (steps == -1).all(1).sum() / ((steps == 1).all(1).sum() + (steps == -1).all(1).sum())
+    assert (
+        drawn.blur.max() <= encoder_trainer.MAX_BLUR
+        and drawn.noise.max() <= encoder_trainer.MAX_NOISE
+    )
+    backwards = (steps == -1).all(1).sum() / (
+        (steps == 1).all(1).sum() + (steps == -1).all(1).sum()
+    )
     assert backwards == pytest.approx(0.5, abs=0.05)
     lengths = {draw(2, 8, shortest=4).order.shape[1] for _ in range(60)}
     assert lengths == {4, 5, 6, 7, 8}
@@ -145,10 +155,14 @@ def test_a_corruption_is_the_seeds_alone(batch: dict[str, Tensor]) -> None:
     for seed in range(8):  # a batch in which nothing, or everything, is blurred
         torch.manual_seed(seed)
         videos, wanted = corrupted({name: part[:1] for name, part in batch.items()})
-        assert videos.isfinite().all() and wanted.shape == (1, videos.shape[1], sum(BLOCKS.values()))
+        assert videos.isfinite().all() and wanted.shape == (
+            1,
+            videos.shape[1],
+            sum(BLOCKS.values()),
+        )
 
 
-# --- what is read off ------------------------------------------------------------------------------------------------
+# --- what is read off -----------------------------------------------------------------------------
 
 
 def read(batch: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
@@ -164,13 +178,17 @@ def read(batch: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
     [
         ([0, 1, 2, 3, 4], [(1, 0)] * 5, [(1, 0)] * 5),
         ([4, 3, 2], [(-1, 0)] * 3, [(-1, 0)] * 3),
-        ([6, 7, 0, 1], [(1, 0)] * 4, [(1, 0), (-3, 3), (-3, 3), (1, 0)]),  # the ring closes, a clip does not
+        # the ring closes, a clip does not
+        ([6, 7, 0, 1], [(1, 0)] * 4, [(1, 0), (-3, 3), (-3, 3), (1, 0)]),
         ([0, 2, 1, 2], [(2, 1), (0.5, 0.5), (0, 0), (1, 0)], [(2, 1), (0.5, 0.5), (0, 0), (1, 0)]),
         ([5, 5, 5], [(0, -1)] * 3, [(0, -1)] * 3),
     ],
 )
 def test_order_is_the_way_and_its_detours(
-    batch: dict[str, Tensor], order: list[int], around: list[tuple[float, float]], along: list[tuple[float, float]]
+    batch: dict[str, Tensor],
+    order: list[int],
+    around: list[tuple[float, float]],
+    along: list[tuple[float, float]],
 ) -> None:
     """Every frame's steps to it and from it on, their mean and their size."""
     found = read(batch, order)["order"]
@@ -184,15 +202,23 @@ def test_the_facts_are_the_creatures(videos: Videos, batch: dict[str, Tensor]) -
     creatures = sample_creatures("train", range(4))
     assert batch["orbit"].tolist() == [True] * 4 + [False] * 4
     for kind in (slice(0, 4), slice(4, 8)):
-        torch.testing.assert_close(batch["colour"][kind], creatures.colours[:, 0].flatten(1).float())
+        torch.testing.assert_close(
+            batch["colour"][kind], creatures.colours[:, 0].flatten(1).float()
+        )
     heading = torch.atan2(batch["angle"][..., 0], batch["angle"][..., 1])  # 8 t, against the camera
     turned = (heading[4:] - creatures.yaw[:, None].float()).remainder(2 * torch.pi)
     assert turned.minimum(2 * torch.pi - turned).max() < 1e-4  # a clip's camera stands at no angle
     step = heading[:4].diff(dim=1).remainder(2 * torch.pi)
-    torch.testing.assert_close(step, torch.full_like(step, 2 * torch.pi * 7 / 8))  # and an orbit's goes on by an eighth
-    for kind, times in ((slice(0, 4), creatures.still_time[:, None]), (slice(4, 8), torch.arange(8) / 8)):
+    # and an orbit's goes on by an eighth
+    torch.testing.assert_close(step, torch.full_like(step, 2 * torch.pi * 7 / 8))
+    for kind, times in (
+        (slice(0, 4), creatures.still_time[:, None]),
+        (slice(4, 8), torch.arange(8) / 8),
+    ):
         cycles = creatures.start[:, None] + creatures.frequency[:, None] * times
-        torch.testing.assert_close(batch["gait"][kind, :, 0], (2 * torch.pi * cycles).sin().expand(-1, 8).float())
+        torch.testing.assert_close(
+            batch["gait"][kind, :, 0], (2 * torch.pi * cycles).sin().expand(-1, 8).float()
+        )
     assert torch.equal(videos.facts, Videos(*videos.sets, "train").facts)
 
 
@@ -207,14 +233,17 @@ def test_strengths_are_told_by_their_root(batch: dict[str, Tensor]) -> None:
     n = len(batch["pixels"])
     drawn = Drawn(torch.arange(8).expand(n, -1), torch.full((n,), 0.5), torch.full((n,), 0.25))
     blur, noise = targets(batch, drawn, 8)[0, 0, :2].tolist()
-    assert blur == pytest.approx(2 * 0.5) and noise == pytest.approx(2)  # a quarter and all of the largest
+    # a quarter and all of the largest
+    assert blur == pytest.approx(2 * 0.5) and noise == pytest.approx(2)
 
 
-# --- a run -----------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def test_steps_on_one_batch_make_its_loss_smaller(job: Callable[..., TrainJob]) -> None:
-    module, data = build_video_encoder(job(optimizer=OptimizerConfig(lr=5e-3, muon=True, warmup_steps=1)))
+    module, data = build_video_encoder(
+        job(optimizer=OptimizerConfig(lr=5e-3, muon=True, warmup_steps=1))
+    )
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     one = torch.utils.data.default_collate([data.train[i] for i in range(8)])  # type: ignore[index]
     optimizer = module.configure_optimizers()["optimizer"]
@@ -229,7 +258,9 @@ def test_steps_on_one_batch_make_its_loss_smaller(job: Callable[..., TrainJob]) 
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_a_run_goes_on_alike_and_sees_no_matrix(job: Callable[..., TrainJob], tmp_path: Path) -> None:
+def test_a_run_goes_on_alike_and_sees_no_matrix(
+    job: Callable[..., TrainJob], tmp_path: Path
+) -> None:
     class StopAt(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
             trainer.should_stop = trainer.global_step == 2
@@ -239,7 +270,9 @@ def test_a_run_goes_on_alike_and_sees_no_matrix(job: Callable[..., TrainJob], tm
     assert any(not torch.equal(whole[k], half[k]) for k in whole)
     again = trained(job())
     assert all(torch.equal(whole[k], again[k]) for k in whole)
-    names = {folder.name for folder in (job().cache_dir / f"world4d-{world4d.WORLD_VERSION}").iterdir()}
+    names = {
+        folder.name for folder in (job().cache_dir / f"world4d-{world4d.WORLD_VERSION}").iterdir()
+    }
     assert names == {"train_orbits_4", "train_clips_4", "validation_orbits_2", "validation_clips_2"}
 
 
@@ -251,11 +284,20 @@ def test_what_a_run_writes_is_what_the_metrics_read(job: Callable[..., TrainJob]
     assert network.dim == 12 and network.name == "world4d-encoder"
     assert meta["world"] == world4d.WORLD_VERSION and meta["steps"] == 4
     assert meta["training"]["optimizer"]["max_steps"] == 4 and meta["training"]["num_scenes"] == 4
-    assert meta["validation"].keys() == {f"val/{name}" for name in BLOCKS} and BLOCKS.keys() == WEIGHTS.keys()
+    assert (
+        meta["validation"].keys() == {f"val/{name}" for name in BLOCKS}
+        and BLOCKS.keys() == WEIGHTS.keys()
+    )
 
 
 def test_the_command_trains_it(job: Callable[..., TrainJob], tmp_path: Path) -> None:
-    short = ["prior.max_steps=2", "prior.batch_size=3", "num_scenes=4", "num_validation_scenes=2", "trainer=cpu"]
+    short = [
+        "prior.max_steps=2",
+        "prior.batch_size=3",
+        "num_scenes=4",
+        "num_validation_scenes=2",
+        "trainer=cpu",
+    ]
     places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={job().cache_dir}"]
     assert cli.run(["train", "prior=tiny_video_encoder", *short, *places]) == 0
     assert load_video_encoder(tmp_path / "out" / "tiny_video_encoder.safetensors").dim == 12
@@ -278,21 +320,31 @@ def test_whitened_features_tell_the_same(videos: Videos, batch: dict[str, Tensor
 
 
 def test_the_roots_are_those_of_the_covariance() -> None:
-    members = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(-3, 1, 6))
+    members = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(
+        torch.logspace(-3, 1, 6)
+    )
     root, inverse = ridged_roots(members.mT.cov())
     torch.testing.assert_close(root @ inverse, torch.eye(6), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(root @ root, members.mT.cov() + RIDGE * members.var(dim=0).mean() * torch.eye(6))
+    torch.testing.assert_close(
+        root @ root, members.mT.cov() + RIDGE * members.var(dim=0).mean() * torch.eye(6)
+    )
     white = (members @ inverse).var(dim=0)
-    assert white.max() < 1.001 and white[-1] > 0.9 and white[0] < 0.01  # what is nearly nothing stays nearly nothing
+    # what is nearly nothing stays nearly nothing
+    assert white.max() < 1.001 and white[-1] > 0.9 and white[0] < 0.01
 
 
 def test_blocks_are_averaged_each() -> None:
     width = sum(BLOCKS.values())
     found = block_means(torch.arange(float(width)).expand(3, -1))
-    assert found["blur"] == 0 and found["noise"] == 1 and found["order"] == 3.5 and found["gait"] == width - 1.5
+    assert (
+        found["blur"] == 0
+        and found["noise"] == 1
+        and found["order"] == 3.5
+        and found["gait"] == width - 1.5
+    )
 
 
-# --- the shipped file ------------------------------------------------------------------------------------------------
+# --- the shipped file -----------------------------------------------------------------------------
 
 
 def test_the_shipped_encoder_reads_what_it_is_for() -> None:
@@ -301,4 +353,8 @@ def test_the_shipped_encoder_reads_what_it_is_for() -> None:
     assert SHIPPED.stat().st_size < 2e6 and sum(t.numel() for t in file.state.values()) == 790_944
     told = file.meta["validation"]
     assert file.meta["world"] == world4d.WORLD_VERSION
-    assert min(told["val/blur"], told["val/noise"]) > 0.8 and told["val/order"] > 0.3 and told["val/colour"] > 0.4
+    assert (
+        min(told["val/blur"], told["val/noise"]) > 0.8
+        and told["val/order"] > 0.3
+        and told["val/colour"] > 0.4
+    )

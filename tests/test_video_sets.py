@@ -54,7 +54,10 @@ def test_every_traversal_shows_every_cell_once():
 
 
 def test_the_traversals_by_hand():
-    sets = {name: videos.tolist() for name, videos in video_sets(torch.tensor([[0, 1, 2], [10, 11, 12]])).items()}
+    sets = {
+        name: videos.tolist()
+        for name, videos in video_sets(torch.tensor([[0, 1, 2], [10, 11, 12]])).items()
+    }
     assert sets == {
         "f": [[0, 1, 2], [10, 11, 12]],
         "v": [[0, 10], [1, 11], [2, 12]],
@@ -101,7 +104,9 @@ def test_identical_sets_give_nothing_and_others_something(network: FeatureNetwor
     assert all(value > 1e-3 for value in fvd(a, darker, network).values())
 
 
-def test_displaced_frames_do_not_touch_the_columns_and_displaced_views_not_the_rows(network: FeatureNetwork):
+def test_displaced_frames_do_not_touch_the_columns_and_displaced_views_not_the_rows(
+    network: FeatureNetwork,
+):
     a = matrices(0)
     frames = fvd(a, [matrix[:, [3, 0, 4, 1, 2]] for matrix in a], network)
     views = fvd(a, [matrix[[2, 0, 3, 1]] for matrix in a], network)
@@ -131,7 +136,18 @@ def test_sets_of_many_matrices_are_joined_sets(network: FeatureNetwork):
 
 def test_every_figure_names_its_network(network: FeatureNetwork):
     figures = distances(matrices(0, 2), matrices(9, 2), network)
-    stems = ["fvd_f", "fvd_v", "fvd_diag", "fv4d", "fv4d_columns", "kvd_f", "kvd_v", "kvd_diag", "kv4d", "kv4d_columns"]
+    stems = [
+        "fvd_f",
+        "fvd_v",
+        "fvd_diag",
+        "fv4d",
+        "fv4d_columns",
+        "kvd_f",
+        "kvd_v",
+        "kvd_diag",
+        "kv4d",
+        "kv4d_columns",
+    ]
     assert sorted(figures) == sorted(f"{stem}[world4d-encoder]" for stem in stems)
 
 
@@ -143,7 +159,9 @@ def test_one_matrix_has_no_distance_between_rasters(network: FeatureNetwork):
 
 def test_videos_that_are_too_short_are_named(network: FeatureNetwork):
     hungry = network._replace(min_frames=5)
-    with pytest.raises(ValueError, match=r"at least 5 frames; leave out v \(4\) or name another") as error:
+    with pytest.raises(
+        ValueError, match=r"at least 5 frames; leave out v \(4\) or name another"
+    ) as error:
         matrix_features(matrices(0, 1)[0], hungry)
     assert "\n" not in str(error.value)
     assert set(matrix_features(matrices(0, 1)[0], hungry, traversals=("f", "4d"))) == {"f", "4d"}

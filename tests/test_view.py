@@ -1,4 +1,5 @@
-"""`d2 view`: a server that gives its page, with the cameras of the matrix; what is not one scene is refused."""
+"""`d2 view`: a server that gives its page, with the cameras of the matrix; what is not one scene is
+refused."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ def run(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     scene = world4d.scene("test", 0, num_views=4, num_frames=3, size=16)
     assert scene.truth is not None
-    write_matrix(tmp_path / "run/test_0000", ImageMatrix(scene.truth.pixels, scene.cameras, scene.fps), None, {})
+    write_matrix(
+        tmp_path / "run/test_0000",
+        ImageMatrix(scene.truth.pixels, scene.cameras, scene.fps),
+        None,
+        {},
+    )
     moving = MovingGaussians(cubic_bspline, 3, 20, 1)
     for parameter in moving.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -60,7 +66,9 @@ def test_splats_are_the_gaussians_of_the_moment() -> None:
     gaussians = Gaussians(*(part.detach() for part in at(moving, 1.5)))
     turn = rotations(gaussians.quats[0]).double()
     covariance = turn @ torch.diag_embed(gaussians.scales[0].double() ** 2) @ turn.mT
-    torch.testing.assert_close(torch.from_numpy(later["covariances"]).double(), covariance, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(later["covariances"]).double(), covariance, atol=1e-5, rtol=1e-4
+    )
     assert abs(now["centers"] - later["centers"]).max() > 0.01
 
 
@@ -69,7 +77,9 @@ def test_viser_is_imported_by_the_server_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
-def test_what_is_not_one_scene_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_one_scene_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     save_file({"x": torch.zeros(1)}, tmp_path / "other/scene.safetensors")

@@ -16,7 +16,9 @@ from d2.matrix import Cameras, camera_positions, camera_ring
 SPLITS = ("train", "validation", "test")
 
 
-def one_sphere(centre: tuple[float, float, float], radius: float, count: int = 1) -> world4d.Ellipsoids:
+def one_sphere(
+    centre: tuple[float, float, float], radius: float, count: int = 1
+) -> world4d.Ellipsoids:
     """`count` images of one red sphere."""
     return world4d.Ellipsoids(
         centre=torch.tensor(centre, dtype=torch.float64).expand(count, 1, 3),
@@ -30,16 +32,25 @@ def one_sphere(centre: tuple[float, float, float], radius: float, count: int = 1
 def creature_ellipsoids(split: world4d.Split, index: int, moment: float) -> world4d.Ellipsoids:
     creature = sample_creatures(split, [index])
     centre, rotation = pose(creature, torch.tensor([[moment]], dtype=torch.float64))
-    return world4d.Ellipsoids(centre[:, 0], rotation[:, 0], creature.radii, creature.colours, creature.split)
+    return world4d.Ellipsoids(
+        centre[:, 0], rotation[:, 0], creature.radii, creature.colours, creature.split
+    )
 
 
-def reference_rays(azimuth: float, elevation: float, size: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Origin 3 and directions (size · samples)² 3 of a pinhole camera, written from the design's words alone.
+def reference_rays(
+    azimuth: float, elevation: float, size: int, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Origin 3 and directions (size · samples)² 3 of a pinhole camera, written from the design's
+    words alone.
 
     The directions are 1 along the optical axis.
     """
     eye = 2.0 * torch.tensor(
-        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)],
+        [
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        ],
         dtype=torch.float64,
     )
     forward = -eye / eye.norm()
@@ -47,7 +58,9 @@ def reference_rays(azimuth: float, elevation: float, size: int, samples: int) ->
     right = right / right.norm()
     up = torch.linalg.cross(right, forward)
     rays = size * samples
-    side = ((torch.arange(rays, dtype=torch.float64) + 0.5) * 2 / rays - 1) * math.tan(math.radians(33.8 / 2))
+    side = ((torch.arange(rays, dtype=torch.float64) + 0.5) * 2 / rays - 1) * math.tan(
+        math.radians(33.8 / 2)
+    )
     directions = forward + side[None, :, None] * right - side[:, None, None] * up
     return eye, directions.flatten(0, 1)
 
@@ -55,28 +68,38 @@ def reference_rays(azimuth: float, elevation: float, size: int, samples: int) ->
 def reference_depth(
     ellipsoids: world4d.Ellipsoids, azimuth: float, elevation: float, size: int, samples: int
 ) -> Tensor:  # size·samples size·samples
-    """Depth of every ray, inf where it misses: the textbook quadratic, one ellipsoid after the other."""
+    """Depth of every ray, inf where it misses: the textbook quadratic, one ellipsoid after the
+    other."""
     eye, directions = reference_rays(azimuth, elevation, size, samples)
     nearest = torch.full((len(directions),), math.inf, dtype=torch.float64)
-    for centre, rotation, radii in zip(ellipsoids.centre[0], ellipsoids.rotation[0], ellipsoids.radii[0], strict=True):
+    for centre, rotation, radii in zip(
+        ellipsoids.centre[0], ellipsoids.rotation[0], ellipsoids.radii[0], strict=True
+    ):
         if radii.max() == 0:
             continue
         o = (eye - centre) @ rotation / radii
         d = directions @ rotation / radii
         a, b, c = d.square().sum(-1), d @ o, o @ o - 1
         root = b * b - a * c
-        nearest = torch.where(root > 0, torch.minimum(nearest, (-b - root.clamp(min=0).sqrt()) / a), nearest)
+        nearest = torch.where(
+            root > 0, torch.minimum(nearest, (-b - root.clamp(min=0).sqrt()) / a), nearest
+        )
     return nearest.view(size * samples, size * samples)
 
 
-# --- geometry against hand-written references -----------------------------------------------------------------------
+# --- geometry against hand-written references -----------------------------------------------------
 
 
 @pytest.mark.parametrize("azimuth_deg, elevation_deg", [(0, 0), (45, 20), (170, -10), (300, 40)])
-def test_a_sphere_appears_where_a_pinhole_camera_sees_its_centre(azimuth_deg: float, elevation_deg: float) -> None:
+def test_a_sphere_appears_where_a_pinhole_camera_sees_its_centre(
+    azimuth_deg: float, elevation_deg: float
+) -> None:
     azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
     point = torch.tensor([0.21, -0.13, 0.17], dtype=torch.float64)
-    angles = torch.tensor([azimuth], dtype=torch.float64), torch.tensor([elevation], dtype=torch.float64)
+    angles = (
+        torch.tensor([azimuth], dtype=torch.float64),
+        torch.tensor([elevation], dtype=torch.float64),
+    )
     _, mask, _ = world4d.render(one_sphere((0.21, -0.13, 0.17), 0.05), *angles, size=128)
     grid = torch.arange(128) + 0.5
     column = (mask[0, 0].sum(0) * grid).sum() / mask.sum()
@@ -92,7 +115,8 @@ def test_a_sphere_appears_where_a_pinhole_camera_sees_its_centre(azimuth_deg: fl
 
 
 def test_the_camera_of_a_view_stands_where_the_ring_says() -> None:
-    """A small sphere on the way from the origin to camera k is in the middle of view k, and nearest there."""
+    """A small sphere on the way from the origin to camera k is in the middle of view k, and nearest
+    there."""
     cameras = camera_ring(8, 0.3)
     toward = camera_positions(cameras) / 2.0
     for k in range(8):
@@ -108,24 +132,33 @@ def test_depth_is_the_closed_form_of_the_sphere() -> None:
     sphere, angles = one_sphere((0.1, -0.05, 0.08), 0.3), torch.tensor([0.7], dtype=torch.float64)
     _, mask, depth = world4d.render(sphere, angles, angles / 2, size=48)
     truth = reference_depth(sphere, 0.7, 0.35, size=48, samples=1).float()
-    inside = (mask[0, 0] == 1) & (truth < 1.75)  # away from the rim, where depth is not smooth within a pixel
+    # away from the rim, where depth is not smooth within a pixel
+    inside = (mask[0, 0] == 1) & (truth < 1.75)
     assert inside.sum() > 200
     torch.testing.assert_close(depth[0, 0][inside], truth[inside], atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("index, size", [(0, 64), (3, 64), (4, 52), (6, 20)])
 def test_creatures_agree_with_an_independent_ray_caster(index: int, size: int) -> None:
-    """Masks and depths against 8 × 8 rays a pixel, ellipsoid by ellipsoid: tiles, culling and algebra drop nothing."""
+    """Masks and depths against 8 × 8 rays a pixel, ellipsoid by ellipsoid: tiles, culling and
+    algebra drop nothing."""
     ellipsoids = creature_ellipsoids("test", index, 0.3)
     angles = torch.tensor([1.1], dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
     _, mask, depth = world4d.render(ellipsoids, *angles, size=size)
-    rays = reference_depth(ellipsoids, 1.1, 0.4, size, samples=8).view(size, 8, size, 8).permute(0, 2, 1, 3).flatten(2)
+    rays = (
+        reference_depth(ellipsoids, 1.1, 0.4, size, samples=8)
+        .view(size, 8, size, 8)
+        .permute(0, 2, 1, 3)
+        .flatten(2)
+    )
     coverage = rays.isfinite().double().mean(-1)
     assert mask.mean().item() == pytest.approx(coverage.mean().item(), rel=0.6 / size)
     assert (mask[0, 0] - coverage).abs().max() < 0.45
     smooth = (coverage == 1) & (rays.amax(-1) - rays.amin(-1) < 0.03)
     assert smooth.sum() > 0.05 * size
-    torch.testing.assert_close(depth[0, 0][smooth].double(), rays.mean(-1)[smooth], atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        depth[0, 0][smooth].double(), rays.mean(-1)[smooth], atol=5e-3, rtol=0
+    )
 
 
 def test_edges_are_anti_aliased() -> None:
@@ -136,29 +169,40 @@ def test_edges_are_anti_aliased() -> None:
 
 
 def test_light_has_no_azimuth() -> None:
-    """Turning the creature and the camera together changes nothing, so rows of all views look alike."""
+    """Turning the creature and the camera together changes nothing, so rows of all views look
+    alike."""
     ellipsoids = creature_ellipsoids("test", 1, 0.1)
     angle = 1.234
     turn = torch.tensor(
-        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]], dtype=torch.float64
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]],
+        dtype=torch.float64,
     )
-    turned = ellipsoids._replace(centre=ellipsoids.centre @ turn.T, rotation=turn @ ellipsoids.rotation)
-    azimuth, elevation = torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.2], dtype=torch.float64)
+    turned = ellipsoids._replace(
+        centre=ellipsoids.centre @ turn.T, rotation=turn @ ellipsoids.rotation
+    )
+    azimuth, elevation = (
+        torch.tensor([0.5], dtype=torch.float64),
+        torch.tensor([0.2], dtype=torch.float64),
+    )
     before = world4d.render(ellipsoids, azimuth, elevation, 64)
     after = world4d.render(turned, azimuth + angle, elevation, 64)
     torch.testing.assert_close(before[0], after[0], atol=1e-4, rtol=0)
 
 
 def test_a_surface_that_faces_sky_and_camera_shows_its_own_colour() -> None:
-    """From above at 90° both lights are full in the middle; at the horizon's equator the sky is halved."""
-    angles = torch.zeros(2, dtype=torch.float64), torch.tensor([math.pi / 2, 0.0], dtype=torch.float64)
+    """From above at 90° both lights are full in the middle; at the horizon's equator the sky is
+    halved."""
+    angles = (
+        torch.zeros(2, dtype=torch.float64),
+        torch.tensor([math.pi / 2, 0.0], dtype=torch.float64),
+    )
     pixels, _, _ = world4d.render(one_sphere((0, 0, 0), 0.3, count=2), *angles, size=64)
     middle = pixels[:, :, 31:33, 31:33].mean((2, 3))
     expected = torch.tensor([[1.0, 0, 0], [1 - world4d.SKY / 2, 0, 0]])
     torch.testing.assert_close(middle, expected, atol=5e-3, rtol=0)
 
 
-# --- the promises of the world --------------------------------------------------------------------------------------
+# --- the promises of the world --------------------------------------------------------------------
 
 
 def test_a_scene_is_a_function_of_its_split_and_index_alone() -> None:
@@ -178,26 +222,39 @@ def test_splits_share_no_scene() -> None:
 
 
 def test_nothing_leaves_the_ball() -> None:
-    """Surface points in 150 directions at 97 moments, most of them between those at which creatures were fitted."""
+    """Surface points in 150 directions at 97 moments, most of them between those at which creatures
+    were fitted."""
     k = torch.arange(150, dtype=torch.float64) + 0.5
     height, turn = 1 - 2 * k / 150, math.pi * (1 + math.sqrt(5)) * k
-    directions = torch.stack([(1 - height**2).sqrt() * turn.cos(), (1 - height**2).sqrt() * turn.sin(), height])
+    directions = torch.stack(
+        [(1 - height**2).sqrt() * turn.cos(), (1 - height**2).sqrt() * turn.sin(), height]
+    )
     creatures = sample_creatures("validation", range(24))
     centre, rotation = pose(creatures, torch.linspace(0, 1, 97, dtype=torch.float64).expand(24, -1))
     farthest = torch.zeros(24, dtype=torch.float64)
     for p in range(centre.shape[2]):
         present = creatures.radii[:, p].amax(-1) > 0
-        surface = centre[:, :, p, :, None] + (rotation[:, :, p] * creatures.radii[:, None, p, None, :]) @ directions
-        farthest = torch.maximum(farthest, torch.where(present, surface.norm(dim=2).amax((1, 2)), 0.0))
+        surface = (
+            centre[:, :, p, :, None]
+            + (rotation[:, :, p] * creatures.radii[:, None, p, None, :]) @ directions
+        )
+        farthest = torch.maximum(
+            farthest, torch.where(present, surface.norm(dim=2).amax((1, 2)), 0.0)
+        )
     assert farthest.max() < 0.5
     assert farthest.min() > 0.44  # and it fills the frame
 
 
 def test_no_picture_is_cropped() -> None:
-    matrices, orbits = world4d.full_matrix("test", range(24), num_frames=4), world4d.static_orbits("train", range(24))
+    matrices, orbits = (
+        world4d.full_matrix("test", range(24), num_frames=4),
+        world4d.static_orbits("train", range(24)),
+    )
     for masks in (matrices.masks, orbits.masks):
         assert masks.amax((-1, -2)).min() == 1  # it is there
-        border = torch.cat([masks[..., 0, :], masks[..., -1, :], masks[..., 0], masks[..., -1]], dim=-1)
+        border = torch.cat(
+            [masks[..., 0, :], masks[..., -1, :], masks[..., 0], masks[..., -1]], dim=-1
+        )
         assert border.max() == 0
 
 
@@ -207,7 +264,9 @@ def test_it_really_moves() -> None:
 
     def change(a: Tensor, b: Tensor, mask_a: Tensor, mask_b: Tensor) -> Tensor:
         union = torch.maximum(mask_a, mask_b) > 0
-        return ((a - b).abs().mean(2, keepdim=True) * union).flatten(1).sum(1) / union.flatten(1).sum(1)
+        return ((a - b).abs().mean(2, keepdim=True) * union).flatten(1).sum(1) / union.flatten(
+            1
+        ).sum(1)
 
     pixels, masks = matrix.pixels, matrix.masks
     over_time = change(pixels[:, :, 0], pixels[:, :, 1], masks[:, :, 0], masks[:, :, 1])
@@ -239,15 +298,24 @@ def test_motion_is_smooth_and_rigid() -> None:
 
 def test_the_rest_pose_is_its_own_mirror_image() -> None:
     creatures = sample_creatures("train", range(60))
-    still = creatures._replace(swing=0 * creatures.swing, slide=0 * creatures.slide, yaw=0 * creatures.yaw)
+    still = creatures._replace(
+        swing=0 * creatures.swing, slide=0 * creatures.slide, yaw=0 * creatures.yaw
+    )
     centre, rotation = pose(still, torch.zeros(60, 1, dtype=torch.float64))
     centre = centre[:, 0] - creatures.origin[:, None]
     axes = rotation[:, 0] * creatures.radii[:, :, None]
     mirror = torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64))
     shape = axes @ axes.mT
     colour_axis = (rotation[:, 0] @ creatures.split[..., :3, None])[..., 0]
-    facts = torch.cat([centre, shape.flatten(-2), colour_axis, creatures.colours.flatten(-2)], dim=-1)
-    seen = [centre @ mirror, (mirror @ shape @ mirror).flatten(-2), colour_axis @ mirror, creatures.colours.flatten(-2)]
+    facts = torch.cat(
+        [centre, shape.flatten(-2), colour_axis, creatures.colours.flatten(-2)], dim=-1
+    )
+    seen = [
+        centre @ mirror,
+        (mirror @ shape @ mirror).flatten(-2),
+        colour_axis @ mirror,
+        creatures.colours.flatten(-2),
+    ]
     mirrored = torch.cat(seen, dim=-1)
     twin = torch.cdist(facts, mirrored).amin(-1)
     assert twin.max() < 1e-6
@@ -279,12 +347,16 @@ def test_elevations_are_uniform_and_vary_in_a_fifth_of_the_scenes() -> None:
 
 def test_headings_and_still_moments_are_uniform() -> None:
     creatures = sample_creatures("train", range(400))
-    for value, top in ((creatures.yaw, 2 * math.pi), (creatures.still_time, 1.0), (creatures.start, 1.0)):
+    for value, top in (
+        (creatures.yaw, 2 * math.pi),
+        (creatures.still_time, 1.0),
+        (creatures.start, 1.0),
+    ):
         counts = torch.histc(value / top, bins=8, min=0, max=1)
         assert counts.sum() == 400 and (counts - 50).abs().max() < 28
 
 
-# --- what the functions hand out ------------------------------------------------------------------------------------
+# --- what the functions hand out ------------------------------------------------------------------
 
 
 def test_shapes_ranges_and_white_background() -> None:
@@ -323,7 +395,9 @@ def test_a_scene_carries_its_truth_beside_the_input() -> None:
     assert (scene.name, scene.seed, scene.fps) == ("test_0003", 3, 8.0)
     assert scene.truth is not None and scene.truth.pixels.shape == (4, 3, 3, 48, 48)
     assert isinstance(scene.cameras, Cameras) and scene.cameras.input_view == 3
-    assert torch.equal(scene.pixels, scene.truth.pixels[3]) and torch.equal(scene.masks, scene.truth.masks[3])
+    assert torch.equal(scene.pixels, scene.truth.pixels[3]) and torch.equal(
+        scene.masks, scene.truth.masks[3]
+    )
     assert torch.equal(scene.pixels, world4d.clips("test", [3], num_frames=3, size=48).pixels[0])
 
 
@@ -360,4 +434,5 @@ def test_bad_requests_name_the_key() -> None:
 def test_devices_agree() -> None:
     here, there = world4d.clips("test", range(8)), world4d.clips("test", range(8), device="cuda")
     assert there.pixels.is_cuda
-    assert ((here.pixels - there.pixels.cpu()).abs() > 1e-3).float().mean() < 1e-3  # a sample may fall across an edge
+    # a sample may fall across an edge
+    assert ((here.pixels - there.pixels.cpu()).abs() > 1e-3).float().mean() < 1e-3

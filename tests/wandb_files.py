@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-BLOCK, HEADER = 32768, 7  # bytes, of LevelDB's log format; the file begins with seven bytes of its own
+# bytes, of LevelDB's log format; the file begins with seven bytes of its own
+BLOCK, HEADER = 32768, 7
 FULL, FIRST, LAST = 1, 2, 4  # kinds of fragments; others lie in the middle of a record
 
 
@@ -32,7 +33,9 @@ class WandbRun(NamedTuple):
 def read_runs(folder: Path) -> list[WandbRun]:
     """All offline runs below a folder, in the order of their names."""
     wandb.teardown()  # its service writes on for a moment after a run is finished
-    return sorted((read_run(path) for path in folder.rglob("offline-run-*/*.wandb")), key=lambda run: run.name)
+    return sorted(
+        (read_run(path) for path in folder.rglob("offline-run-*/*.wandb")), key=lambda run: run.name
+    )
 
 
 def read_run(path: Path) -> WandbRun:
@@ -46,7 +49,9 @@ def read_run(path: Path) -> WandbRun:
             config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
         if record.HasField("history"):
             items = record.history.item
-            history.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
+            history.append(
+                {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items}
+            )
     run = found[0]
     told = (run.run_id, run.display_name, run.run_group, run.entity, run.project, run.job_type)
     return WandbRun(*told, list(run.tags), config, history)

@@ -1,4 +1,5 @@
-"""Rules from their nodes in the configuration: functions of d2 or of a user's file, with their arguments checked."""
+"""Rules from their nodes in the configuration: functions of d2 or of a user's file, with their
+arguments checked."""
 
 from __future__ import annotations
 
@@ -16,15 +17,18 @@ from d2.files import asset
 from d2.rules.calibrated import Grams, from_plain
 from d2.sampling import Composition
 
-PLAIN = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}  # annotation -> classes
+# annotation -> classes
+PLAIN = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
 
 
 def bind(node: Any, key: str) -> Any:
-    """A rule from its node: `_target_` names a function, the other keys its keyword arguments, themselves bound.
+    """A rule from its node: `_target_` names a function, the other keys its keyword arguments,
+    themselves bound.
 
-    With `_partial_: true` the arguments are bound and the rest is left to the sampler; without it the function is
-    called now. Unlike Hydra's instantiate, a misspelt, missing or mistyped argument is refused here, at start-up.
-    A `_target_` is a dotted name, or FILE.py:NAME for a function in a user's own file.
+    With `_partial_: true` the arguments are bound and the rest is left to the sampler; without it
+    the function is called now. Unlike Hydra's instantiate, a misspelt, missing or mistyped argument
+    is refused here, at start-up. A `_target_` is a dotted name, or FILE.py:NAME for a function in a
+    user's own file.
     """
     if isinstance(node, dict) and "_target_" in node:
         target = node["_target_"]
@@ -41,7 +45,8 @@ def bind(node: Any, key: str) -> Any:
 
 
 def rule_function(target: Any, key: str) -> Callable[..., Any]:
-    """The function that a `_target_` names: d2.rules.weights.scheduled, or path/to/my_rules.py:name from here."""
+    """The function that a `_target_` names: d2.rules.weights.scheduled, or path/to/my_rules.py:name
+    from here."""
     said = f"{key}._target_={target}"
     path, _, name = str(target).rpartition(":")
     if path:
@@ -65,11 +70,19 @@ def _from_file(path: Path, name: str, said: str) -> Callable[..., Any]:
         spec.loader.exec_module(module)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{said}: {path} cannot be imported ({type(error).__name__}: {reason}); mend it") from error
+        raise InputError(
+            f"{said}: {path} cannot be imported ({type(error).__name__}: {reason}); mend it"
+        ) from error
     function = getattr(module, name, None)
     if not inspect.isfunction(function):
-        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-        raise InputError(f"{said}: {path} has no function {name}; there are {', '.join(own) or 'none'}")
+        own = [
+            n
+            for n, f in vars(module).items()
+            if inspect.isfunction(f) and f.__module__ == module.__name__
+        ]
+        raise InputError(
+            f"{said}: {path} has no function {name}; there are {', '.join(own) or 'none'}"
+        )
     return function
 
 
@@ -88,7 +101,8 @@ def read_moments(file: str | None, key: str) -> Grams:
 
 
 def as_users(rule: Any) -> Any:
-    """A rule of the user's own whose ValueErrors, and those of what it returns, are InputErrors like our rules'."""
+    """A rule of the user's own whose ValueErrors, and those of what it returns, are InputErrors
+    like our rules'."""
     if isinstance(rule, Composition):
         return Composition(*map(as_users, rule))
     if not callable(rule):
@@ -109,20 +123,35 @@ def as_users(rule: Any) -> Any:
 def rule_node(target: str, key: str) -> dict[str, Any]:
     """The node of a function in a user's file: its keyword arguments at their defaults.
 
-    What takes arguments by position is left to the sampler to call, anything else is called at start-up.
+    What takes arguments by position is left to the sampler to call, anything else is called at
+    start-up.
     """
     parameters = inspect.signature(rule_function(target, key)).parameters.values()
     kept = (bool, int, float, str, list, type(None))
-    numbers = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and isinstance(p.default, kept)}
-    return {"_target_": target, "_partial_": any(p.kind is not p.KEYWORD_ONLY for p in parameters), **numbers}
+    numbers = {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and isinstance(p.default, kept)
+    }
+    return {
+        "_target_": target,
+        "_partial_": any(p.kind is not p.KEYWORD_ONLY for p in parameters),
+        **numbers,
+    }
 
 
-def _check_arguments(function: Callable[..., Any], target: str, given: dict[str, Any], key: str) -> None:
-    """A rule's hyper-parameters are its keyword-only arguments: all that have no default, and no others."""
+def _check_arguments(
+    function: Callable[..., Any], target: str, given: dict[str, Any], key: str
+) -> None:
+    """A rule's hyper-parameters are its keyword-only arguments: all that have no default, and no
+    others."""
     parameters, kinds = inspect.signature(function).parameters, _kinds(function)
     for name, value in given.items():
         if name not in kinds:
-            raise InputError(f"{key}.{name}: {target} has no such argument; it takes {', '.join(kinds) or 'none'}")
+            raise InputError(
+                f"{key}.{name}: {target} has no such argument; it takes"
+                f" {', '.join(kinds) or 'none'}"
+            )
         kind = "str | None" if kinds[name] == "Grams" else kinds[name]  # given as a file
         if parameters[name].annotation is not inspect.Parameter.empty and not _suits(value, kind):
             raise InputError(f"{key}.{name}={value}: {target} takes {kind} there")
@@ -133,14 +162,19 @@ def _check_arguments(function: Callable[..., Any], target: str, given: dict[str,
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, str]:
-    """Keyword-only argument -> its annotation as text; a user's file need not postpone its annotations."""
+    """Keyword-only argument -> its annotation as text; a user's file need not postpone its
+    annotations."""
     parameters = inspect.signature(function).parameters.values()
     found = {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {k: kind if isinstance(kind, str) else inspect.formatannotation(kind) for k, kind in found.items()}
+    return {
+        k: kind if isinstance(kind, str) else inspect.formatannotation(kind)
+        for k, kind in found.items()
+    }
 
 
 def _suits(value: Any, annotation: str) -> bool:
-    """Whether a YAML value may be an argument annotated so: plain types are checked, others are no plain values."""
+    """Whether a YAML value may be an argument annotated so: plain types are checked, others are no
+    plain values."""
     kinds = annotation.split(" | ")
     if isinstance(value, bool) or not isinstance(value, (int, float, str, type(None))):
         return "bool" in kinds if isinstance(value, bool) else not set(kinds) <= PLAIN.keys()

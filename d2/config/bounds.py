@@ -27,9 +27,11 @@ def several(default: tuple[str, ...], *choices: str) -> Any:
 
 
 def check_fields(node: Any, place: str = "") -> None:
-    """Raise an InputError that names a key, its value and what is allowed, for the first that is not.
+    """Raise an InputError that names a key, its value and what is allowed, for the first that is
+    not.
 
-    Hydra's +key=value adds keys even to a schema, which nobody would ever read; they are refused too.
+    Hydra's +key=value adds keys even to a schema, which nobody would ever read; they are refused
+    too.
     """
     known = {each.name: each for each in fields(node)}
     for key, value in vars(node).items():

@@ -1,4 +1,5 @@
-"""Command lines into configurations: Hydra's composition of conf/COMMAND.yaml, and its errors in one line.
+"""Command lines into configurations: Hydra's composition of conf/COMMAND.yaml, and its errors in
+one line.
 
 It imports no network and no PyTorch, so that what is wrong with a command line is said at once.
 """
@@ -69,9 +70,14 @@ class Composed:
         self.config: Any = OmegaConf.to_object(node)
         files = rule_files(OmegaConf.to_container(node))
         kept = without(node, "overwrite")  # how a run came to its folder is no part of what it is
-        self.text = OmegaConf.to_yaml(kept) + "".join(f"# {path}: {digest}\n" for path, digest in files.items())
-        self.name: str = name or Path(node.get("output_dir", command)).name  # the variant that the results are of
-        tags = dict.fromkeys(choices[key] for key in ("preset", "prior", "video", "multiview") if key in choices)
+        self.text = OmegaConf.to_yaml(kept) + "".join(
+            f"# {path}: {digest}\n" for path, digest in files.items()
+        )
+        # the variant that the results are of
+        self.name: str = name or Path(node.get("output_dir", command)).name
+        tags = dict.fromkeys(
+            choices[key] for key in ("preset", "prior", "video", "multiview") if key in choices
+        )
         self.label = Label(self.name, group, command, tuple(tags))
 
 
@@ -109,29 +115,36 @@ def start_clock() -> None:
 
 
 def one_clock() -> None:
-    """Let `${now:FORMAT}` say when the command began: once for all processes, seeds and variants."""
+    """Let `${now:FORMAT}` say when the command began: once for all processes, seeds and
+    variants."""
     began = datetime.fromisoformat(os.environ[STARTED])
     OmegaConf.register_new_resolver("now", began.strftime, replace=True)
 
 
 def search_path(command: str) -> list[str]:
-    """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/ would be."""
+    """Where Hydra finds experiments/NAME/sweep.yaml; to it, all folders beside are groups, as runs/
+    would be."""
     folder = quoted(literal(f"file://{asset('experiments').parent}"))
     return [] if command in ("report", "reconstruct", "view") else [f"hydra.searchpath=[{folder}]"]
 
 
-# --- overrides as people write them ----------------------------------------------------------------------------------
+# --- overrides as people write them ---------------------------------------------------------------
 
 
 def readable(arguments: Sequence[str]) -> list[str]:
-    """Overrides that Hydra can read: `experiment=NAME` names a file, variants are new keys, their lists are quoted."""
+    """Overrides that Hydra can read: `experiment=NAME` names a file, variants are new keys, their
+    lists are quoted."""
     return [_hold(_variants(_experiment(argument))) for argument in arguments]
 
 
 def _hold(override: str) -> str:
     """`recon.hold=views:[1,3]`, in quotes."""
     key, _, value = override.partition("=")
-    return f"{key}={_quoted(value)}" if key == "recon.hold" and value.startswith(("views:", "frames:")) else override
+    return (
+        f"{key}={_quoted(value)}"
+        if key == "recon.hold" and value.startswith(("views:", "frames:"))
+        else override
+    )
 
 
 def _experiment(override: str) -> str:
@@ -146,7 +159,8 @@ def _experiment(override: str) -> str:
 
 
 def _variants(override: str) -> str:
-    """`variants={a:[],b:[weights=linear]}` and `variants.b=[weights=linear]`, without Hydra's plus sign and quotes."""
+    """`variants={a:[],b:[weights=linear]}` and `variants.b=[weights=linear]`, without Hydra's plus
+    sign and quotes."""
     key, equals, value = override.partition("=")
     name, value = key.lstrip("+"), value.strip()
     if not equals or name.partition(".")[0] != "variants" or value == "{}":
@@ -154,16 +168,24 @@ def _variants(override: str) -> str:
     if name != "variants":
         return f"++{name}={_list_of_overrides(name, value)}"
     if not (value.startswith("{") and value.endswith("}")):
-        raise InputError(f"{override}: give each a name and its overrides, variants={{a:[],b:[weights=linear]}}")
+        raise InputError(
+            f"{override}: give each a name and its overrides, variants={{a:[],b:[weights=linear]}}"
+        )
     pairs = [pair.partition(":") for pair in _split(value[1:-1])]
-    lists = (f"{of.strip()}:{_list_of_overrides(f'variants.{of.strip()}', text.strip())}" for of, _, text in pairs)
+    lists = (
+        f"{of.strip()}:{_list_of_overrides(f'variants.{of.strip()}', text.strip())}"
+        for of, _, text in pairs
+    )
     return f"++variants={{{','.join(lists)}}}"
 
 
 def _list_of_overrides(key: str, text: str) -> str:
     """The overrides of a variant, in quotes where they hold what Hydra's grammar minds."""
     if not (text.startswith("[") and text.endswith("]")):
-        raise InputError(f"{key}={text}: a variant is a list of overrides; give {key}=[weights=linear], or [] for none")
+        raise InputError(
+            f"{key}={text}: a variant is a list of overrides; give {key}=[weights=linear], or []"
+            " for none"
+        )
     return "[" + ",".join(_quoted(element.strip()) for element in _split(text[1:-1])) + "]"
 
 
@@ -191,7 +213,8 @@ def _split(text: str) -> list[str]:
 
 
 def with_known_rules(override: str) -> str:
-    """`weights=my_rules.py:mine`: the function becomes a choice of its group, under a name that Hydra can read."""
+    """`weights=my_rules.py:mine`: the function becomes a choice of its group, under a name that
+    Hydra can read."""
     key, _, value = override.partition("=")
     group = key.lstrip("+")
     if group not in RULES:
@@ -210,26 +233,37 @@ def with_known_rules(override: str) -> str:
     return f"{key}={RULE_IN_FILE.sub(known, value)}"
 
 
-# --- sweeps ----------------------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 
 def values_in_turn(overrides: list[str]) -> list[list[str]]:
-    """Command lines in which every value of a sweep comes at least once, the others at their first."""
-    own = [o for o in overrides if not o.startswith("hydra")]  # how a sweep is run is Hydra's business
+    """Command lines in which every value of a sweep comes at least once, the others at their
+    first."""
+    # how a sweep is run is Hydra's business
+    own = [o for o in overrides if not o.startswith("hydra")]
     choices: list[list[str]] = []
     for text, override in zip(own, OverridesParser.create().parse_overrides(own), strict=True):
         if isinstance(override.value(), Glob):
             continue  # names options that are there
         if override.is_discrete_sweep():
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+            choices.append(
+                [
+                    f"{override.get_key_element()}={value}"
+                    for value in override.sweep_string_iterator()
+                ]
+            )
         elif override.is_interval_sweep():
             interval = cast(IntervalSweep, override.value())
-            choices.append([f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)])
+            choices.append(
+                [f"{override.get_key_element()}={end}" for end in (interval.start, interval.end)]
+            )
         else:
             choices.append([text])
     first = [values[0] for values in choices]
     others = [
-        [*first[:place], value, *first[place + 1 :]] for place, values in enumerate(choices) for value in values[1:]
+        [*first[:place], value, *first[place + 1 :]]
+        for place, values in enumerate(choices)
+        for value in values[1:]
     ]
     return [first, *others]
 
@@ -251,14 +285,16 @@ def sweep_folder(command: str, overrides: list[str]) -> Path:
     return Path(str(node.hydra.sweep.dir)).absolute()
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages: what is wrong, why, and what there is to choose from."""
     said, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
-        way_out = "put the value in quotes within quotes, \"KEY='VALUE'\", if it is meant as it stands"
+        way_out = (
+            "put the value in quotes within quotes, \"KEY='VALUE'\", if it is meant as it stands"
+        )
         return f"{error.override}: cannot be parsed, {error.message}; {way_out}"
     text = f"{said}\n".split("\n")[0].rstrip(".")
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
@@ -266,14 +302,21 @@ def one_line(error: Exception) -> str:
         if "not in" in reason:
             return no_such_key(str(cause.full_key), cause.parent_node)
         return f"{text}: {reason}"
-    options, asked = re.findall(r"^\t(\S+)$", said, re.MULTILINE), re.search(r"Could not find '(\S+)/(\S+)'", said)
+    options, asked = (
+        re.findall(r"^\t(\S+)$", said, re.MULTILINE),
+        re.search(r"Could not find '(\S+)/(\S+)'", said),
+    )
     if asked and options:
-        return f"{asked[1]}={asked[2]}: no such choice{did_you_mean(asked[2], options)}; choose {' or '.join(options)}"
+        return (
+            f"{asked[1]}={asked[2]}: no such choice{did_you_mean(asked[2], options)}; choose"
+            f" {' or '.join(options)}"
+        )
     return f"{text}: {str(cause).splitlines()[0]}" if cause and str(cause) else text
 
 
 def no_such_key(key: str, parent: DictConfig) -> str:
-    """What there is instead of a key that is not there: one that looks like it, and those beside it."""
+    """What there is instead of a key that is not there: one that looks like it, and those beside
+    it."""
     beside = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
     alike = did_you_mean(key, all_keys(cast(DictConfig, parent._get_root())))
     return f"{key}: no such key{alike}" + (f"; there are {', '.join(beside)}" if beside else "")

@@ -1,12 +1,14 @@
-"""The keys of a command with their defaults and what the schema says of them: for --help and docs/configuration.md."""
+"""The keys of a command with their defaults and what the schema says of them: for --help and
+docs/configuration.md."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -30,7 +32,8 @@ class Key(NamedTuple):
 
     name: str  # dotted
     kind: str  # its type
-    allowed: Mapping[str, Any]  # "range": low and high; "choices", or "several" of which it is a list
+    # "range": low and high; "choices", or "several" of which it is a list
+    allowed: Mapping[str, Any]
     meaning: str
 
     @property
@@ -66,16 +69,23 @@ def keys(root: type, prefix: str = "") -> Iterator[Key]:
 
 
 def comments(root: type) -> dict[str, str]:
-    """The comments behind the fields of a dataclass."""
+    """The comments of a dataclass's fields, behind them or, where they are long, above them."""
     source = inspect.getsource(root).splitlines()
     (tree,) = ast.parse("\n".join(source)).body
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            lines = source[node.lineno - 1 : node.end_lineno]  # a long one may be broken before its comment
-            found[node.target.id] = "".join(line.partition("  # ")[2] for line in lines)
+            lines = source[node.lineno - 1 : node.end_lineno]
+            behind = " ".join(filter(None, (line.partition("  # ")[2] for line in lines)))
+            found[node.target.id] = behind or above(source[: node.lineno - 1])
     return found
+
+
+def above(lines: Sequence[str]) -> str:
+    """The comment at the end of some lines of source."""
+    comment = itertools.takewhile(lambda line: line.lstrip().startswith("# "), reversed(lines))
+    return " ".join(line.lstrip()[2:] for line in reversed(list(comment)))
 
 
 def plain(value: Any) -> str:

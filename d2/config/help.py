@@ -1,4 +1,5 @@
-"""What `d2 --help` and `d2 COMMAND --help` print: groups with their choices, the keys people touch, three examples."""
+"""What `d2 --help` and `d2 COMMAND --help` print: groups with their choices, the keys people touch,
+three examples."""
 
 from __future__ import annotations
 
@@ -11,10 +12,14 @@ from d2.files import asset
 
 WIDTH = 110  # columns
 COMMANDS = {
-    "sample": "sample the views × frames matrix of every scene; a study with variants, a sweep with -m",
+    "sample": (
+        "sample the views × frames matrix of every scene; a study with variants, a sweep with -m"
+    ),
     "train": "train a prior, the autoencoder or the video encoder of the tiny tier",
     "evaluate": "measure matrices, this program's or other people's",
-    "reconstruct": "fit a scene of moving 3D Gaussians to matrices, and show it from any angle at any time",
+    "reconstruct": (
+        "fit a scene of moving 3D Gaussians to matrices, and show it from any angle at any time"
+    ),
     "view": "turn such a scene by hand on a local page, its matrix beside it",
     "calibrate": "measure what composition=calibrated needs to know of the priors",
     "report": "one offline page of many runs, sweeps and studies",
@@ -107,7 +112,9 @@ KEYS = {
     "view": ("run", "matrix", "host", "port"),
     "report": ("runs", "output_dir", "compare_to", "quality", "shown_scenes", "seed"),
 }
-KEYS["calibrate"] = tuple(k for k in KEYS["sample"] if k.startswith(("output", "scenes", "matrix", "sampler", "video")))
+KEYS["calibrate"] = tuple(
+    k for k in KEYS["sample"] if k.startswith(("output", "scenes", "matrix", "sampler", "video"))
+)
 EXAMPLES = {
     "sample": (
         "d2 sample scenes=folder scenes.path=my_clip.mp4 output_dir=outputs/mine",
@@ -116,7 +123,10 @@ EXAMPLES = {
     ),
     "train": (
         "d2 train prior=tiny_video output_dir=outputs/tiny_video",
-        "d2 train prior=tiny_multiview init_from=checkpoints/tiny_multiview.safetensors logger=wandb",
+        (
+            "d2 train prior=tiny_multiview init_from=checkpoints/tiny_multiview.safetensors"
+            " logger=wandb"
+        ),
         "d2 train -m prior.lr=3e-4,6e-4 prior.max_steps=2000",
     ),
     "evaluate": (
@@ -127,11 +137,17 @@ EXAMPLES = {
     "calibrate": (
         "d2 calibrate",
         "d2 calibrate scenes.count=16 output_dir=outputs/calibrated",
-        "d2 calibrate preset=official_short video.checkpoint=outputs/tiny_video/tiny_video.safetensors",
+        (
+            "d2 calibrate preset=official_short"
+            " video.checkpoint=outputs/tiny_video/tiny_video.safetensors"
+        ),
     ),
     "reconstruct": (
         "d2 reconstruct run=outputs/sample",
-        "d2 reconstruct matrix=outputs/mine/clip/matrix.safetensors recon.hold=diagonal output_dir=outputs/asset",
+        (
+            "d2 reconstruct matrix=outputs/mine/clip/matrix.safetensors recon.hold=diagonal"
+            " output_dir=outputs/asset"
+        ),
         "d2 reconstruct scenes.path=my_pictures recon=rest",
     ),
     "view": (
@@ -152,7 +168,10 @@ def overview(version: str) -> str:
     examples = [EXAMPLES[name][0] for name in ("sample", "evaluate", "report")]
     return "\n".join(
         [
-            f"d2 {version}: sample views × frames image matrices by composing frozen diffusion priors",
+            (
+                f"d2 {version}: sample views × frames image matrices by composing frozen diffusion"
+                " priors"
+            ),
             "",
             "usage: d2 COMMAND [group=choice] [key=value] [options]",
             "",
@@ -197,7 +216,9 @@ def of_command(command: str) -> str:
 def groups(command: str) -> dict[str, str]:
     """Group -> its choices, as one line."""
     conf = asset("conf")
-    defaults = (conf / f"{'sample' if command == 'calibrate' else command}.yaml").read_text(encoding="utf-8")
+    defaults = (conf / f"{'sample' if command == 'calibrate' else command}.yaml").read_text(
+        encoding="utf-8"
+    )
     found = {}
     for group, choice in re.findall(r"^  - (\w+): (\w+)$", defaults, re.MULTILINE):
         names = sorted(path.stem for path in (conf / group).glob("*.yaml"))

@@ -24,7 +24,8 @@ def experiments() -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`, did you mean sampler.num_steps?` where a name or the end of a dotted key looks like the word; else nothing."""
+    """`, did you mean sampler.num_steps?` where a name or the end of a dotted key looks like the
+    word; else nothing."""
     known = list(known)
     last = word.rpartition(".")[2]
     exact = [name for name in known if name.rpartition(".")[2] == last]

@@ -1,7 +1,9 @@
-"""Paths on a command line are taken as they are: Hydra's grammar minds apostrophes, spaces, commas, accents and more.
+"""Paths on a command line are taken as they are: Hydra's grammar minds apostrophes, spaces, commas,
+accents and more.
 
-A value is put in quotes where its key wants a path. Of an existing file or folder nothing has a meaning of its own; in
-what is yet to be made, `${…}` is an interpolation, and between the values of a sweep there are commas.
+A value is put in quotes where its key wants a path. Of an existing file or folder nothing has a
+meaning of its own; in what is yet to be made, `${…}` is an interpolation, and between the values of
+a sweep there are commas.
 """
 
 from __future__ import annotations
@@ -17,17 +19,34 @@ from hydra.errors import HydraException
 from d2.files import sha256_of
 
 PATHS = {
-    *("output_dir", "cache_dir", "scenes.path", "matting.model", "autoencoder", "cell", "init_from"),
+    *(
+        "output_dir",
+        "cache_dir",
+        "scenes.path",
+        "matting.model",
+        "autoencoder",
+        "cell",
+        "init_from",
+    ),
     *("scenes.views", "cameras.path"),
-    *("video.checkpoint", "multiview.checkpoint", "features_file", "clip.file", "compare_to", "composition.moments"),
+    *(
+        "video.checkpoint",
+        "multiview.checkpoint",
+        "features_file",
+        "clip.file",
+        "compare_to",
+        "composition.moments",
+    ),
     *("run", "pred", "truth", "runs", "hydra.sweep.dir", "hydra.run.dir"),
 }
 LISTS = {"run", "pred", "runs"}  # whose value may be several paths
-SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)  # Hydra's functions of a sweep
+# Hydra's functions of a sweep
+SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 
 def as_path(override: str, *, swept: bool = False) -> str:
-    """An override with its value in quotes, where its key wants a path; `swept`: commas lie between values (-m)."""
+    """An override with its value in quotes, where its key wants a path; `swept`: commas lie between
+    values (-m)."""
     key, equals, value = override.partition("=")
     if not equals or key.lstrip("+") not in PATHS or value in ("", "null", "???"):
         return override
@@ -45,7 +64,11 @@ def as_path(override: str, *, swept: bool = False) -> str:
 
 def quoted(text: str) -> str:
     """A text as a value of Hydra's grammar; an interpolation in it stays one."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+    return (
+        "'"
+        + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+        + "'"
+    )
 
 
 def literal(text: str) -> str:

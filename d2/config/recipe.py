@@ -1,4 +1,5 @@
-"""Every number of a fit: `recon.NAME` of the configuration, and a Python user's `Recipe(NAME=…)`."""
+"""Every number of a fit: `recon.NAME` of the configuration, and a Python user's
+`Recipe(NAME=…)`."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from d2.config.bounds import bounded, chosen
 class Recipe:
     """How a scene is fitted to a matrix; the rates are Adam's, per step."""
 
-    hold: Any = None  # cells kept from the fit, to measure it on: diagonal | views:[…] | frames:[…]; null: none
+    # cells kept from the fit, to measure it on: diagonal | views:[…] | frames:[…]; null: none
+    hold: Any = None
     num_gaussians: int | None = bounded(
         None, 1, 10_000_000
     )  # null: 1500 at 64 pixels, growing as the side to the power 1.4
     sh_degree: int = bounded(1, 0, 1)  # of the colours' spherical harmonics: 0 | 1
-    hull_resolution: int = bounded(64, 8, 512)  # voxels a side of the visual hull that the Gaussians start on
+    # voxels a side of the visual hull that the Gaussians start on
+    hull_resolution: int = bounded(64, 8, 512)
     max_steps: int = bounded(800, 1, 1_000_000)  # optimiser steps
     cells_per_step: int = bounded(4, 1, 1024)  # pictures rendered at each
     lr_position: float = bounded(2e-3, 0, 1)  # world units

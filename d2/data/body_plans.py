@@ -1,7 +1,9 @@
-"""Body plans and gaits of world4d: each draws one creature as a list of ellipsoids on a tree of joints.
+"""Body plans and gaits of world4d: each draws one creature as a list of ellipsoids on a tree of
+joints.
 
-A creature heads along +x, left is +y, up is +z; the scale is free (a body is about 1 long). Every joint angle is
-rest + swing · sin(2π (cycles + phase)), so a gait is a choice of phases. The rest pose is its own mirror image in y.
+A creature heads along +x, left is +y, up is +z; the scale is free (a body is about 1 long). Every
+joint angle is rest + swing · sin(2π (cycles + phase)), so a gait is a choice of phases. The rest
+pose is its own mirror image in y.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Palette(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One ellipsoid and the joint that carries it. Angles are (roll, pitch, yaw) in radians; pitch > 0 looks down."""
+    """One ellipsoid and the joint that carries it. Angles are (roll, pitch, yaw) in radians; pitch
+    > 0 looks down."""
 
     parent: int
     joint: Vector  # in the parent's frame
@@ -49,10 +52,12 @@ class Part(NamedTuple):
     rest: Vector = ZERO
     swing: Vector = ZERO
     phase: Vector = ZERO  # cycles
-    split: tuple[float, float, float, float] = (0.0, 0.0, 1.0, -0.05)  # upper where n · q > level, |q| = 1
+    # upper where n · q > level, |q| = 1
+    split: tuple[float, float, float, float] = (0.0, 0.0, 1.0, -0.05)
 
 
-Body = tuple[list[Part], Vector]  # parts, parents first, and the amplitude of the root's translation
+# parts, parents first, and the amplitude of the root's translation
+Body = tuple[list[Part], Vector]
 
 
 def draw_palette(draw: Draw) -> Palette:
@@ -94,9 +99,21 @@ def quadruped(draw: Draw, palette: Palette) -> Body:
     parts += _pair(Part(2, (0.0, 0.17, 0.2), (0, 0, ear * 0.6), (0.07, 0.12, ear), back, back,
                         rest=(-draw(0.2, 0.9), 0, 0)))  # fmt: skip
     stride, knee = draw(0.4, 0.7), draw(0.2, 0.45)
-    for x, bend, left, right in ((length - 0.18, 1, *phases[:2]), (-length + 0.18, -1, *phases[2:])):
-        upper = Part(0, (x, girth * 0.62, -girth * 0.5), (0, 0, -leg * 0.35), (thick + 0.02, thick, leg * 0.6),
-                     back, limb, rest=(0, -0.15 * bend, 0), swing=(0, stride, 0), split=(0, 0, 1, 0.35))  # fmt: skip
+    for x, bend, left, right in (
+        (length - 0.18, 1, *phases[:2]),
+        (-length + 0.18, -1, *phases[2:]),
+    ):
+        upper = Part(
+            0,
+            (x, girth * 0.62, -girth * 0.5),
+            (0, 0, -leg * 0.35),
+            (thick + 0.02, thick, leg * 0.6),  # fmt: skip
+            back,
+            limb,
+            rest=(0, -0.15 * bend, 0),
+            swing=(0, stride, 0),
+            split=(0, 0, 1, 0.35),
+        )
         _add_limb(parts, upper, _shank(leg, thick, limb, bend * 0.3, knee), left, right)
     return parts, (draw(0.0, 0.08), 0.0, draw(0.08, 0.16) if bound else draw(0.02, 0.06))
 
@@ -118,15 +135,43 @@ def biped(draw: Draw, palette: Palette) -> Body:
         Part(0, (-deep * 0.8, 0, -half * 0.6), (-0.12, 0, 0), (draw(0.2, 0.28), 0.14, 0.14), limb, limb,
              rest=(0, draw(-0.3, 0.5), 0), swing=(0, 0, draw(0.2, 0.5)), phase=(0, 0, draw(0, 1))),
     ]  # fmt: skip
-    parts += _pair(Part(1, (size * 0.83, size * 0.42, size * 0.95), ZERO, (0.07, 0.075, 0.085), EYE, EYE))
+    parts += _pair(
+        Part(1, (size * 0.83, size * 0.42, size * 0.95), ZERO, (0.07, 0.075, 0.085), EYE, EYE)
+    )
     arm, spread = draw(0.22, 0.28), draw(0.3, 0.8)
-    upper = Part(0, (0, wide * 0.8, half * 0.5), (0, 0, -arm * 0.6), (thick - 0.02, thick - 0.02, arm * 0.8),
-                 back, back, rest=(spread, 0, 0), swing=(draw(0, 0.3), draw(0.5, 0.9), 0))  # fmt: skip
-    fore = Part(0, (0, 0, -arm * 1.2), (0, 0, -arm * 0.4), (thick - 0.02, thick - 0.02, arm * 0.7), limb, limb,
-                rest=(0, -draw(0.2, 0.8), 0), swing=(0, draw(0.1, 0.4), 0), phase=(0, 0.8, 0))  # fmt: skip
+    upper = Part(
+        0,
+        (0, wide * 0.8, half * 0.5),
+        (0, 0, -arm * 0.6),
+        (thick - 0.02, thick - 0.02, arm * 0.8),  # fmt: skip
+        back,
+        back,
+        rest=(spread, 0, 0),
+        swing=(draw(0, 0.3), draw(0.5, 0.9), 0),
+    )
+    fore = Part(
+        0,
+        (0, 0, -arm * 1.2),
+        (0, 0, -arm * 0.4),
+        (thick - 0.02, thick - 0.02, arm * 0.7),
+        limb,
+        limb,  # fmt: skip
+        rest=(0, -draw(0.2, 0.8), 0),
+        swing=(0, draw(0.1, 0.4), 0),
+        phase=(0, 0.8, 0),
+    )
     _add_limb(parts, upper, fore, 0.5, 0.5 + side)
-    upper = Part(0, (0, wide * 0.5, -half * 0.75), (0, 0, -leg * 0.35), (thick + 0.02, thick + 0.01, leg * 0.65),
-                 back, limb, rest=(0, -lean - 0.15, 0), swing=(0, draw(0.5, 0.8), 0), split=(0, 0, 1, 0.3))  # fmt: skip
+    upper = Part(
+        0,
+        (0, wide * 0.5, -half * 0.75),
+        (0, 0, -leg * 0.35),
+        (thick + 0.02, thick + 0.01, leg * 0.65),  # fmt: skip
+        back,
+        limb,
+        rest=(0, -lean - 0.15, 0),
+        swing=(0, draw(0.5, 0.8), 0),
+        split=(0, 0, 1, 0.3),
+    )
     ends = _add_limb(parts, upper, _shank(leg, thick, limb, 0.3, draw(0.2, 0.5)), 0.0, side)
     foot = Part(0, (0.09, 0, -leg * 0.85), ZERO, (0.23, 0.16, 0.12), head, head)
     parts += [foot._replace(parent=end) for end in ends]
@@ -227,9 +272,16 @@ def snake(draw: Draw, palette: Palette) -> Body:
         side, lift = (0.06, bend * 0.8) if arch else (bend, 0.06)
         thin = thick * (1 - 0.09 * step * (ahead < 0))
         colours = (limb, limb) if ahead < 0 and step == 3 else (back, belly)
-        return Part(parent, (ahead * link * (0.5 if step == 1 else 1), 0, 0), (ahead * link * 0.5, 0, 0),
-                    (link * 0.95, thin, thin), *colours, rest=(0, -raised * (ahead > 0), 0),
-                    swing=(0, lift, -side * ahead), phase=(0, ahead * lag * step, ahead * lag * step))  # fmt: skip
+        return Part(
+            parent,
+            (ahead * link * (0.5 if step == 1 else 1), 0, 0),
+            (ahead * link * 0.5, 0, 0),
+            (link * 0.95, thin, thin),
+            *colours,
+            rest=(0, -raised * (ahead > 0), 0),  # fmt: skip
+            swing=(0, lift, -side * ahead),
+            phase=(0, ahead * lag * step, ahead * lag * step),
+        )
 
     parts = [Part(-1, ZERO, ZERO, (link, thick, thick), back, belly,
                   swing=(draw(0, 0.2), draw(0, 0.15), draw(0.2, 0.4)),
@@ -243,7 +295,15 @@ def snake(draw: Draw, palette: Palette) -> Body:
         Part(6, (0.46, 0, -0.07), ZERO, (0.15, 0.14, 0.1), limb, limb),
     ]  # fmt: skip
     parts += _pair(Part(6, (0.33, 0.18, 0.14), ZERO, (0.08, 0.08, 0.09), EYE, EYE))
-    horn = Part(6, (0.04, 0.16, 0.2), (0, 0, 0.1), (0.09, 0.09, draw(0.14, 0.2)), limb, limb, rest=(-0.4, 0, 0))
+    horn = Part(
+        6,
+        (0.04, 0.16, 0.2),
+        (0, 0, 0.1),
+        (0.09, 0.09, draw(0.14, 0.2)),
+        limb,
+        limb,
+        rest=(-0.4, 0, 0),
+    )
     parts += _pair(horn)
     for carrier in (1, 3):
         foot = Part(carrier, (0, thick * 0.65, -thick * 0.6), (0, 0.03, -0.1), (0.13, 0.12, 0.18), limb, limb,
@@ -269,7 +329,10 @@ def turtle(draw: Draw, palette: Palette) -> Body:
     parts += _pair(Part(2, (0.3, 0.17, 0.14), ZERO, (0.075, 0.075, 0.085), EYE, EYE))
     row, beat = draw(0.35, 0.6), draw(0.35, 0.7)
     together = draw(0, 1) < 0.5
-    for x, fan, size, lag in ((long * 0.6, 0.3, draw(0.26, 0.34), 0.0), (-long * 0.65, -0.6, draw(0.2, 0.26), 0.5)):
+    for x, fan, size, lag in (
+        (long * 0.6, 0.3, draw(0.26, 0.34), 0.0),
+        (-long * 0.65, -0.6, draw(0.2, 0.26), 0.5),
+    ):
         upper = Part(0, (x, wide * 0.6, -0.08), (0, size * 0.8, 0), (0.21, size, 0.12), limb, limb,
                      rest=(-0.15, 0, fan), swing=(beat, 0, -row), phase=(0.25, 0, 0))  # fmt: skip
         tip = Part(0, (0, size * 1.45, 0), (-0.04, 0.08, 0), (0.18, 0.2, 0.11), limb, limb,
@@ -278,7 +341,15 @@ def turtle(draw: Draw, palette: Palette) -> Body:
     return parts, (draw(0.03, 0.08), 0.0, draw(0.02, 0.07))
 
 
-PLANS: tuple[Callable[[Draw, Palette], Body], ...] = (quadruped, biped, insect, bird, fish, snake, turtle)
+PLANS: tuple[Callable[[Draw, Palette], Body], ...] = (
+    quadruped,
+    biped,
+    insect,
+    bird,
+    fish,
+    snake,
+    turtle,
+)
 
 # phases of the left front, right front, left rear and right rear legs
 _QUADRUPED_GAITS = (
@@ -310,7 +381,9 @@ def _mirrored(part: Part) -> Part:
 
 
 def _at_phase(part: Part, cycles: float) -> Part:
-    return part._replace(phase=(part.phase[0] + cycles, part.phase[1] + cycles, part.phase[2] + cycles))
+    return part._replace(
+        phase=(part.phase[0] + cycles, part.phase[1] + cycles, part.phase[2] + cycles)
+    )
 
 
 def _pair(part: Part, left: float = 0.0, right: float = 0.0) -> list[Part]:
@@ -318,7 +391,9 @@ def _pair(part: Part, left: float = 0.0, right: float = 0.0) -> list[Part]:
     return [_at_phase(part, left), _at_phase(_mirrored(part), right)]
 
 
-def _add_limb(parts: list[Part], upper: Part, lower: Part, left: float, right: float) -> tuple[int, int]:
+def _add_limb(
+    parts: list[Part], upper: Part, lower: Part, left: float, right: float
+) -> tuple[int, int]:
     """Append a pair of two-piece limbs; returns where the lower pieces stand."""
     first = len(parts)
     uppers, lowers = _pair(upper, left, right), _pair(lower, left, right)

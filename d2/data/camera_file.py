@@ -1,7 +1,9 @@
-"""Any cameras from files: a path of them in a transforms.json, and several synchronised clips with theirs.
+"""Any cameras from files: a path of them in a transforms.json, and several synchronised clips with
+theirs.
 
-The format is nerfstudio's and D-NeRF's. A table's cameras are brought into d2's frame (z up, the middle of what they
-look at in the origin, at distance 2), and pictures are square: of others the middle square counts.
+The format is nerfstudio's and D-NeRF's. A table's cameras are brought into d2's frame (z up, the
+middle of what they look at in the origin, at distance 2), and pictures are square: of others the
+middle square counts.
 """
 
 from __future__ import annotations
@@ -39,10 +41,14 @@ def read_table(path: Path) -> CameraTable:
         table = json.loads(path.read_text(encoding="utf-8"))
         frames: list[dict[str, Any]] = table["frames"]
         poses = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)
-        applied = torch.tensor(table.get("applied_transform", torch.eye(4)[:3].tolist()), dtype=torch.float64)
+        applied = torch.tensor(
+            table.get("applied_transform", torch.eye(4)[:3].tolist()), dtype=torch.float64
+        )
         intrinsics = torch.stack([intrinsics_of(frame | table, path) for frame in frames])
     except OSError as error:
-        raise InputError(f"cameras.path={path}: cannot be read ({error.strerror}); give a transforms.json") from error
+        raise InputError(
+            f"cameras.path={path}: cannot be read ({error.strerror}); give a transforms.json"
+        ) from error
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -50,8 +56,12 @@ def read_table(path: Path) -> CameraTable:
             f"{path}: not a table of cameras ({type(error).__name__}: {error}); see nerfstudio's"
         ) from error
     if poses.shape[1:] != (4, 4) or not poses.isfinite().all():
-        raise InputError(f"{path}: its transform_matrix are no finite 4 × 4 matrices; write them again")
-    undo = torch.linalg.inv(torch.cat([applied[:3], torch.tensor([[0.0, 0, 0, 1]], dtype=torch.float64)]))
+        raise InputError(
+            f"{path}: its transform_matrix are no finite 4 × 4 matrices; write them again"
+        )
+    undo = torch.linalg.inv(
+        torch.cat([applied[:3], torch.tensor([[0.0, 0, 0, 1]], dtype=torch.float64)])
+    )
     poses, first = opengl(undo @ poses), {}
     for index, (pose, lens) in enumerate(zip(poses, intrinsics, strict=True)):
         key = tuple(torch.cat([pose.flatten(), lens.flatten()]).mul(1e6).round().tolist())
@@ -67,7 +77,8 @@ def read_table(path: Path) -> CameraTable:
 
 
 def intrinsics_of(facts: dict[str, Any], path: Path) -> Tensor:
-    """Normalised, of the middle square of the pictures; the table's numbers win over a frame's: 3 3."""
+    """Normalised, of the middle square of the pictures; the table's numbers win over a frame's: 3
+    3."""
     width, height = float(facts.get("w", 1.0)), float(facts.get("h", facts.get("w", 1.0)))
     if "fl_x" in facts:
         if "w" not in facts or "h" not in facts:
@@ -86,17 +97,20 @@ def intrinsics_of(facts: dict[str, Any], path: Path) -> Tensor:
         )
     side = min(width, height)
     centre = (x - (width - side) / 2) / side, (y - (height - side) / 2) / side
-    return torch.tensor([[across / side, 0, centre[0]], [0, down / side, centre[1]], [0, 0, 1]], dtype=torch.float64)
+    return torch.tensor(
+        [[across / side, 0, centre[0]], [0, down / side, centre[1]], [0, 0, 1]], dtype=torch.float64
+    )
 
 
 def square_clip(clip: Clip, size: int, table: CameraTable) -> tuple[Tensor, Tensor]:
-    """The middle square of every frame, on white, and its masks: pixels f 3 size size, masks f 1 size size."""
+    """The middle square of every frame, on white, and its masks: pixels f 3 size size, masks f 1
+    size size."""
     height, width = clip.rgba.shape[-2:]
     if abs(width / height / (table.aspect or 1.0) - 1) > 0.01:
         made_for = f"{table.aspect or 1:.3g} times as wide as high"
         raise InputError(
-            f"{clip.name}: {width} × {height} pixels, and the cameras of {table.path} are of pictures {made_for}; "
-            "give the cameras of this clip"
+            f"{clip.name}: {width} × {height} pixels, and the cameras of {table.path} are of"
+            f" pictures {made_for}; give the cameras of this clip"
         )
     rgba = clip.rgba.double() / 255
     on_white = torch.cat([rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:], rgba[:, 3:]], dim=1)
@@ -125,22 +139,37 @@ class Views(NamedTuple):
 
 
 def read_views(folder: Path, *, num_frames: int, start: int, stride: int, size: int) -> Views:
-    """A folder with a transforms.json, in which `file_path` of a known view names its clip beside it.
+    """A folder with a transforms.json, in which `file_path` of a known view names its clip beside
+    it.
 
-    A camera without a file_path is one that is wanted. An InputError names a known view whose clip is not there.
+    A camera without a file_path is one that is wanted. An InputError names a known view whose clip
+    is not there.
     """
     table = read_table(folder / TABLE)
     known = [view for view, name in enumerate(table.names) if name]
     if not known:
-        raise InputError(f"scenes.views={folder}: no frame of {TABLE} has a file_path, so no view is known; name clips")
+        raise InputError(
+            f"scenes.views={folder}: no frame of {TABLE} has a file_path, so no view is known; name"
+            " clips"
+        )
     clips = []
     for view in known:
         place = folder / str(table.names[view])
         if not place.exists():
-            raise InputError(f"{place}: no such clip; {TABLE} names it as view {view}'s; put it there, or leave it out")
-        clips.append(square_clip(read_clip(place, num_frames=num_frames, start=start, stride=stride), size, table))
+            raise InputError(
+                f"{place}: no such clip; {TABLE} names it as view {view}'s; put it there, or leave"
+                " it out"
+            )
+        clips.append(
+            square_clip(
+                read_clip(place, num_frames=num_frames, start=start, stride=stride), size, table
+            )
+        )
     if len({len(pixels) for pixels, _ in clips}) > 1:
-        raise InputError(f"scenes.views={folder}: some of its known views are clips and some are pictures; give clips")
+        raise InputError(
+            f"scenes.views={folder}: some of its known views are clips and some are pictures; give"
+            " clips"
+        )
     (pixels, masks), *rest = clips
     others = Known(tuple(known[1:]), torch.stack([p for p, _ in rest])) if rest else None
     return Views(pixels, masks, cameras_of(table.rig, known[0]), others)

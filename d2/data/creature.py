@@ -1,4 +1,5 @@
-"""Creatures of world4d: sampled from a seed, fitted into the ball the cameras see, and posed in time.
+"""Creatures of world4d: sampled from a seed, fitted into the ball the cameras see, and posed in
+time.
 
 A creature is a tree of at most `MAX_PARTS` ellipsoids (body_plans.py). Every joint angle is
 rest + swing · sin(2π (frequency · time + start + phase)), time running from 0 to 1 over the clip.
@@ -21,7 +22,9 @@ from d2.errors import InputError
 
 WORLD_VERSION = "1"  # any change of a picture changes this; it goes into weights and results
 MAX_PARTS = 18
-MOTION = 0.55  # of the plans' own swings: a creature then changes over half a clip about as much as over a turn of 30°
+# of the plans' own swings: a creature then changes over half a clip about as much as over a turn of
+# 30°
+MOTION = 0.55
 REACH = 0.495  # no creature leaves the ball of this radius during its clip; the cameras promise 0.5
 
 Split = Literal["train", "validation", "test"]
@@ -62,11 +65,16 @@ def sample_creatures(split: Split, indices: Sequence[int]) -> Creatures:
     sampled = [_sample(split, int(i)) for i in indices]
     parts = torch.tensor([row for row, _ in sampled], dtype=torch.float64)
     facts = torch.tensor([row for _, row in sampled], dtype=torch.float64)
-    parent, joint, centre, radii, colours, rest, swing, phase, cut = parts.split([1, 3, 3, 3, 6, 3, 3, 3, 4], dim=-1)
-    slide, frequency, start, yaw, fill, still, elevation = facts.split([3, 1, 1, 1, 1, 1, 3], dim=-1)
+    parent, joint, centre, radii, colours, rest, swing, phase, cut = parts.split(
+        [1, 3, 3, 3, 6, 3, 3, 3, 4], dim=-1
+    )
+    slide, frequency, start, yaw, fill, still, elevation = facts.split(
+        [3, 1, 1, 1, 1, 1, 3], dim=-1
+    )
     creatures = Creatures(
-        parent[..., 0].long(), joint, centre, radii, colours.unflatten(-1, (2, 3)), rest, MOTION * swing, phase, cut,
-        MOTION * slide, frequency[:, 0], start[:, 0], yaw[:, 0], torch.zeros_like(slide), still[:, 0], elevation,
+        parent[..., 0].long(), joint, centre, radii, colours.unflatten(-1, (2, 3)), rest,
+        MOTION * swing, phase, cut, MOTION * slide, frequency[:, 0], start[:, 0], yaw[:, 0],
+        torch.zeros_like(slide), still[:, 0], elevation,
     )  # fmt: skip
     return _fit(creatures, REACH * fill)
 
@@ -80,7 +88,9 @@ def pose(
     wave = torch.sin(2 * math.pi * (cycles + creatures.phase[:, None]))
     turn = euler(creatures.rest[:, None] + creatures.swing[:, None] * wave)  # b t p 3 3
     slide = creatures.slide[:, None] * torch.sin(2 * math.pi * cycles[..., 0])
-    heading = euler(torch.stack([zero := torch.zeros_like(creatures.yaw), zero, creatures.yaw], dim=-1))[:, None]
+    heading = euler(
+        torch.stack([zero := torch.zeros_like(creatures.yaw), zero, creatures.yaw], dim=-1)
+    )[:, None]
     position, rotation = torch.empty_like(wave), torch.empty_like(turn)  # of the joints
     position[:, :, 0] = creatures.origin[:, None] + _matvec(heading, slide)
     rotation[:, :, 0] = _matmul(heading, turn[:, :, 0])
@@ -88,7 +98,9 @@ def pose(
     for p in range(1, MAX_PARTS):
         parent = creatures.parent[:, p]
         carrier = rotation[batch, :, parent]  # b t 3 3
-        position[:, :, p] = position[batch, :, parent] + _matvec(carrier, creatures.joint[:, None, p])
+        position[:, :, p] = position[batch, :, parent] + _matvec(
+            carrier, creatures.joint[:, None, p]
+        )
         rotation[:, :, p] = _matmul(carrier, turn[:, :, p])
     return Pose(position + _matvec(rotation, creatures.centre[:, None]), rotation)
 
@@ -97,7 +109,8 @@ def elevation_at(
     creatures: Creatures,
     azimuth_rad: Tensor,  # v
 ) -> Tensor:  # b v
-    """Elevation of each camera; a smooth function of the azimuth, constant in four fifths of the scenes."""
+    """Elevation of each camera; a smooth function of the azimuth, constant in four fifths of the
+    scenes."""
     mean, amplitude, phase = creatures.elevation[:, :, None].unbind(1)
     return mean + amplitude * torch.sin(azimuth_rad + phase)
 
@@ -115,7 +128,7 @@ def euler(
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
-# --- sampling -------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 def _sample(split: str, index: int) -> tuple[list[list[float]], list[float]]:
@@ -130,12 +143,27 @@ def _sample(split: str, index: int) -> tuple[list[list[float]], list[float]]:
     facts = [draw(0.6, 1.4), draw(0, 1), draw(0, 2 * math.pi), draw(0.96, 1.0), draw(0, 1)]
     degrees = math.pi / 180
     amplitude = draw(10, 25) * degrees if draw(0, 1) < 0.2 else 0.0
-    elevation = [draw(-10 * degrees + amplitude, 40 * degrees - amplitude), amplitude, draw(0, 2 * math.pi)]
+    elevation = [
+        draw(-10 * degrees + amplitude, 40 * degrees - amplitude),
+        amplitude,
+        draw(0, 2 * math.pi),
+    ]
     plan = PLANS[int(draw(0, len(PLANS)))]
     parts, slide = plan(draw, draw_palette(draw))
     assert len(parts) <= MAX_PARTS
     rows = [
-        [p.parent, *p.joint, *p.centre, *p.radii, *p.upper, *p.lower, *p.rest, *p.swing, *p.phase, *p.split]
+        [
+            p.parent,
+            *p.joint,
+            *p.centre,
+            *p.radii,
+            *p.upper,
+            *p.lower,
+            *p.rest,
+            *p.swing,
+            *p.phase,
+            *p.split,
+        ]
         for p in parts
     ]
     rows += [[0.0] * len(rows[0])] * (MAX_PARTS - len(parts))
@@ -153,7 +181,8 @@ def _fit(creatures: Creatures, reach: Tensor) -> Creatures:
     high = torch.where(present, centre + half, -math.inf).amax((1, 2))
     middle = (low + high) / 2
     centre = centre - middle[:, None, None]
-    # the farthest point c + A u, |u| = 1, of an ellipsoid: u ~ Aᵀ (c + A u) climbs, for |c + A u| is convex in u
+    # the farthest point c + A u, |u| = 1, of an ellipsoid: u ~ Aᵀ (c + A u) climbs, for |c + A u|
+    # is convex in u
     u = torch.zeros_like(centre)
     for _ in range(12):
         u = torch.nn.functional.normalize(_matvec(axes.mT, centre + _matvec(axes, u)), dim=-1)

@@ -1,7 +1,9 @@
-"""What the user brings (`scenes=folder`): numbered frames, a video, an animation or one picture, read as it is.
+"""What the user brings (`scenes=folder`): numbered frames, a video, an animation or one picture,
+read as it is.
 
-Axes: f frames, c h w. Nothing is cropped or scaled here: see preprocess.py; files are opened in media.py. Every mistake
-in the input is a ValueError of one line that names the file or key, the value, and the way out.
+Axes: f frames, c h w. Nothing is cropped or scaled here: see preprocess.py; files are opened in
+media.py. Every mistake in the input is a ValueError of one line that names the file or key, the
+value, and the way out.
 """
 
 from __future__ import annotations
@@ -33,11 +35,22 @@ from d2.data.media import (
 from d2.errors import InputError
 
 SHOWN = 8  # a message lists so many numbers or files and counts the rest
-NAME_BYTES = 200  # of a scene's folder: file systems take 255, and names are lengthened while it is being written
-IMAGES = ("images", "image", "imgs", "rgb", "color", "frames", "jpegimages")  # a clip's pictures, beside its masks
+# of a scene's folder: file systems take 255, and names are lengthened while it is being written
+NAME_BYTES = 200
+# a clip's pictures, beside its masks
+IMAGES = ("images", "image", "imgs", "rgb", "color", "frames", "jpegimages")
 MASKS = ("masks", "mask", "alpha", "alphas", "mattes", "annotations")
 MASK_ENDINGS = ("_masks", "_mask", "_alpha")  # of walk_mask.mp4, the masks of walk.mp4
-TAKEN = {"log", "wandb", "metrics.csv", "set_metrics.csv", "results.csv", "config.yaml", "index.html"}  # by the run
+# by the run
+TAKEN = {
+    "log",
+    "wandb",
+    "metrics.csv",
+    "set_metrics.csv",
+    "results.csv",
+    "config.yaml",
+    "index.html",
+}
 
 
 class Clip(NamedTuple):
@@ -57,43 +70,59 @@ class Frame(NamedTuple):
 def list_clips(path: Path | str) -> list[Path]:
     """The clips under `scenes.path`, each for `read_clip`, in natural order (a2 before a10).
 
-    A file is one clip, and so is a folder with numbered pictures, or with images/ and masks/. In any other folder each
-    sub-folder, video, animation and picture is a clip, but for the masks of another (walk_mask beside walk); hidden
-    entries and files of other kinds are passed over.
+    A file is one clip, and so is a folder with numbered pictures, or with images/ and masks/. In
+    any other folder each sub-folder, video, animation and picture is a clip, but for the masks of
+    another (walk_mask beside walk); hidden entries and files of other kinds are passed over.
     """
     with _keyed():
         path = _existing(path)
         if path.is_file():
             return [path]
         entries = visible(path)
-        if any(is_frame(entry) and _number(entry) is not None for entry in entries) or parts(path)[0] != path:
+        if (
+            any(is_frame(entry) and _number(entry) is not None for entry in entries)
+            or parts(path)[0] != path
+        ):
             return [path]
         clips = list(filter(_may_be_clip, entries))
         masks = {parts(clip)[1] for clip in clips}
         clips = [clip for clip in clips if clip not in masks]
         if not clips:
-            raise Refused(f"{path}: {_contents(entries)}; put frames (0.png, 1.png, …) or clips there")
+            raise Refused(
+                f"{path}: {_contents(entries)}; put frames (0.png, 1.png, …) or clips there"
+            )
         first: dict[str, Path] = {}
         for clip in clips:
             twin = first.setdefault(scene_name(clip).casefold(), clip)
             if twin is not clip:
-                raise Refused(f"{path}: {twin.name} and {clip.name} would share a scene name; rename one")
+                raise Refused(
+                    f"{path}: {twin.name} and {clip.name} would share a scene name; rename one"
+                )
         return clips
 
 
 def read_clip(path: Path | str, *, num_frames: int, start: int = 0, stride: int = 1) -> Clip:
-    """The `num_frames` frames `start, start + stride, …` of one clip; a single picture is one frame whatever they say.
+    """The `num_frames` frames `start, start + stride, …` of one clip; a single picture is one frame
+    whatever they say.
 
-    `path`: a folder of numbered pictures (ordered by the last integer in their names), a video, an animation or a
-    picture. Frames are counted from the first one, 0, whatever its number. Masks, where there are any (`parts`), become
-    alpha.
+    `path`: a folder of numbered pictures (ordered by the last integer in their names), a video, an
+    animation or a picture. Frames are counted from the first one, 0, whatever its number. Masks,
+    where there are any (`parts`), become alpha.
     """
     if num_frames < 1:
-        raise InputError(f"matrix.num_frames={num_frames}: no clip is so short; set matrix.num_frames=1 or more")
+        raise InputError(
+            f"matrix.num_frames={num_frames}: no clip is so short; set matrix.num_frames=1 or more"
+        )
     if start < 0:
-        raise InputError(f"frames.start={start}: frames are counted from the first one, 0; set frames.start=0 or more")
+        raise InputError(
+            f"frames.start={start}: frames are counted from the first one, 0; set frames.start=0 or"
+            " more"
+        )
     if stride < 1:
-        raise InputError(f"frames.stride={stride}: frames are read forwards; set frames.stride=1 (every frame) or more")
+        raise InputError(
+            f"frames.stride={stride}: frames are read forwards; set frames.stride=1 (every frame)"
+            " or more"
+        )
     with _keyed():
         path = _existing(path)
         colour, masks = parts(path)
@@ -102,7 +131,11 @@ def read_clip(path: Path | str, *, num_frames: int, start: int = 0, stride: int 
         if masks is not None:
             frames = _masked(frames, colour, masks, wanted)
         _require_visible(colour, frames)
-    rgba = torch.from_numpy(np.stack([frame.rgba for frame in frames])).permute(0, 3, 1, 2).contiguous()
+    rgba = (
+        torch.from_numpy(np.stack([frame.rgba for frame in frames]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
     has_alpha = bool((rgba[:, 3] < FAINT).any())
     return Clip(scene_name(path), rgba if has_alpha else _on_white(rgba), has_alpha, is_picture)
 
@@ -110,34 +143,41 @@ def read_clip(path: Path | str, *, num_frames: int, start: int = 0, stride: int 
 def parts(path: Path) -> tuple[Path, Path | None]:
     """Where a clip's pictures lie, and its masks.
 
-    They are images/ and masks/ in it, or masks/ among its frames, or of walk.mp4 walk_mask.mp4 (or a folder) beside it.
+    They are images/ and masks/ in it, or masks/ among its frames, or of walk.mp4 walk_mask.mp4 (or
+    a folder) beside it.
     """
     if path.is_dir():
         inside = {_stem(entry).lower(): entry for entry in visible(path) if _may_be_clip(entry)}
         images = next((inside[name] for name in IMAGES if name in inside), None)
-        masks = next((inside[name] for name in MASKS if name in inside and not _is_bare(inside[name])), None)
+        masks = next(
+            (inside[name] for name in MASKS if name in inside and not _is_bare(inside[name])), None
+        )
         if masks is not None and any(map(is_frame, inside.values())):
             return (path, masks) if masks.is_dir() else (path, None)
         if masks is not None and images is not None:
             return images, masks
     place = path if path.name not in ("", "..") else path.resolve()
     kinds = ("", place.suffix, *PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
-    beside = [place.parent / f"{_stem(place)}{ending}{kind}" for ending in MASK_ENDINGS for kind in kinds]
+    beside = [
+        place.parent / f"{_stem(place)}{ending}{kind}" for ending in MASK_ENDINGS for kind in kinds
+    ]
     return path, next((mask for mask in beside if os.path.exists(mask)), None)
 
 
 def scene_name(path: Path) -> str:
-    """What the scene of a clip, and its folder, is called: the clip's name, made fit for a file system and a table."""
+    """What the scene of a clip, and its folder, is called: the clip's name, made fit for a file
+    system and a table."""
     name = os.fsencode(_stem(path)).decode("utf-8", "replace")
     name = re.sub(r"[\x00-\x1f\x7f]", "_", name)
     if name.lower() in TAKEN:
         name = f"scene_{name}"
     if len(name.encode()) <= NAME_BYTES:
         return name
-    return f"{name.encode()[: NAME_BYTES - 9].decode('utf-8', 'ignore')}_{zlib.crc32(name.encode()):08x}"
+    start = name.encode()[: NAME_BYTES - 9].decode("utf-8", "ignore")
+    return f"{start}_{zlib.crc32(name.encode()):08x}"
 
 
-# --- what lies in a folder -------------------------------------------------------------------------------------------
+# --- what lies in a folder ------------------------------------------------------------------------
 
 
 @contextmanager
@@ -183,7 +223,9 @@ def _numbered_files(folder: Path) -> dict[int, Path]:
     for file in filter(is_frame, entries):
         number = _number(file)
         if number is None:
-            raise Refused(f"{folder}: {file.name} has no number in its name; number it or move it away")
+            raise Refused(
+                f"{folder}: {file.name} has no number in its name; number it or move it away"
+            )
         if number in numbered:
             twins = f"{numbered[number].name} and {file.name}"
             raise Refused(f"{folder}: {twins} are both frame {number}; keep one of them")
@@ -192,17 +234,21 @@ def _numbered_files(folder: Path) -> dict[int, Path]:
         raise Refused(f"{folder}: {_contents(entries)}; put frames (0.png, 1.png, …) there")
     order = sorted(numbered)
     steps = {after - before for before, after in pairwise(order)}
-    if steps - {1} and (len(steps) > 1 or len(order) == 2):  # 0, 5, 10, … is every fifth frame of a film
+    # 0, 5, 10, … is every fifth frame of a film
+    if steps - {1} and (len(steps) > 1 or len(order) == 2):
         _refuse_gaps(folder, order)
     return {number: numbered[number] for number in order}
 
 
 def _refuse_gaps(folder: Path, order: list[int]) -> None:
     missing: list[int] = []
-    for before, after in pairwise(order):  # a gap may be huge (dates as numbers): list no more than is shown
+    # a gap may be huge (dates as numbers): list no more than is shown
+    for before, after in pairwise(order):
         missing += range(before + 1, min(after, before + 1 + SHOWN - len(missing)))
     names = _shown([str(number) for number in missing], order[-1] - order[0] + 1 - len(order))
-    raise Refused(f"{folder}: missing frame {names} of {order[0]} … {order[-1]}; add it or renumber the rest")
+    raise Refused(
+        f"{folder}: missing frame {names} of {order[0]} … {order[-1]}; add it or renumber the rest"
+    )
 
 
 def _contents(entries: list[Path]) -> str:
@@ -216,21 +262,30 @@ def _shown(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
-# --- frames from files -----------------------------------------------------------------------------------------------
+# --- frames from files ----------------------------------------------------------------------------
 
 
 def _read(path: Path, wanted: range) -> tuple[list[Frame], bool]:
     """The wanted frames of one size, and whether they are one still picture."""
     if path.is_dir():
         files = list(_numbered_files(path).values())
-        frames = [Frame(files[index].name, read_picture(files[index])) for index in wanted if index < len(files)]
+        frames = [
+            Frame(files[index].name, read_picture(files[index]))
+            for index in wanted
+            if index < len(files)
+        ]
         total, is_picture = len(files), False
     elif path.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
         kinds = " ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
-        raise Refused(f"{path}: unsupported extension '{path.suffix}'; convert it to one of {kinds}")
+        raise Refused(
+            f"{path}: unsupported extension '{path.suffix}'; convert it to one of {kinds}"
+        )
     elif is_film(path):
         film = read_film(path, wanted)
-        frames = [Frame(f"frame {index}", rgba) for index, rgba in zip(wanted, film.pictures, strict=False)]
+        frames = [
+            Frame(f"frame {index}", rgba)
+            for index, rgba in zip(wanted, film.pictures, strict=False)
+        ]
         total, is_picture = film.total, False
     else:
         frames, total, is_picture = [Frame(path.name, read_picture(path))], 1, True
@@ -244,7 +299,8 @@ def _read(path: Path, wanted: range) -> tuple[list[Frame], bool]:
 
 
 def _masked(frames: list[Frame], colour: Path, masks: Path, wanted: range) -> list[Frame]:
-    """Frames with the alpha of their masks, of which black is background and the brightest of all pixels is object."""
+    """Frames with the alpha of their masks, of which black is background and the brightest of all
+    pixels is object."""
     if colour.is_dir() and masks.is_dir():
         absent = sorted(_numbered_files(colour).keys() - _numbered_files(masks).keys())
         if absent:
@@ -252,7 +308,8 @@ def _masked(frames: list[Frame], colour: Path, masks: Path, wanted: range) -> li
             raise Refused(f"{masks}: no mask of frame {names}; add it, or move the masks away")
     found, _ = _read(masks, wanted)
     levels = [mask.rgba[..., :3].max(axis=-1) * (mask.rgba[..., 3] / 255) for mask in found]
-    brightest = max(1.0, *(float(level.max()) for level in levels))  # of labels it may be 1, or a palette's grey
+    # of labels it may be 1, or a palette's grey
+    brightest = max(1.0, *(float(level.max()) for level in levels))
     whole = []
     for (label, rgba), mask, level in zip(frames, found, levels, strict=True):
         if level.shape != rgba.shape[:2]:
@@ -274,15 +331,19 @@ def _size(rgba: np.ndarray) -> str:
     return f"{rgba.shape[1]}×{rgba.shape[0]}"
 
 
-# --- checks ----------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def _require_enough(path: Path, got: int, total: int, wanted: range) -> None:
     if got == len(wanted):
         return
-    keys = f"matrix.num_frames={len(wanted)}, frames.start={wanted.start}, frames.stride={wanted.step}"
+    keys = (
+        f"matrix.num_frames={len(wanted)}, frames.start={wanted.start}, frames.stride={wanted.step}"
+    )
     way_out = f"set matrix.num_frames={got}" if got else f"set frames.start below {total}"
-    raise Refused(f"{path}: {total} frames, {wanted[-1] + 1} needed for {keys}; {way_out} or give more")
+    raise Refused(
+        f"{path}: {total} frames, {wanted[-1] + 1} needed for {keys}; {way_out} or give more"
+    )
 
 
 def _require_visible(path: Path, frames: list[Frame]) -> None:

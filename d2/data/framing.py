@@ -1,7 +1,8 @@
 """Pictures of a wanted size, and the intrinsics that go with what was cut, padded and scaled.
 
-Pictures with a background keep their frame: the whole is resized by area and cut to size about its middle, as Stable
-Virtual Camera's published program does it (arXiv 2503.14489). Axes: n pictures, c h w.
+Pictures with a background keep their frame: the whole is resized by area and cut to size about its
+middle, as Stable Virtual Camera's published program does it (arXiv 2503.14489). Axes: n pictures, c
+h w.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def by_short_side(
 
 def frame(
     pictures: Tensor,  # n c h w
-    intrinsics: Tensor,  # 3 3, in pixels, or normalised: both coordinates of the principal point within 1
+    # 3 3, in pixels, or normalised: both coordinates of the principal point within 1
+    intrinsics: Tensor,
     size: tuple[int, int],  # width and height
     *,
     mode: Literal["crop", "pad", "stretch"] = "crop",
@@ -64,6 +66,7 @@ def frame(
 
 
 def offset(have: int, want: int) -> int:
-    """Where the result begins along a side, in pixels of the resized picture; negative where it is padded."""
+    """Where the result begins along a side, in pixels of the resized picture; negative where it is
+    padded."""
     start = int(0.5 * have) - want // 2
     return min(max(start, 0), have - want) if have >= want else min(start, 0)

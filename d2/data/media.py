@@ -1,8 +1,9 @@
-"""Pictures and films as they lie on the disk: the one reader of everything that d2 is given to look at.
+"""Pictures and films as they lie on the disk: the one reader of everything that d2 is given to look
+at.
 
-A picture is h w 4, RGBA of 8 bits a channel, upright (Exif and display matrices applied), with square pixels. A film
-gives every stored picture once, whatever its clock says. Every fault of a file is a ValueError of one line that starts
-with the path and ends with the way out.
+A picture is h w 4, RGBA of 8 bits a channel, upright (Exif and display matrices applied), with
+square pixels. A film gives every stored picture once, whatever its clock says. Every fault of a
+file is a ValueError of one line that starts with the path and ends with the way out.
 """
 
 from __future__ import annotations
@@ -23,15 +24,42 @@ from PIL import Image, ImageOps
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 PICTURE_SUFFIXES = (*FRAME_SUFFIXES, ".gif", ".apng")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".3gp", ".mts", ".ogv", ".wmv")
-ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # a phone's JPEG holds several pictures too, and is no film
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own decoders of these two drop the alpha plane
-LITTER = {"__macosx", "@eadir", "__pycache__", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin"}
-FAINT = 26  # of 255: alpha below a tenth is an encoder's or a network's doubt; nothing is told from it
-UNEVEN = 1.5  # the longest time between pictures over the shortest, from which a frame rate is called variable
-SQUARE_PIXELS = "scale='if(gt(sar,1),round(iw*sar),iw)':'if(lt(sar,1),round(ih/sar),ih)',setsar=1"  # never smaller
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".webm",
+    ".mkv",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".3gp",
+    ".mts",
+    ".ogv",
+    ".wmv",
+)
+# a phone's JPEG holds several pictures too, and is no film
+ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+# ffmpeg's own decoders of these two drop the alpha plane
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+LITTER = {
+    "__macosx",
+    "@eadir",
+    "__pycache__",
+    "thumbs.db",
+    "desktop.ini",
+    "lost+found",
+    "$recycle.bin",
+}
+# of 255: alpha below a tenth is an encoder's or a network's doubt; nothing is told from it
+FAINT = 26
+# the longest time between pictures over the shortest, from which a frame rate is called variable
+UNEVEN = 1.5
+# never smaller
+SQUARE_PIXELS = "scale='if(gt(sar,1),round(iw*sar),iw)':'if(lt(sar,1),round(ih/sar),ih)',setsar=1"
 
-logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of films that are turned or made square
+# it warns of films that are turned or made square
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
 
 
 class Refused(ValueError):
@@ -43,22 +71,37 @@ class Film(NamedTuple):
     total: int  # how many were seen: all there are, where some wanted one is lacking
 
 
-# --- what lies in a folder -------------------------------------------------------------------------------------------
+# --- what lies in a folder ------------------------------------------------------------------------
 
 
 def natural(text: str) -> list[tuple[int, str]]:
     """A key of sorting under which digits compare as numbers: a2 before a10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies in a folder, in natural order, without what is hidden or what systems leave behind."""
+    """What lies in a folder, in natural order, without what is hidden or what systems leave
+    behind."""
     try:
-        entries = [path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in LITTER]
+        entries = [
+            path
+            for path in folder.iterdir()
+            if path.name[0] != "." and path.name.lower() not in LITTER
+        ]
     except OSError as error:
-        raise Refused(f"{folder}: cannot be read ({error.strerror}); mend that or name another folder") from error
+        raise Refused(
+            f"{folder}: cannot be read ({error.strerror}); mend that or name another folder"
+        ) from error
     for path in entries:
-        if path.is_symlink() and not path.exists() and path.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES:
+        if (
+            path.is_symlink()
+            and not path.exists()
+            and path.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES
+        ):
             raise Refused(f"{path}: a link to nothing; mend or remove it")
     return sorted(entries, key=lambda path: natural(path.name))
 
@@ -76,7 +119,7 @@ def is_film(path: Path) -> bool:
     return suffix in VIDEO_SUFFIXES or (suffix in PICTURE_SUFFIXES and count_pictures(path) > 1)
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def read_picture(path: Path) -> np.ndarray:  # h w 4, uint8
@@ -84,12 +127,16 @@ def read_picture(path: Path) -> np.ndarray:  # h w 4, uint8
     with _decoding(path), _opened(path) as image:
         count = _count(image)
         if count > 1:
-            raise Refused(f"{path}: holds {count} pictures, where one is wanted; save each as a file of its own")
+            raise Refused(
+                f"{path}: holds {count} pictures, where one is wanted; save each as a file of"
+                " its own"
+            )
         return _rgba(image, path)
 
 
 def count_pictures(path: Path) -> int:
-    """How many pictures a picture file shows one after another: 1 unless it is an animation or a stack of pages."""
+    """How many pictures a picture file shows one after another: 1 unless it is an animation or a
+    stack of pages."""
     with _decoding(path), _opened(path) as image:
         return _count(image)
 
@@ -100,7 +147,8 @@ def _count(image: Image.Image) -> int:
 
 
 def _first(image: Image.Image) -> int:
-    """1 where the first picture of an APNG is for programs that show no animation, and not part of it."""
+    """1 where the first picture of an APNG is for programs that show no animation, and not part of
+    it."""
     return int(image.info.get("default_image", False))
 
 
@@ -110,14 +158,17 @@ def _rgba(image: Image.Image, path: Path) -> np.ndarray:
         raise Refused(f"{path}: {bits}; save it with 8 or 16 bits a channel")
     upright = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        upright = Image.fromarray((np.asarray(upright).astype(np.float64) / 257).round().astype(np.uint8))
+        upright = Image.fromarray(
+            (np.asarray(upright).astype(np.float64) / 257).round().astype(np.uint8)
+        )
     return np.asarray(upright.convert("RGBA"))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large picture is no attack
+        # a large picture is no attack
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(path)
     with image:
         yield image
@@ -132,12 +183,17 @@ def _decoding(path: Path) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         pixels, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
-        raise Refused(f"{path}: {pixels:.0f} megapixels, where at most {limit:.0f} are read; scale it down") from error
+        raise Refused(
+            f"{path}: {pixels:.0f} megapixels, where at most {limit:.0f} are read; scale it down"
+        ) from error
     except MemoryError as error:
         raise Refused(f"{path}: does not fit into memory; scale it down") from error
-    except Exception as error:  # OSError, SyntaxError, struct.error, EOFError, RuntimeError, AssertionError, …
+    # OSError, SyntaxError, struct.error, EOFError, RuntimeError, AssertionError, …
+    except Exception as error:
         if isinstance(error, OSError) and error.errno:
-            raise Refused(f"{path}: cannot be read ({error.strerror}); mend that or name another file") from error
+            raise Refused(
+                f"{path}: cannot be read ({error.strerror}); mend that or name another file"
+            ) from error
         if "does not contain any stream" in str(error):
             raise Refused(f"{path}: holds no picture, sound alone; give another file") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -146,7 +202,7 @@ def _decoding(path: Path) -> Iterator[None]:
         raise Refused(f"{path}: cannot be decoded ({reason}): {way_out}") from error
 
 
-# --- films -----------------------------------------------------------------------------------------------------------
+# --- films ----------------------------------------------------------------------------------------
 
 
 def read_film(path: Path, wanted: range | None = None) -> Film:
@@ -165,7 +221,9 @@ def read_film(path: Path, wanted: range | None = None) -> Film:
             break
     if not total:
         raise Refused(f"{path}: holds no picture; replace it")
-    _say_if_uneven(path, (_seconds(path, total) if video else seconds[:-1])[wanted.start if wanted else 0 :])
+    _say_if_uneven(
+        path, (_seconds(path, total) if video else seconds[:-1])[wanted.start if wanted else 0 :]
+    )
     return Film(pictures, total)
 
 
@@ -173,7 +231,10 @@ def _say_if_uneven(path: Path, seconds: list[float]) -> None:
     """Of the pictures that were read, how long each lasts but the last."""
     if seconds and max(seconds) > UNEVEN * min(seconds):
         lasting = f"its pictures last {min(seconds):.3g} to {max(seconds):.3g} s"
-        warnings.warn(f"{path.name}: variable frame rate, {lasting}; each is taken once, at even steps", stacklevel=3)
+        warnings.warn(
+            f"{path.name}: variable frame rate, {lasting}; each is taken once, at even steps",
+            stacklevel=3,
+        )
 
 
 def _animation(path: Path, seconds: list[float]) -> Iterator[np.ndarray]:
@@ -196,7 +257,9 @@ def _video(path: Path) -> Iterator[np.ndarray]:
             decoder = ALPHA_DECODERS.get(codec)
         given = ["-c:v", decoder] if decoder else []
         made = ["-vf", SQUARE_PIXELS, "-fps_mode", "passthrough"]
-        reading = imageio_ffmpeg.read_frames(where, "rgba", bits_per_pixel=32, input_params=given, output_params=made)
+        reading = imageio_ffmpeg.read_frames(
+            where, "rgba", bits_per_pixel=32, input_params=given, output_params=made
+        )
         with closing(reading) as raw:
             width, height = next(raw)["size"]  # pyright: ignore[reportArgumentType]
             for pixels in raw:
@@ -204,11 +267,15 @@ def _video(path: Path) -> Iterator[np.ndarray]:
 
 
 def _seconds(path: Path, count: int) -> list[float]:
-    """How long each of the first pictures of a video is shown, by its container; nothing is decoded."""
-    ahead = 16  # packets lie in the order of decoding: so many behind the last picture may come before it
+    """How long each of the first pictures of a video is shown, by its container; nothing is
+    decoded."""
+    # packets lie in the order of decoding: so many behind the last picture may come before it
+    ahead = 16
     ask = ["-v", "error", "-nostdin", "-i", str(path.absolute()), "-an", "-sn", "-dn", "-c", "copy"]
     ask += ["-frames:v", str(count + ahead), "-f", "framecrc", "-"]
-    said = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *ask], capture_output=True, text=True, errors="replace")
+    said = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), *ask], capture_output=True, text=True, errors="replace"
+    )
     base = re.search(r"^#tb 0: (\d+)/(\d+)", said.stdout, re.MULTILINE)
     stamps = sorted(set(_stamps(said.stdout.splitlines())))[:count]
     if base is None:

@@ -1,7 +1,9 @@
-"""From a clip on the disk to the prior's square: cut out, centred and scaled with one box, on white.
+"""From a clip on the disk to the prior's square: cut out, centred and scaled with one box, on
+white.
 
-Axes: f frames, c h w. The published code crops every frame by its own box, which takes the motion and the change of
-scale out of a clip; here one box, the union over the frames, serves them all. For a single picture the two agree.
+Axes: f frames, c h w. The published code crops every frame by its own box, which takes the motion
+and the change of scale out of a clip; here one box, the union over the frames, serves them all. For
+a single picture the two agree.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from d2.data.media import FAINT
 from d2.errors import InputError
 
 NEAR_WHITE = 240  # of 255, in every channel: what JPEG and video coding leave of white
-BORDER_SHARE = 0.9  # of the border's pixels, over all frames, that must be near-white for white to be the background
-FRINGE = 2  # pixels around what is seen in which faint alpha is an edge's own softness, and part of the object
-SMALLEST_RATIO = 0.1  # an object smaller than this says nothing to a prior, and its square would not fit the memory
+# of the border's pixels, over all frames, that must be near-white for white to be the background
+BORDER_SHARE = 0.9
+# pixels around what is seen in which faint alpha is an edge's own softness, and part of the object
+FRINGE = 2
+# an object smaller than this says nothing to a prior, and its square would not fit the memory
+SMALLEST_RATIO = 0.1
 
 
 class Square(NamedTuple):
@@ -42,23 +47,27 @@ def preprocess_clip(
 ]:
     """A clip as the priors take it: one square of its frames, resized to `size`.
 
-    `image_frame_ratio` in [0.1, 1]: the larger side of the object's box, over all frames, as a share of the square.
-    None keeps the scale: a clip is padded to a square as it is; the object of a single picture is centred in a square
-    as high as the picture (both as published). Without alpha, near-white connected to a near-white border is
-    background; where the border is not white, the largest central square is kept whole, with a warning.
+    `image_frame_ratio` in [0.1, 1]: the larger side of the object's box, over all frames, as a
+    share of the square.
+    None keeps the scale: a clip is padded to a square as it is; the object of a single picture is
+    centred in a square as high as the picture (both as published). Without alpha, near-white
+    connected to a near-white border is background; where the border is not white, the largest
+    central square is kept whole, with a warning.
     ValueError: the ratio out of range; a frame that shows white alone.
     """
     if image_frame_ratio is not None and not SMALLEST_RATIO <= image_frame_ratio <= 1:
         raise InputError(
-            f"scenes.image_frame_ratio={image_frame_ratio}: give {SMALLEST_RATIO} to 1, or null to keep the scale"
+            f"scenes.image_frame_ratio={image_frame_ratio}: give {SMALLEST_RATIO} to 1, or null to"
+            " keep the scale"
         )
     frames = rearrange(clip.rgba, "f c h w -> f h w c").numpy()
     if not clip.has_alpha and _has_white_border(frames):
         frames = _cut_out(frames, clip.name)
     elif not clip.has_alpha:
         warnings.warn(
-            f"{clip.name}: no alpha and no white border, so the background stays and the central square is taken whole "
-            "(scenes.image_frame_ratio does nothing here); cut the object out for a better result",
+            f"{clip.name}: no alpha and no white border, so the background stays and the central"
+            " square is taken whole (scenes.image_frame_ratio does nothing here); cut the object"
+            " out for a better result",
             stacklevel=2,
         )
         return _resized(frames, _central_square(frames), size)
@@ -68,17 +77,20 @@ def preprocess_clip(
 def _resized(frames: np.ndarray, square: Square, size: int) -> tuple[Tensor, Tensor]:
     """The square of every frame (f h w 4, uint8) at `size`, on white: pixels and masks."""
     box = (square.left, square.top, square.left + square.side, square.top + square.side)
-    cut = [Image.fromarray(frame).crop(box) for frame in frames]  # transparent black beyond the frame
-    cut = [image.resize((size, size), Image.Resampling.LANCZOS) for image in cut]  # Pillow premultiplies by alpha
+    # transparent black beyond the frame
+    cut = [Image.fromarray(frame).crop(box) for frame in frames]
+    # Pillow premultiplies by alpha
+    cut = [image.resize((size, size), Image.Resampling.LANCZOS) for image in cut]
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in cut]))
     rgba = rearrange(stacked, "f h w c -> f c h w").double() / 255
     rgb, alpha = rgba[:, :3], rgba[:, 3:]
     on_white = rgb * alpha + (1 - alpha)
-    grey_levels = (on_white * 255).floor()  # 8 bits, truncated in float64, as published: exactly what a PNG of it holds
+    # 8 bits, truncated in float64, as published: exactly what a PNG of it holds
+    grey_levels = (on_white * 255).floor()
     return (grey_levels / 255).float(), alpha.float()
 
 
-# --- which square ----------------------------------------------------------------------------------------------------
+# --- which square ---------------------------------------------------------------------------------
 
 
 def _object_square(frames: np.ndarray, image_frame_ratio: float | None, is_picture: bool) -> Square:
@@ -95,7 +107,9 @@ def _object_square(frames: np.ndarray, image_frame_ratio: float | None, is_pictu
         side = int(side / image_frame_ratio)
     elif is_picture:
         side = max(side, height)
-    return Square(left + (right - left) // 2 - side // 2, top + (bottom - top) // 2 - side // 2, side)
+    return Square(
+        left + (right - left) // 2 - side // 2, top + (bottom - top) // 2 - side // 2, side
+    )
 
 
 def _seen(alpha: np.ndarray) -> np.ndarray:  # h w -> h w
@@ -111,7 +125,7 @@ def _central_square(frames: np.ndarray) -> Square:
     return Square((width - side) // 2, (height - side) // 2, side)
 
 
-# --- a white background ----------------------------------------------------------------------------------------------
+# --- a white background ---------------------------------------------------------------------------
 
 
 def _near_white(frames: np.ndarray) -> np.ndarray:  # f h w 4 -> f h w
@@ -125,17 +139,24 @@ def _has_white_border(frames: np.ndarray) -> bool:
 
 
 def _cut_out(frames: np.ndarray, name: str) -> np.ndarray:
-    """Opaque frames on white -> the same with alpha 0 where near-white is connected to the border."""
+    """Opaque frames on white -> the same with alpha 0 where near-white is connected to the
+    border."""
     background = np.stack([_connected_to_border(white) for white in _near_white(frames)])
     for index in np.flatnonzero(background.all(axis=(1, 2))):
-        raise InputError(f"scenes.path: frame {index} of clip {name} is nothing but white; replace it or leave it out")
-    return np.concatenate([frames[..., :3], np.where(background, 0, 255).astype(np.uint8)[..., None]], axis=-1)
+        raise InputError(
+            f"scenes.path: frame {index} of clip {name} is nothing but white; replace it or leave"
+            " it out"
+        )
+    return np.concatenate(
+        [frames[..., :3], np.where(background, 0, 255).astype(np.uint8)[..., None]], axis=-1
+    )
 
 
 def _connected_to_border(white: np.ndarray) -> np.ndarray:  # h w -> h w
     """The part of `white` that 4-neighbour steps inside it reach from the border.
 
-    Whole runs of a row, then of a column, are filled at once, so that the number of passes is that of a path's bends.
+    Whole runs of a row, then of a column, are filled at once, so that the number of passes is that
+    of a path's bends.
     """
     reached = np.zeros_like(white)
     reached[[0, -1]], reached[:, [0, -1]] = white[[0, -1]], white[:, [0, -1]]
@@ -149,7 +170,9 @@ def _connected_to_border(white: np.ndarray) -> np.ndarray:  # h w -> h w
 def _fill_runs(reached: np.ndarray, white: np.ndarray) -> np.ndarray:  # h w, h w -> h w
     """Every horizontal run of `white` that is reached somewhere, whole."""
     walls = ~white
-    walls[:, 0] = True  # a run ends with its row; a row's first pixel may still belong to the run that follows it
-    run = np.cumsum(walls).reshape(white.shape)  # a wall opens the number that the run behind it carries
+    # a run ends with its row; a row's first pixel may still belong to the run that follows it
+    walls[:, 0] = True
+    # a wall opens the number that the run behind it carries
+    run = np.cumsum(walls).reshape(white.shape)
     hit = np.bincount(run[reached], minlength=run[-1, -1] + 1) > 0
     return white & hit[run]

@@ -1,4 +1,5 @@
-"""Where a job's scenes come from: world4d, or a folder of the user's. A scene is read when its turn comes.
+"""Where a job's scenes come from: world4d, or a folder of the user's. A scene is read when its turn
+comes.
 
 Axes: v views.
 """
@@ -37,7 +38,8 @@ class SceneSource(NamedTuple):
     fps: float
     start: int  # first frame taken
     stride: int  # every n-th after it
-    image_frame_ratio: float | None  # larger side of the object's box over the frame's; None keeps the scale
+    # larger side of the object's box over the frame's; None keeps the scale
+    image_frame_ratio: float | None
     cameras: Cameras  # of a folder's scenes; the others bring their own
     camera_file: Path | None  # that these cameras come from
     cut_out: bool  # whether RGB frames of a folder are matted
@@ -74,34 +76,47 @@ def list_scenes(source: SceneSource) -> list[Unread]:
 def read_world(source: SceneSource, index: int) -> Scene:
     """Render a test or validation scene of world4d, with its truth."""
     num_views, num_frames, size = source.size
-    scene = world4d.scene(source.split, index, num_views=num_views, num_frames=num_frames, size=size, fps=source.fps)
+    scene = world4d.scene(
+        source.split, index, num_views=num_views, num_frames=num_frames, size=size, fps=source.fps
+    )
     return scene._replace(seed=scene.seed + SEED_STRIDE * source.seed)
 
 
 def read_user(source: SceneSource, path: Path, index: int) -> Scene:
     """Read a user's clip or picture."""
-    clip = read_clip(path, num_frames=source.size.num_frames, start=source.start, stride=source.stride)
+    clip = read_clip(
+        path, num_frames=source.size.num_frames, start=source.start, stride=source.stride
+    )
     if source.cut_out:
         clip = cut_out(clip, model=source.matting_model)
-    if source.camera_file is not None:  # what is known of a lens holds for the picture as it was taken
+    # what is known of a lens holds for the picture as it was taken
+    if source.camera_file is not None:
         pixels, masks = square_clip(clip, source.size.picture, read_table(source.camera_file))
     else:
-        pixels, masks = preprocess_clip(clip, size=source.size.picture, image_frame_ratio=source.image_frame_ratio)
+        pixels, masks = preprocess_clip(
+            clip, size=source.size.picture, image_frame_ratio=source.image_frame_ratio
+        )
     seed = index + SEED_STRIDE * source.seed
     return Scene(clip.name, seed, pixels, masks, source.cameras, source.fps)
 
 
 def read_known_views(source: SceneSource) -> Scene:
-    """Read several synchronised clips of one scene, with their cameras and those that are wanted."""
+    """Read several synchronised clips of one scene, with their cameras and those that are
+    wanted."""
     assert source.path is not None
     frames, size = source.size.num_frames, source.size.picture
-    views = read_views(source.path, num_frames=frames, start=source.start, stride=source.stride, size=size)
+    views = read_views(
+        source.path, num_frames=frames, start=source.start, stride=source.stride, size=size
+    )
     seed, name = SEED_STRIDE * source.seed, scene_name(source.path)
-    return Scene(name, seed, views.pixels, views.masks, views.cameras, source.fps, others=views.others)
+    return Scene(
+        name, seed, views.pixels, views.masks, views.cameras, source.fps, others=views.others
+    )
 
 
 class Stream(IterableDataset[Scene]):
-    """Reads scenes one after another; of those that cannot be read it notes why, and goes on with the next."""
+    """Reads scenes one after another; of those that cannot be read it notes why, and goes on with
+    the next."""
 
     def __init__(self, scenes: Sequence[Unread]):
         self.scenes = scenes

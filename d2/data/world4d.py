@@ -1,13 +1,15 @@
-"""world4d: a procedural world of articulated creatures, rendered from the camera ring of d2/matrix.py.
+"""world4d: a procedural world of articulated creatures, rendered from the camera ring of
+d2/matrix.py.
 
-It gives what no 4D data set gives, the exact V × F matrix of a moving thing, and the two marginals the priors train
-on: frozen orbits and single-camera clips. Everything is a function of (WORLD_VERSION, split, index).
+It gives what no 4D data set gives, the exact V × F matrix of a moving thing, and the two marginals
+the priors train on: frozen orbits and single-camera clips. Everything is a function of
+(WORLD_VERSION, split, index).
 
-Light is ambient + a uniform sky (Lambert) + a weak headlight: it has no azimuth, so a row of any view looks like a
-clip of the input view.
+Light is ambient + a uniform sky (Lambert) + a weak headlight: it has no azimuth, so a row of any
+view looks like a clip of the input view.
 
-Axes: b scenes, v views, f frames, t along a sequence, n images, p ellipsoids, k ellipsoids of one tile, s samples of
-one tile, c h w. Pixels are in [0, 1], on white.
+Axes: b scenes, v views, f frames, t along a sequence, n images, p ellipsoids, k ellipsoids of one
+tile, s samples of one tile, c h w. Pixels are in [0, 1], on white.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from d2.cameras import Z_UP, looking_at
-from d2.data.creature import WORLD_VERSION, Creatures, Pose, Split, elevation_at, pose, sample_creatures
+from d2.data.creature import (
+    WORLD_VERSION,
+    Creatures,
+    Pose,
+    Split,
+    elevation_at,
+    pose,
+    sample_creatures,
+)
 from d2.errors import InputError
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
 from d2.scene import Scene, Truth
@@ -39,16 +49,19 @@ __all__ = [
     "render",
 ]
 
-AMBIENT, SKY, HEADLIGHT = 0.50, 0.26, 0.24  # they sum to 1: a surface facing both lights shows its own colour
+# they sum to 1: a surface facing both lights shows its own colour
+AMBIENT, SKY, HEADLIGHT = 0.50, 0.26, 0.24
 EDGE = 0.15  # half width of the border between two colours of a part, of its radius
 TILE = 8  # pixels a side; an ellipsoid is tested only in the tiles its bounding rectangle meets
 # four samples a pixel on a rotated grid: an edge near an axis still takes five levels
 SUBPIXEL = torch.tensor([(-1, -3), (3, -1), (1, 3), (-3, 1)], dtype=torch.float64) / 8
-PAIRS_PER_CHUNK = {"cpu": 512, "cuda": 1 << 18}  # (tile, ellipsoid) pairs; on a CPU they have to fit its L2 cache
+# (tile, ellipsoid) pairs; on a CPU they have to fit its L2 cache
+PAIRS_PER_CHUNK = {"cpu": 512, "cuda": 1 << 18}
 
 
 class Views(NamedTuple):
-    """Sequences, t = num_views or num_frames; or matrices, where t is v f in pixels, masks and depth, v in angles."""
+    """Sequences, t = num_views or num_frames; or matrices, where t is v f in pixels, masks and
+    depth, v in angles."""
 
     pixels: Tensor  # b t 3 h w, on white, in [0, 1]
     masks: Tensor  # b t 1 h w, coverage in [0, 1]
@@ -58,31 +71,57 @@ class Views(NamedTuple):
 
 
 def static_orbits(
-    split: Split, indices: Sequence[int], *, num_views: int = 8, size: int = 64, device: torch.device | str = "cpu"
+    split: Split,
+    indices: Sequence[int],
+    *,
+    num_views: int = 8,
+    size: int = 64,
+    device: torch.device | str = "cpu",
 ) -> Views:
-    """Scenes frozen at one random moment of their clips, seen from the whole ring; the input view comes last."""
+    """Scenes frozen at one random moment of their clips, seen from the whole ring; the input view
+    comes last."""
     creatures = sample_creatures(split, indices)
-    return _squeeze(_views(creatures, creatures.still_time[:, None], _ring(num_views), size, device), frame=0)
+    return _squeeze(
+        _views(creatures, creatures.still_time[:, None], _ring(num_views), size, device), frame=0
+    )
 
 
 def clips(
-    split: Split, indices: Sequence[int], *, num_frames: int = 8, size: int = 64, device: torch.device | str = "cpu"
+    split: Split,
+    indices: Sequence[int],
+    *,
+    num_frames: int = 8,
+    size: int = 64,
+    device: torch.device | str = "cpu",
 ) -> Views:
     """The input view over time."""
     creatures = sample_creatures(split, indices)
-    return _squeeze(_views(creatures, _times(creatures, num_frames), _ring(1), size, device), frame=None)
+    return _squeeze(
+        _views(creatures, _times(creatures, num_frames), _ring(1), size, device), frame=None
+    )
 
 
 def pairs(
-    split: Split, indices: Sequence[int], *, num_cells: int = 8, size: int = 64, device: torch.device | str = "cpu"
+    split: Split,
+    indices: Sequence[int],
+    *,
+    num_cells: int = 8,
+    size: int = 64,
+    device: torch.device | str = "cpu",
 ) -> tuple[Views, Tensor]:
-    """The input view's first frame, then other cells drawn from the whole 8 × 8 matrix; and their frames, b t.
+    """The input view's first frame, then other cells drawn from the whole 8 × 8 matrix; and their
+    frames, b t.
 
-    This is 4D data: a picture, and how its scene looks from elsewhere at another time. Neither prior ever gets it.
+    This is 4D data: a picture, and how its scene looks from elsewhere at another time. Neither
+    prior ever gets it.
     """
     creatures, ring = sample_creatures(split, indices), _ring(8)
-    order = [torch.randperm(63, generator=torch.Generator().manual_seed(index))[: num_cells - 1] for index in indices]
-    cells = torch.stack([torch.cat([torch.tensor([56]), o + (o >= 56)]) for o in order])  # view · 8 + frame
+    order = [
+        torch.randperm(63, generator=torch.Generator().manual_seed(index))[: num_cells - 1]
+        for index in indices
+    ]
+    # view · 8 + frame
+    cells = torch.stack([torch.cat([torch.tensor([56]), o + (o >= 56)]) for o in order])
     view, frame = cells // 8, cells % 8
     azimuth, elevation = ring[view], elevation_at(creatures, ring).gather(1, view)
     pictures = _pictures(creatures, pose(creatures, frame / 8.0), azimuth, elevation, size, device)
@@ -90,19 +129,29 @@ def pairs(
 
 
 def walks(
-    split: Split, indices: Sequence[int], *, num_cells: int = 8, size: int = 64, device: torch.device | str = "cpu"
+    split: Split,
+    indices: Sequence[int],
+    *,
+    num_cells: int = 8,
+    size: int = 64,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Scenes frozen at one random moment of their clips, from cameras anywhere around them, in no order.
+    """Scenes frozen at one random moment of their clips, from cameras anywhere around them, in no
+    order.
 
-    Pixels b t 3 h w, and poses b t 4 4 (camera-to-world, OpenCV, float64): elevations of −15 to 50 degrees, 1.7 to 2.4
-    away, looking within 0.15 of the origin.
+    Pixels b t 3 h w, and poses b t 4 4 (camera-to-world, OpenCV, float64): elevations of −15 to 50
+    degrees, 1.7 to 2.4 away, looking within 0.15 of the origin.
     """
     creatures = sample_creatures(split, indices)
     seeded = [torch.Generator().manual_seed(index) for index in indices]
-    draws = torch.stack([torch.rand(num_cells, 6, generator=g, dtype=torch.float64) for g in seeded])
+    draws = torch.stack(
+        [torch.rand(num_cells, 6, generator=g, dtype=torch.float64) for g in seeded]
+    )
     azimuth, elevation = 2 * math.pi * draws[..., 0], torch.deg2rad(-15 + 65 * draws[..., 1])
     distance, target = 1.7 + 0.7 * draws[..., 2], 0.3 * draws[..., 3:] - 0.15
-    outward = torch.stack([elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1)
+    outward = torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
     positions = (distance[..., None] * outward).flatten(0, 1)
     poses = looking_at(positions, target.flatten(0, 1), Z_UP)
     posed = pose(creatures, creatures.still_time[:, None].expand(-1, num_cells))
@@ -124,15 +173,21 @@ def full_matrix(
     size: int = 64,
     device: torch.device | str = "cpu",
 ) -> Views:
-    """The true matrices: pixels b v f 3 h w, masks and depth b v f 1 h w, angles b v. For evaluation only."""
+    """The true matrices: pixels b v f 3 h w, masks and depth b v f 1 h w, angles b v. For
+    evaluation only."""
     if split == "train":
-        raise InputError("split='train': a 4D truth is for evaluation only; choose validation or test")
+        raise InputError(
+            "split='train': a 4D truth is for evaluation only; choose validation or test"
+        )
     creatures = sample_creatures(split, indices)
     return _views(creatures, _times(creatures, num_frames), _ring(num_views), size, device)
 
 
-def scene(split: Split, index: int, *, num_views: int, num_frames: int, size: int, fps: float = 8.0) -> Scene:
-    """Scene `index` of an evaluation split, its truth beside it; the clip is the truth's input view."""
+def scene(
+    split: Split, index: int, *, num_views: int, num_frames: int, size: int, fps: float = 8.0
+) -> Scene:
+    """Scene `index` of an evaluation split, its truth beside it; the clip is the truth's input
+    view."""
     truth = full_matrix(split, [index], num_views=num_views, num_frames=num_frames, size=size)
     cameras = Cameras(truth.azimuth_rad[0], truth.elevation_rad[0], num_views - 1)
     return Scene(
@@ -146,11 +201,17 @@ def scene(split: Split, index: int, *, num_views: int, num_frames: int, size: in
     )
 
 
-def half_way(split: Split, index: int, *, num_views: int, num_frames: int, size: int) -> tuple[Views, Views]:
-    """What a matrix does not show: half-way between every view and the one before it on the ring, at the matrix's
-    frames; and its views half-way between every frame and the next. Pixels 1 v f 3 h w, the second with f − 1."""
+def half_way(
+    split: Split, index: int, *, num_views: int, num_frames: int, size: int
+) -> tuple[Views, Views]:
+    """What a matrix does not show: half-way between every view and the one before it on the ring,
+    at the matrix's frames; and its views half-way between every frame and the next. Pixels 1 v f 3
+    h w, the second with f − 1.
+    """
     if split == "train":
-        raise InputError("split='train': a 4D truth is for evaluation only; choose validation or test")
+        raise InputError(
+            "split='train': a 4D truth is for evaluation only; choose validation or test"
+        )
     creatures, ring = sample_creatures(split, [index]), _ring(num_views)
     times = _times(creatures, num_frames)
     turned = _views(creatures, times, ring - math.pi / num_views, size, "cpu")
@@ -175,23 +236,30 @@ def render_from(
 ) -> tuple[Tensor, Tensor, Tensor]:  # n 3 h w, n 1 h w, n 1 h w
     """Ray-cast ellipsoids from any cameras of the ring's lens: pixels, masks, depth.
 
-    With d = (x, y, 1) a ray in the camera's frame and w = 1 / depth, the nearer hit of an ellipsoid is
-    w = l · d + sqrt(dᵀ N d), and it is missed where dᵀ N d < 0: both are polynomials of (x, y), so the discriminants of
-    all samples of all tiles come from one matrix product.
+    With d = (x, y, 1) a ray in the camera's frame and w = 1 / depth, the nearer hit of an ellipsoid
+    is w = l · d + sqrt(dᵀ N d), and it is missed where dᵀ N d < 0: both are polynomials of (x, y),
+    so the discriminants of all samples of all tiles come from one matrix product.
     """
     n, device = len(position), position.device
     tiles = math.ceil(size / TILE)
     step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / size  # of one pixel, on the plane z = 1
     cast = _cast(ellipsoids, axes, position)
     corner = (torch.arange(tiles, dtype=torch.float64, device=device) * TILE - size / 2) * step
-    meets_x = (cast.high[:, :, None, 0] >= corner) & (cast.low[:, :, None, 0] <= corner + TILE * step)  # n p tiles
-    meets_y = (cast.high[:, :, None, 1] >= corner) & (cast.low[:, :, None, 1] <= corner + TILE * step)
+    # n p tiles
+    meets_x = (cast.high[:, :, None, 0] >= corner) & (
+        cast.low[:, :, None, 0] <= corner + TILE * step
+    )
+    meets_y = (cast.high[:, :, None, 1] >= corner) & (
+        cast.low[:, :, None, 1] <= corner + TILE * step
+    )
     meets = rearrange(meets_y[:, :, :, None] & meets_x[:, :, None, :], "n p ty tx -> (n ty tx) p")
     counts, order = meets.sum(-1).sort(descending=True, stable=True)
     counts = counts[counts > 0].tolist()
-    slots = meets.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)  # the ellipsoids met come first
+    # the ellipsoids met come first
+    slots = meets.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
 
-    canvas = torch.zeros(n * tiles**2, 5, TILE**2, device=device)  # colour on white, coverage, depth
+    # colour on white, coverage, depth
+    canvas = torch.zeros(n * tiles**2, 5, TILE**2, device=device)
     canvas[:, :3] = 1
     canvas[:, 4] = math.inf
     samples = _samples(step, device)
@@ -220,7 +288,7 @@ class Ellipsoids(NamedTuple):
     split: Tensor  # n p 4: upper where n · q > level, q the point on the unit sphere
 
 
-# --- which scenes, times and cameras --------------------------------------------------------------------------------
+# --- which scenes, times and cameras --------------------------------------------------------------
 
 
 def _ring(num_views: int) -> Tensor:
@@ -230,7 +298,9 @@ def _ring(num_views: int) -> Tensor:
 def _times(creatures: Creatures, num_frames: int) -> Tensor:  # b f
     if num_frames < 1:
         raise InputError(f"matrix.num_frames={num_frames}: there must be at least one frame")
-    return (torch.arange(num_frames, dtype=torch.float64) / num_frames).expand(len(creatures.yaw), -1)
+    return (torch.arange(num_frames, dtype=torch.float64) / num_frames).expand(
+        len(creatures.yaw), -1
+    )
 
 
 def _views(
@@ -274,13 +344,16 @@ def _pictures(
         *(x.flatten(0, 1).to(device) for x in posed),
         *(repeat(x, "b ... -> (b t) ...", t=count).to(device) for x in facts),
     )
-    pictures = render(ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size)
+    pictures = render(
+        ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size
+    )
     pixels, masks, depth = (x.unflatten(0, (-1, count)) for x in pictures)
     return pixels, masks, depth
 
 
 def _squeeze(views: Views, *, frame: int | None) -> Views:
-    """One frame's column, or, for None, the single view's row, with angles for each of its frames."""
+    """One frame's column, or, for None, the single view's row, with angles for each of its
+    frames."""
     if frame is not None:
         pixels, masks, depth = (x[:, :, frame] for x in views[:3])
         return views._replace(pixels=pixels, masks=masks, depth=depth)
@@ -294,14 +367,15 @@ def _squeeze(views: Views, *, frame: int | None) -> Views:
     )
 
 
-# --- the ray caster -------------------------------------------------------------------------------------------------
+# --- the ray caster -------------------------------------------------------------------------------
 
 
 class _Cast(NamedTuple):
     """Ellipsoids as one camera each sees them: frame x right, y down, z along the optical axis."""
 
     hit: Tensor  # n p 9 float64: N as (xx, yy, xy, x, y, 1) with the twos inside, l as (x, y, 1)
-    surface: Tensor  # n p 4 4 float64: rows of affine maps of the hit point: normal (x, y, z), colour coordinate
+    # n p 4 4 float64: rows of affine maps of the hit point: normal (x, y, z), colour coordinate
+    surface: Tensor
     colours: Tensor  # n p 6 float32
     up: Tensor  # n 3 float64, the world's z in the frame
     low: Tensor  # n p 2 float64, bounding rectangle on the plane z = 1; empty if absent
@@ -326,7 +400,10 @@ def _cast(
     centre = _rows(camera[:, None], ellipsoids.centre - position[:, None])  # n p 3
     present = ellipsoids.radii[..., :1] > 0
     radii = ellipsoids.radii.clamp(min=1e-3)
-    axes = torch.stack([_rows(camera[:, None], axis) for axis in ellipsoids.rotation.unbind(-1)], dim=-2)  # n p axis 3
+    # n p axis 3
+    axes = torch.stack(
+        [_rows(camera[:, None], axis) for axis in ellipsoids.rotation.unbind(-1)], dim=-2
+    )
     unit = axes / radii[..., None]  # camera -> unit sphere: q = unit (x - centre)
     b = -_rows(unit, centre)
     shape = (unit[..., :, :, None] * unit[..., :, None, :]).sum(-3)  # Q
@@ -344,7 +421,9 @@ def _cast(
     width = (xz.square() - (centre.square() - spread)[..., :2] / zz).clamp(min=0).sqrt()
     normal, split = ellipsoids.split[..., :3], ellipsoids.split[..., 3]
     linear = torch.cat([shape, (unit * normal[..., None]).sum(-2, keepdim=True)], dim=-2)
-    constant = torch.cat([-_rows(shape, centre), (b * normal).sum(-1, keepdim=True) - split[..., None]], dim=-1)
+    constant = torch.cat(
+        [-_rows(shape, centre), (b * normal).sum(-1, keepdim=True) - split[..., None]], dim=-1
+    )
     surface = torch.cat([linear, constant[..., None]], dim=-1)
     low, high = xz - width, xz + width
     return _Cast(
@@ -358,7 +437,8 @@ def _cast(
 
 
 def _samples(step: float, device: torch.device) -> Tensor:  # 6 s, float32
-    """Monomials (xx, yy, xy, x, y, 1) of the samples of a tile, from its corner; s = pixel (y x), then sample."""
+    """Monomials (xx, yy, xy, x, y, 1) of the samples of a tile, from its corner; s = pixel (y x),
+    then sample."""
     pixel = torch.arange(TILE, dtype=torch.float64) + 0.5
     x = (pixel[None, :, None] + SUBPIXEL[:, 0]).expand(TILE, TILE, -1) * step
     y = (pixel[:, None, None] + SUBPIXEL[:, 1]).expand(TILE, TILE, -1) * step
@@ -377,9 +457,12 @@ def _render_tiles(
     hit = cast.hit[image[:, None], slots]
     x, y = shift[:, None].unbind(-1)
     xx, yy, xy, nx, ny, n1, lx, ly, l1 = hit.unbind(-1)
-    # the same polynomials from the tile's corner: better conditioned, and every tile has the same monomials
+    # the same polynomials from the tile's corner: better conditioned, and every tile has the same
+    # monomials
     at_corner = xx * x * x + yy * y * y + xy * x * y + nx * x + ny * y + n1
-    conic = torch.stack([xx, yy, xy, nx + 2 * xx * x + xy * y, ny + 2 * yy * y + xy * x, at_corner], dim=-1)
+    conic = torch.stack(
+        [xx, yy, xy, nx + 2 * xx * x + xy * y, ny + 2 * yy * y + xy * x, at_corner], dim=-1
+    )
     conic = torch.where(met[..., None], conic, conic.new_tensor([0, 0, 0, 0, 0, -1])).float()
     slope = torch.stack([lx, ly, l1 + lx * x + ly * y], dim=-1).float()
     tiles, k = slots.shape
@@ -390,14 +473,18 @@ def _render_tiles(
 
     tile, sample = (w > 0).nonzero(as_tuple=True)
     part = slots[tile, winner[tile, sample]]
-    colour = _shade(cast, image[tile], part, w[tile, sample], shift[tile].float() + samples[3:5, sample].mT)
+    colour = _shade(
+        cast, image[tile], part, w[tile, sample], shift[tile].float() + samples[3:5, sample].mT
+    )
     out = w.new_zeros(5, tiles, w.shape[1])
     out[:3] = 1
     out[:3, tile, sample] = colour.mT
     covered = w > 0
     out[3] = covered
     out[4] = torch.where(covered, 1 / w, 0.0)
-    out = rearrange(out, "c tiles (pixel sample) -> tiles c pixel sample", sample=len(SUBPIXEL)).mean(-1)
+    out = rearrange(
+        out, "c tiles (pixel sample) -> tiles c pixel sample", sample=len(SUBPIXEL)
+    ).mean(-1)
     out[:, 4] = torch.where(out[:, 3] > 0, out[:, 4] / out[:, 3], math.inf)
     return out
 
@@ -410,7 +497,8 @@ def _shade(
     xy: Tensor,  # m 2
 ) -> Tensor:  # m 3
     """Colour of m hits: Lambert under the sky and the headlight, on the part's two colours."""
-    ray = torch.cat([xy, torch.ones_like(xy[:, :1]), w[:, None]], dim=-1)  # w times the hit point, homogeneous
+    # w times the hit point, homogeneous
+    ray = torch.cat([xy, torch.ones_like(xy[:, :1]), w[:, None]], dim=-1)
     surface = cast.surface.float()[image, part]
     affine = (surface * ray[:, None]).sum(-1)
     normal = affine[:, :3] / affine[:, :3].norm(dim=-1, keepdim=True)

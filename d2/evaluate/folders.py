@@ -1,14 +1,16 @@
 """Folders of sampled matrices and of their truth, by anybody: what `d2 evaluate` reads.
 
-Axes: v views, f frames, c h w. An object lies in a folder of its own, whose layout is told by what is in it:
+Axes: v views, f frames, c h w. An object lies in a folder of its own, whose layout is told by what
+is in it:
 
     ours          matrix.safetensors, and truth.safetensors beside it
     consistent4d  eval_VIEW/FRAME.png; what else is there is passed over
     frames        VIEW/FRAME.png
     videos        VIEW.mp4, or another kind of film that media.py reads
 
-A root is a folder of objects, or one object itself. Views and frames are told by the last number in their names, so
-that a missing one is seen; by the whole name where a number is lacking or comes twice.
+A root is a folder of objects, or one object itself. Views and frames are told by the last number in
+their names, so that a missing one is seen; by the whole name where a number is lacking or comes
+twice.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from d2.data.media import FAINT, VIDEO_SUFFIXES, is_film, is_frame, natural, read_film, read_picture, visible
+from d2.data.media import (
+    FAINT,
+    VIDEO_SUFFIXES,
+    is_film,
+    is_frame,
+    natural,
+    read_film,
+    read_picture,
+    visible,
+)
 from d2.errors import InputError
 from d2.io import read_matrix, read_truth
 
@@ -65,28 +76,36 @@ def find_objects(
     needs_truth: bool,
     names: Sequence[str] | None = None,
 ) -> Found:
-    """Pair the objects under one or several roots of samples with those under the truth's root, and check the grids.
+    """Pair the objects under one or several roots of samples with those under the truth's root, and
+    check the grids.
 
-    `needs_truth`: an object without it is a failure. `names`: those objects alone. A ValueError says that a root is not
-    there or holds no object.
+    `needs_truth`: an object without it is a failure. `names`: those objects alone. A ValueError
+    says that a root is not there or holds no object.
     """
     roots = [_objects(root) for root in sampled]
     true = {} if truth is None else _objects(truth)
     if truth is not None and all(layout_of(root) is not None for root in (truth, *sampled)):
-        roots = [dict.fromkeys(true, path) for path in sampled]  # single objects are a pair, whatever they are called
+        # single objects are a pair, whatever they are called
+        roots = [dict.fromkeys(true, path) for path in sampled]
     known = sorted(set(chain(true if needs_truth else (), *roots)), key=natural)
     if unknown := sorted(set(names or ()) - set(known)):
         raise InputError(f"objects={unknown}: not found; there are {_shown(known)}")
     objects, failures = [], []
     for name in known if names is None else names:
-        absent = [str(place) for place, root in zip(sampled, roots, strict=True) if name not in root]
+        absent = [
+            str(place) for place, root in zip(sampled, roots, strict=True) if name not in root
+        ]
         where = true.get(name)
         if where is not None and layout_of(where) == "ours" and not (where / TRUTH).exists():
             where = None
         if absent:
-            failures.append(f"{name}: not in {_shown(absent)}; sample it, or choose others with objects=[…]")
+            failures.append(
+                f"{name}: not in {_shown(absent)}; sample it, or choose others with objects=[…]"
+            )
         elif needs_truth and where is None:
-            failures.append(f"{name}: no truth; add it, or take metrics=[consistency], which needs none")
+            failures.append(
+                f"{name}: no truth; add it, or take metrics=[consistency], which needs none"
+            )
         else:
             candidate = Candidate(name, tuple(root[name] for root in roots), where)
             faults = _faults(candidate)
@@ -135,7 +154,7 @@ def read_true(folder: Path) -> Pictures:
     return Pictures(truth.pixels, truth.masks, truth.depth, None)
 
 
-# --- what lies in a folder -------------------------------------------------------------------------------------------
+# --- what lies in a folder ------------------------------------------------------------------------
 
 
 def _objects(root: Path) -> dict[str, Path]:
@@ -143,17 +162,20 @@ def _objects(root: Path) -> dict[str, Path]:
         raise InputError(f"{root}: no such folder; give a run's output_dir, or a folder of objects")
     if layout_of(root) is not None:
         return {root.resolve().name: root}
-    found = {path.name: path for path in visible(root) if path.is_dir() and layout_of(path) is not None}
+    found = {
+        path.name: path for path in visible(root) if path.is_dir() and layout_of(path) is not None
+    }
     if not found:
         raise InputError(
-            f"{root}: holds no object; put OBJECT/{MATRIX}, OBJECT/VIEW/FRAME.png, OBJECT/eval_VIEW/FRAME.png or "
-            "OBJECT/VIEW.mp4 there"
+            f"{root}: holds no object; put OBJECT/{MATRIX}, OBJECT/VIEW/FRAME.png,"
+            " OBJECT/eval_VIEW/FRAME.png or OBJECT/VIEW.mp4 there"
         )
     return found
 
 
 def _picture_folders(folder: Path) -> list[Path]:
-    """Views: folders of pictures and nothing deeper, so that an object with a preview in it is none."""
+    """Views: folders of pictures and nothing deeper, so that an object with a preview in it is
+    none."""
     return [path for path in visible(folder) if path.is_dir() and _is_view(visible(path))]
 
 
@@ -175,7 +197,9 @@ def _keyed(paths: Iterable[Path]) -> dict[Key, Path]:
     paths = list(paths)
     numbers = [re.findall(r"\d+", path.stem) for path in paths]
     if all(numbers) and len({int(each[-1]) for each in numbers}) == len(paths):
-        return dict(sorted((int(each[-1]), path) for each, path in zip(numbers, paths, strict=True)))
+        return dict(
+            sorted((int(each[-1]), path) for each, path in zip(numbers, paths, strict=True))
+        )
     return {path.name: path for path in sorted(paths, key=lambda path: natural(path.name))}
 
 
@@ -205,7 +229,8 @@ def _grid(folder: Path, *, truth: bool) -> dict[Key, set[Key] | None]:
 
 
 def _faults(candidate: Candidate) -> list[str]:
-    """What is missing or too many: of the truth against its own union, of a sample against the truth or its own."""
+    """What is missing or too many: of the truth against its own union, of a sample against the
+    truth or its own."""
     try:
         true = None if candidate.truth is None else _grid(candidate.truth, truth=True)
         grids = [_grid(folder, truth=False) for folder in candidate.samples]
@@ -223,34 +248,53 @@ def _union(grid: dict[Key, set[Key] | None]) -> dict[Key, set[Key] | None]:
     return {view: None if row is None else frames for view, row in grid.items()}
 
 
-def _differences(whose: str, grid: dict[Key, set[Key] | None], wanted: dict[Key, set[Key] | None]) -> list[str]:
-    lines = [("lacks view", wanted.keys() - grid.keys()), ("has too many: view", grid.keys() - wanted.keys())]
+def _differences(
+    whose: str, grid: dict[Key, set[Key] | None], wanted: dict[Key, set[Key] | None]
+) -> list[str]:
+    lines = [
+        ("lacks view", wanted.keys() - grid.keys()),
+        ("has too many: view", grid.keys() - wanted.keys()),
+    ]
     for view, row in grid.items():
         expected = wanted.get(view)
         if row is not None and expected is not None:
             lines += [(f"view {view} lacks frame", expected - row)]
             lines += [(f"view {view} has too many: frame", row - expected)]
-    return [f"{whose}: {what} {_shown(sorted(map(str, keys), key=natural))}" for what, keys in lines if keys]
+    return [
+        f"{whose}: {what} {_shown(sorted(map(str, keys), key=natural))}"
+        for what, keys in lines
+        if keys
+    ]
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def _read(folder: Path) -> Pictures:
     """Pictures or videos, on white; coverage where anything has been cut out."""
     if layout_of(folder) == "videos":
-        rows = [[(path, each) for each in read_film(path).pictures] for path in _keyed(_videos(folder)).values()]
+        rows = [
+            [(path, each) for each in read_film(path).pictures]
+            for path in _keyed(_videos(folder)).values()
+        ]
     else:
-        rows = [[(path, read_picture(path)) for path in row.values()] for row in _cells(folder).values()]
+        rows = [
+            [(path, read_picture(path)) for path in row.values()] for row in _cells(folder).values()
+        ]
     first, rgba = rows[0][0]
     for path, other in chain(*rows):
         if other.shape != rgba.shape:
             sizes = f"{_place(path)} is {_size(other)}, {_place(first)} {_size(rgba)}"
             raise InputError(f"frames of two sizes: {sizes}; give all one size")
     if len({len(row) for row in rows}) > 1:
-        raise InputError(f"views of {_shown(sorted({str(len(row)) for row in rows}))} frames; give all one length")
+        raise InputError(
+            f"views of {_shown(sorted({str(len(row)) for row in rows}))} frames; give all one"
+            " length"
+        )
     pixels = torch.from_numpy(np.stack([np.stack([cell for _, cell in row]) for row in rows]))
-    colour, alpha = rearrange(pixels, "v f h w c -> v f c h w").float().div(255).split([3, 1], dim=2)
+    colour, alpha = (
+        rearrange(pixels, "v f h w c -> v f c h w").float().div(255).split([3, 1], dim=2)
+    )
     cut_out = bool((pixels[..., 3] < FAINT).any())
     return Pictures(colour * alpha + (1 - alpha), alpha if cut_out else None, None, None)
 

@@ -1,7 +1,8 @@
 """`d2 evaluate`: from folders of matrices to a table, a summary and a card.
 
-Every object is measured on one rank, its index modulo the world size, and kept in output_dir/objects as soon as it is
-finished: the tables are made of these files alone, whoever wrote them and when.
+Every object is measured on one rank, its index modulo the world size, and kept in
+output_dir/objects as soon as it is finished: the tables are made of these files alone, whoever
+wrote them and when.
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ from d2.evaluate.summary import Evaluation, read_evaluation, summary
 from d2.files import commit, ensure_writable, read_metadata, write_json, write_tensors, write_text
 from d2.io import read_matrix
 from d2.metrics import features
-from d2.metrics.figures import ALL, EVALUATED, Figure, deciding, hash_of, weights_hash, write_figures
+from d2.metrics.figures import (
+    ALL,
+    EVALUATED,
+    Figure,
+    deciding,
+    hash_of,
+    weights_hash,
+    write_figures,
+)
 from d2.metrics.intervals import Interval
 from d2.metrics.networks import Metrics, load_suite
 from d2.metrics.suite import (
@@ -86,7 +95,9 @@ def evaluate(job: EvaluateJob) -> int:
     chosen = card.choices(suite, resize=job.resize, input_view=job.input_view)
     other = read_evaluation(job.compare_to) if job.compare_to else None
     if other is not None and (unlike := card.differing(chosen, other.choices)):
-        raise InputError(f"compare_to={job.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike")
+        raise InputError(
+            f"compare_to={job.compare_to}: made otherwise: {', '.join(unlike)}; evaluate both alike"
+        )
     needs_truth = bool(NEED_TRUTH & set(suite.metrics))
     found = find_objects(sampled, truth, needs_truth=needs_truth, names=job.objects)
     kept, failures = predict(job, suite, found, chosen)
@@ -97,13 +108,17 @@ def evaluate(job: EvaluateJob) -> int:
     folder = job.folder
     if not kept:
         _leave_nothing(folder)
-        raise InputError(f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above")
+        raise InputError(
+            f"{', '.join(map(str, sampled))}: no object can be evaluated; mend what is said above"
+        )
     figures = [figure for each in kept.values() for figure in each.figures]
     figures += set_figures([each.features for each in kept.values()], suite, seed=job.seed)
     figures = with_origin(figures, found.objects, sampled)
     write_figures(folder / "results.csv", figures, EVALUATED)
     facts = about(job.seed, found.objects, kept, failures)
-    write_json(folder / "card.json", {"choices": chosen, "versions": card.versions(), "data": facts})
+    write_json(
+        folder / "card.json", {"choices": chosen, "versions": card.versions(), "data": facts}
+    )
     differences = {} if other is None else compared_sets(job, kept, other, suite)
     sizes = set_sizes(kept)
     text = summary(figures, other, differences, set_sizes=sizes, left_out=failures, seed=job.seed)
@@ -115,7 +130,8 @@ def evaluate(job: EvaluateJob) -> int:
 def predict(
     job: EvaluateJob, suite: Suite, found: Found, chosen: dict[str, Any]
 ) -> tuple[dict[str, Measured], list[str]]:
-    """One predict loop over the objects: what is finished afterwards, and one line for each object that is not."""
+    """One predict loop over the objects: what is finished afterwards, and one line for each object
+    that is not."""
     folder, kept, failures = job.folder, {}, list(found.failures)
     if not found.objects:
         return kept, failures
@@ -161,7 +177,8 @@ class Evaluator(L.LightningModule):
             return
         write_tensors(path.with_name(f"{each.name}.safetensors"), result.features, {"key": key})
         rows = [(figure.sample, figure.metric, figure.value) for figure in result.figures]
-        write_json(path, {"key": key, "shape": result.shape, "rows": rows})  # last: it says that all is there
+        # last: it says that all is there
+        write_json(path, {"key": key, "shape": result.shape, "rows": rows})
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier("evaluated")
@@ -190,7 +207,10 @@ def measured(each: Candidate, suite: Suite, job: EvaluateJob, device: torch.devi
     if "self_psnr" in suite.metrics and cameras is None:
         raise InputError("metrics=[self_psnr]: wants cameras, as runs of d2 have; leave it out")
     if suite.places is not None and (cameras is None or not has_depth):
-        raise InputError("metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave it out")
+        raise InputError(
+            "metrics=[features_3d]: wants cameras and true depth, as runs on world4d have; leave"
+            " it out"
+        )
     return measure(
         [sample.pixels.to(device) for sample in samples],
         truth,
@@ -205,18 +225,21 @@ def measured(each: Candidate, suite: Suite, job: EvaluateJob, device: torch.devi
     )
 
 
-# --- what is kept, and what is written -------------------------------------------------------------------------------
+# --- what is kept, and what is written ------------------------------------------------------------
 
 
 def files_state(each: Candidate) -> list[tuple[str, int, int]]:
     """What tells an object's files from others: name, size and time of each."""
-    folders = [(folder, False) for folder in each.samples] + ([(each.truth, True)] if each.truth else [])
+    folders = [(folder, False) for folder in each.samples] + (
+        [(each.truth, True)] if each.truth else []
+    )
     files = [file for folder, is_truth in folders for file in files_of(folder, truth=is_truth)]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def read_kept(folder: Path, name: str, key: str) -> Measured | str | None:
-    """What was measured under this key, or the line that says why it could not be; None if neither is there."""
+    """What was measured under this key, or the line that says why it could not be; None if neither
+    is there."""
     path = folder / "objects" / f"{name}.json"
     if not path.exists():
         return None
@@ -232,30 +255,47 @@ def read_kept(folder: Path, name: str, key: str) -> Measured | str | None:
     return Measured(figures, load_file(path.with_name(f"{name}.safetensors")), tuple(kept["shape"]))
 
 
-def with_origin(figures: Sequence[Figure], objects: Sequence[Candidate], sampled: Sequence[Path]) -> list[Figure]:
-    """The figures with the folders that they are of, and with the configuration and the weights that a run states."""
+def with_origin(
+    figures: Sequence[Figure], objects: Sequence[Candidate], sampled: Sequence[Path]
+) -> list[Figure]:
+    """The figures with the folders that they are of, and with the configuration and the weights
+    that a run states."""
     name = "+".join(folder.resolve().name for folder in sampled)
     config = sampled[0] / "config.yaml"
-    config = hash_of(deciding(config.read_text(encoding="utf-8"))) if len(sampled) == 1 and config.exists() else ""
+    config = (
+        hash_of(deciding(config.read_text(encoding="utf-8")))
+        if len(sampled) == 1 and config.exists()
+        else ""
+    )
     files = {each.name: each.samples[0] / "matrix.safetensors" for each in objects}
-    weights = {scene: weights_hash(read_metadata(file)) for scene, file in files.items() if file.exists()}
+    weights = {
+        scene: weights_hash(read_metadata(file)) for scene, file in files.items() if file.exists()
+    }
     if len(set(weights.values())) == 1:
         weights[ALL] = next(iter(weights.values()))
     made = {"run": name, "variant": name, "config": config, "commit": commit()}
     return [replace(figure, **made, weights=weights.get(figure.scene, "")) for figure in figures]
 
 
-def compared_sets(job: EvaluateJob, kept: dict[str, Measured], other: Evaluation, suite: Suite) -> dict[str, Interval]:
-    """The distances between sets minus those of another evaluation, over the objects that both have."""
+def compared_sets(
+    job: EvaluateJob, kept: dict[str, Measured], other: Evaluation, suite: Suite
+) -> dict[str, Interval]:
+    """The distances between sets minus those of another evaluation, over the objects that both
+    have."""
     assert job.compare_to is not None
     files = {name: job.compare_to / "objects" / f"{name}.safetensors" for name in kept}
     both = [name for name in kept if name in other.objects and files[name].is_file()]
     return set_differences(
-        [kept[name].features for name in both], [load_file(files[name]) for name in both], suite, seed=job.seed
+        [kept[name].features for name in both],
+        [load_file(files[name]) for name in both],
+        suite,
+        seed=job.seed,
     )
 
 
-def about(seed: int, objects: list[Candidate], kept: dict[str, Measured], failures: list[str]) -> dict[str, Any]:
+def about(
+    seed: int, objects: list[Candidate], kept: dict[str, Measured], failures: list[str]
+) -> dict[str, Any]:
     """What the numbers were measured on; where it lay is nobody's business."""
     names = ("views", "frames", "height", "width")
     shapes = sorted({tuple(each.shape) for each in kept.values()})
@@ -279,14 +319,16 @@ def set_sizes(kept: dict[str, Measured]) -> dict[str, int]:
     return {name: sum(len(part[name]) for part in parts) for name in common}
 
 
-# --- helpers ---------------------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def _check_truth(metrics: Sequence[str], count: int, truth: Path | None) -> None:
     if truth is None and (needing := sorted(NEED_TRUTH & set(metrics))):
         raise InputError(f"truth=null: metrics=[{', '.join(needing)}] need it; give truth=FOLDER")
     if "energy" in metrics and count < 2:
-        raise InputError("metrics=[energy]: needs two samples of every object or more; give run=[FOLDER,FOLDER]")
+        raise InputError(
+            "metrics=[energy]: needs two samples of every object or more; give run=[FOLDER,FOLDER]"
+        )
 
 
 def _fitted(pictures: Pictures, resize: features.Resize | None) -> Pictures:

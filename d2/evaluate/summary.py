@@ -1,4 +1,5 @@
-"""What people read of an evaluation: means over objects with their intervals, alone or beside another evaluation."""
+"""What people read of an evaluation: means over objects with their intervals, alone or beside
+another evaluation."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from d2.metrics.intervals import UNKNOWN, Interval, differences, means
 from d2.metrics.table import interval_text, markdown_table
 
 SET_NOTE = (
-    "A distance between sets has the spread of its resamples around it: how much it would vary with other objects, as "
-    "many as these. It is larger for smaller sets, whatever they hold: compare equal sizes only."
+    "A distance between sets has the spread of its resamples around it: how much it would vary with"
+    " other objects, as many as these. It is larger for smaller sets, whatever they hold: compare"
+    " equal sizes only."
 )
 DIGITS = ".4g"
 
@@ -36,14 +38,20 @@ def read_evaluation(folder: Path) -> Evaluation:
     """What `d2 evaluate` wrote into its output_dir."""
     table, card = folder / "results.csv", folder / "card.json"
     if not (table.is_file() and card.is_file()):
-        raise InputError(f"compare_to={folder}: no results.csv and card.json there; give an evaluation's output_dir")
-    return Evaluation(folder.name, json.loads(card.read_text(encoding="utf-8"))["choices"], read_figures(table))
+        raise InputError(
+            f"compare_to={folder}: no results.csv and card.json there; give an evaluation's"
+            " output_dir"
+        )
+    return Evaluation(
+        folder.name, json.loads(card.read_text(encoding="utf-8"))["choices"], read_figures(table)
+    )
 
 
 def summary(
     figures: Sequence[Figure],
     other: Evaluation | None,
-    set_differences: Mapping[str, Interval],  # of the distances between sets, from the other evaluation
+    # of the distances between sets, from the other evaluation
+    set_differences: Mapping[str, Interval],
     *,
     set_sizes: Mapping[str, int],  # members of "sampled/NAME" and "true/NAME"
     left_out: Sequence[str],
@@ -54,26 +62,45 @@ def summary(
     (own,) = means(figures, seed=seed).values()
     apart = {} if other is None else compared(figures, other, seed) | dict(set_differences)
     rows = []
-    for metric in [*(name for name in own if name not in sets), *(name for name in own if name in sets)]:
+    for metric in [
+        *(name for name in own if name not in sets),
+        *(name for name in own if name in sets),
+    ]:
         as_sets = ", as sets" if metric in sets else ""
-        row = {"metric": metric, "mean [95 %]": interval_text(own[metric], DIGITS), "N": f"{own[metric].n}{as_sets}"}
+        row = {
+            "metric": metric,
+            "mean [95 %]": interval_text(own[metric], DIGITS),
+            "N": f"{own[metric].n}{as_sets}",
+        }
         if other is not None:
             pairs = apart.get(metric, UNKNOWN)
-            row |= {f"minus {other.name} [95 %]": interval_text(pairs, f"+{DIGITS}"), "pairs": f"{pairs.n}{as_sets}"}
+            row |= {
+                f"minus {other.name} [95 %]": interval_text(pairs, f"+{DIGITS}"),
+                "pairs": f"{pairs.n}{as_sets}",
+            }
         rows.append(row)
     lines = ["# Evaluation", "", markdown_table(rows), ""]
     if sets:
         names = [name.removeprefix("true/") for name in set_sizes if name.startswith("true/")]
-        sizes = [f"{name} {set_sizes[f'sampled/{name}']} / {set_sizes[f'true/{name}']}" for name in names]
+        sizes = [
+            f"{name} {set_sizes[f'sampled/{name}']} / {set_sizes[f'true/{name}']}" for name in names
+        ]
         lines += [f"Members of the sets, sampled / true: {', '.join(sizes)}.", "", SET_NOTE, ""]
-    lines += ["Intervals: percentile bootstrap over objects. Every choice that changes a number is in card.json.", ""]
+    lines += [
+        (
+            "Intervals: percentile bootstrap over objects. Every choice that changes a number is in"
+            " card.json."
+        ),
+        "",
+    ]
     if left_out:
         lines += ["Left out:", "", *(f"- {line}" for line in left_out), ""]
     return "\n".join(lines)
 
 
 def compared(figures: Sequence[Figure], other: Evaluation, seed: int) -> dict[str, Interval]:
-    """Every figure's mean difference from the other evaluation's, over the objects that both have."""
+    """Every figure's mean difference from the other evaluation's, over the objects that both
+    have."""
     both = [replace(figure, variant="this") for figure in figures]
     both += [replace(figure, variant="other") for figure in other.figures]
     return differences(both, "other", seed=seed)["this"]

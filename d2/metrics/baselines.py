@@ -31,5 +31,6 @@ def true_orbit_repeated(
     truth: Truth,
     anchor_frame: int,
 ) -> Tensor:  # v f 3 h w
-    """The oracle of `repeat_orbit`: the most that a perfect multi-view prior reaches without motion."""
+    """The oracle of `repeat_orbit`: the most that a perfect multi-view prior reaches without
+    motion."""
     return repeat_orbit(truth.pixels[:, anchor_frame], truth.pixels.shape[1])

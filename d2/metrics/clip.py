@@ -1,7 +1,8 @@
-"""CLIP, and what cosines between picture features say: of a sample and its truth, of neighbours, of a text.
+"""CLIP, and what cosines between picture features say: of a sample and its truth, of neighbours, of
+a text.
 
-Axes: v views, f frames, n pictures, c h w, d features. Everything but `load_clip` works with any image feature network,
-whose name stands beside the number.
+Axes: v views, f frames, n pictures, c h w, d features. Everything but `load_clip` works with any
+image feature network, whose name stands beside the number.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ class Clip(NamedTuple):
 
 
 def load_clip(path: Path, model: str = "ViT-B-32", device: torch.device | str = "cpu") -> Clip:
-    """An open_clip model from a local file (safetensors or a plain state dict); `model` is open_clip's name of it.
+    """An open_clip model from a local file (safetensors or a plain state dict); `model` is
+    open_clip's name of it.
 
-    OpenAI's own weights want a model name that ends in -quickgelu: the activation is no part of the file.
+    OpenAI's own weights want a model name that ends in -quickgelu: the activation is no part of the
+    file.
     """
     if model not in open_clip.list_models():
-        raise InputError(f"clip.model={model}: open_clip has no such model; see open_clip.list_models()")
+        raise InputError(
+            f"clip.model={model}: open_clip has no such model; see open_clip.list_models()"
+        )
     require(path, f"open_clip's weights of {model}")
     net = open_clip.create_model(model, load_weights=False)
     assert isinstance(net, open_clip.CLIP | open_clip.CustomTextCLIP)
@@ -43,10 +48,14 @@ def load_clip(path: Path, model: str = "ViT-B-32", device: torch.device | str = 
         open_clip.load_checkpoint(net, str(path), strict=True, weights_only=True)
     except (RuntimeError, OSError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not weights of {model} as plain tensors ({reason}); name the model it is") from error
+        raise InputError(
+            f"{path}: not weights of {model} as plain tensors ({reason}); name the model it is"
+        ) from error
     net.to(device).eval().requires_grad_(False)
     size, *rgb = (open_clip.get_model_preprocess_cfg(net)[key] for key in ("size", "mean", "std"))
-    resize = Resize(size if isinstance(size, int) else size[0], "bicubic", antialias=True, crop=True)
+    resize = Resize(
+        size if isinstance(size, int) else size[0], "bicubic", antialias=True, crop=True
+    )
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in rgb)
     tokenizer = open_clip.get_tokenizer(model)
 
@@ -103,11 +112,16 @@ def text_similarity(
 def neighbour_similarity(
     features: Tensor,  # v f d
 ) -> dict[str, float]:
-    """Mean cosine of neighbours along `frames` and along `views`, the last view being the first one's neighbour.
+    """Mean cosine of neighbours along `frames` and along `views`, the last view being the first
+    one's neighbour.
 
-    Needs no truth, and means most beside that of the true matrix: pictures that stand still reach 1. NaN along an axis
-    of length 1.
+    Needs no truth, and means most beside that of the true matrix: pictures that stand still reach
+    1. NaN along an axis of length 1.
     """
     along_frames = image_similarity(features[:, 1:], features[:, :-1])
-    along_views = image_similarity(features.roll(-1, dims=0), features) if len(features) > 1 else features[:0, :, 0]
+    along_views = (
+        image_similarity(features.roll(-1, dims=0), features)
+        if len(features) > 1
+        else features[:0, :, 0]
+    )
     return {"frames": float(along_frames.mean()), "views": float(along_views.mean())}

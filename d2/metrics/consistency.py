@@ -2,8 +2,9 @@
 
 Axes: v views, f frames, c h w. Pixels are in [0, 1], on white.
 
-Neighbours change: a repeated picture has no change at all, noise has too much; the ratio to the true matrix's change
-should be 1. And all cells show one scene: one that is fitted to the matrix says what the matrix says.
+Neighbours change: a repeated picture has no change at all, noise has too much; the ratio to the
+true matrix's change should be 1. And all cells show one scene: one that is fitted to the matrix
+says what the matrix says.
 """
 
 from __future__ import annotations
@@ -21,25 +22,35 @@ def consistency_metrics(
     sample: Tensor,  # v f 3 h w
     truth: Tensor | None = None,  # v f 3 h w
 ) -> dict[str, float]:
-    """`temporal_flicker` and `cross_view_change` of the sample and, where the truth is given, NAME_ratio to it.
+    """`temporal_flicker` and `cross_view_change` of the sample and, where the truth is given,
+    NAME_ratio to it.
 
     A change is NaN along an axis of length 1; a ratio is NaN where the truth does not change.
     """
-    changes = {"temporal_flicker": temporal_flicker(sample), "cross_view_change": cross_view_change(sample)}
+    changes = {
+        "temporal_flicker": temporal_flicker(sample),
+        "cross_view_change": cross_view_change(sample),
+    }
     if truth is None:
         return changes
-    true_changes = {"temporal_flicker": temporal_flicker(truth), "cross_view_change": cross_view_change(truth)}
-    return changes | {f"{name}_ratio": _ratio(changes[name], true_changes[name]) for name in CHANGE_NAMES}
+    true_changes = {
+        "temporal_flicker": temporal_flicker(truth),
+        "cross_view_change": cross_view_change(truth),
+    }
+    return changes | {
+        f"{name}_ratio": _ratio(changes[name], true_changes[name]) for name in CHANGE_NAMES
+    }
 
 
 def self_figures(
     sample: Tensor,  # v f 3 h w
-    fitted: Tensor | None,  # v f 3 h w, the cells of a scene fitted to it; None: there is no such scene
+    # v f 3 h w, the cells of a scene fitted to it; None: there is no such scene
+    fitted: Tensor | None,
     truth: Truth | None,
 ) -> dict[str, float]:
-    """self_psnr, self_psnr_masked, self_sharpness of the fit against the sample, higher where it is one scene. Against
-    the truth, asset_NAME of the fit for every figure of `reference`, and asset_gain, the dB of masked PSNR that it is
-    ahead of the sample. NaN without a fit.
+    """self_psnr, self_psnr_masked, self_sharpness of the fit against the sample, higher where it is
+    one scene. Against the truth, asset_NAME of the fit for every figure of `reference`, and
+    asset_gain, the dB of masked PSNR that it is ahead of the sample. NaN without a fit.
     """
     white = torch.ones_like(sample) if fitted is None else fitted.to(sample)
     shown = (sample < 1 - VISIBLE).any(dim=2, keepdim=True).to(sample)
@@ -69,7 +80,10 @@ def cross_view_change(
 
 
 def _pooled(sample: Tensor, truth: Truth) -> dict[str, float]:
-    return pool(measure_cells(sample, truth), torch.ones(sample.shape[:2], dtype=torch.bool, device=sample.device))
+    return pool(
+        measure_cells(sample, truth),
+        torch.ones(sample.shape[:2], dtype=torch.bool, device=sample.device),
+    )
 
 
 def _ratio(change: float, true_change: float) -> float:

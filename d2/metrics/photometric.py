@@ -1,10 +1,13 @@
-"""Whether neighbouring views show one thing: what they show is carried from one to the other by the true depth.
+"""Whether neighbouring views show one thing: what they show is carried from one to the other by the
+true depth.
 
-Every solid pixel of a view goes out to its point in the world and from there into the neighbouring view; where that
-view sees the same point, by its own depth, the two colours are compared. Shading that turns with the camera, texture
-finer than a pixel and depth averaged over one leave a floor, which the truth itself shows.
+Every solid pixel of a view goes out to its point in the world and from there into the neighbouring
+view; where that view sees the same point, by its own depth, the two colours are compared. Shading
+that turns with the camera, texture finer than a pixel and depth averaged over one leave a floor,
+which the truth itself shows.
 
-Axes: v views, f frames, n four neighbouring pixels, c h w. Pixels are in [0, 1], on white. Lengths are in world units.
+Axes: v views, f frames, n four neighbouring pixels, c h w. Pixels are in [0, 1], on white. Lengths
+are in world units.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_positions
 from d2.scene import Truth
 
 SOLID = 0.999  # coverage of a pixel that shows the object alone
-TOLERANCE = 2.0  # of the depth test, in pixels' widths at the ring's centre: a surface is seen at a slant
+# of the depth test, in pixels' widths at the ring's centre: a surface is seen at a slant
+TOLERANCE = 2.0
 PSNR_CAP = 100.0  # dB, as in reference.py
 FEATURE_NAMES = ("feature_error", "feature_ratio")
 NAMES = ("photometric_error", "photometric_psnr", "photometric_ratio", "photometric_seen")
 
 
 class Seen(NamedTuple):
-    """The pixels of one view, at all frames, that another view sees too, and where they lie in it."""
+    """The pixels of one view, at all frames, that another view sees too, and where they lie in
+    it."""
 
     view: int
     other: int
@@ -44,7 +49,8 @@ def photometric_metrics(
     truth: Truth,
     pairs: Sequence[Seen],  # `neighbours` of the truth
 ) -> dict[str, float]:
-    """Over all pairs of neighbours on the ring, both ways, and all pixels of the one that the other sees too:
+    """Over all pairs of neighbours on the ring, both ways, and all pixels of the one that the other
+    sees too:
 
     photometric_error: mean absolute difference of colours.
     photometric_psnr: of their mean squared difference, in dB, at most 100.
@@ -57,7 +63,10 @@ def photometric_metrics(
     compared = solid = 0
     for seen in pairs:
         change = colour_change(sample, seen)
-        absolute, squared = absolute + float(change.abs().sum()), squared + float(change.square().sum())
+        absolute, squared = (
+            absolute + float(change.abs().sum()),
+            squared + float(change.square().sum()),
+        )
         true_absolute += float(colour_change(truth.pixels, seen).abs().sum())
         compared += len(seen.frame)
         solid += seen.solid
@@ -83,11 +92,16 @@ def feature_metrics(
     true: Tensor,  # v f c h w, of the true pictures
     pairs: Sequence[Seen],  # `neighbours` of the truth
 ) -> dict[str, float]:
-    """Over the same pixels, 1 − cosine of the features that neighbouring views have of a point (as MEt3R, Asim et al.
-    2025, there with points from a network): its mean, and that over the truth's. NaN where nothing is compared."""
+    """Over the same pixels, 1 − cosine of the features that neighbouring views have of a point (as
+    MEt3R, Asim et al. 2025, there with points from a network): its mean, and that over the truth's.
+    NaN where nothing is compared.
+    """
     total, of_truth, compared = 0.0, 0.0, 0
     for seen in pairs:
-        total, of_truth = total + feature_change(sample, seen), of_truth + feature_change(true, seen)
+        total, of_truth = (
+            total + feature_change(sample, seen),
+            of_truth + feature_change(true, seen),
+        )
         compared += len(seen.frame)
     if not compared:
         return dict.fromkeys(FEATURE_NAMES, math.nan)
@@ -114,17 +128,20 @@ def carried_over(
 
 
 def neighbours(truth: Truth, cameras: Cameras) -> list[Seen]:
-    """Every view in the one before and the one behind it on the ring: all that depends on the truth alone."""
+    """Every view in the one before and the one behind it on the ring: all that depends on the truth
+    alone."""
     count = len(truth.depth)
     pairs = [(i, j % count) for i in range(count) for j in (i - 1, i + 1) if j % count != i]
     return [seen_from(truth, cameras, view, other) for view, other in pairs]
 
 
 def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:
-    """Carry every pixel of `view` into `other`; visible is what all four pixels there show, solid and as far away."""
+    """Carry every pixel of `view` into `other`; visible is what all four pixels there show, solid
+    and as far away."""
     depth, solid = truth.depth.double().squeeze(2), truth.masks.squeeze(2) > SOLID  # v f h w
     frames, height, width = depth.shape[1:]
-    step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / height  # of a pixel, on the plane at distance 1
+    # of a pixel, on the plane at distance 1
+    step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / height
     axes, position = camera_axes(cameras).to(depth), camera_positions(cameras).to(depth)
     y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
     rays = torch.stack([x * step, y * step, torch.ones_like(x)], dim=-1).to(depth)  # h w 3
@@ -145,7 +162,15 @@ def seen_from(truth: Truth, cameras: Cameras, view: int, other: int) -> Seen:
     agrees = (same & solid[other].flatten(1)[frame, corners]).all(dim=-1)
     visible = solid[view] & inside & agrees
     at, *place = visible.nonzero(as_tuple=True)
-    return Seen(view, other, int(solid[view].sum()), at, place[0] * width + place[1], corners[visible], shares[visible])
+    return Seen(
+        view,
+        other,
+        int(solid[view].sum()),
+        at,
+        place[0] * width + place[1],
+        corners[visible],
+        shares[visible],
+    )
 
 
 def camera_axes(cameras: Cameras) -> Tensor:  # v 3 3, float64

@@ -2,9 +2,9 @@
 
 Axes: v views, f frames, n cells, c h w. Pixels are in [0, 1], on white.
 
-PSNR alone rewards blur: the mean of all plausible pictures scores higher than any one of them. So the fidelity
-figures (psnr, ssim) come with the two that a blur or a mean cannot win: `sharpness`, and the retrieval shares
-`own_view` and `own_frame`.
+PSNR alone rewards blur: the mean of all plausible pictures scores higher than any one of them. So
+the fidelity figures (psnr, ssim) come with the two that a blur or a mean cannot win: `sharpness`,
+and the retrieval shares `own_view` and `own_frame`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 from d2.scene import Truth
 
-VISIBLE = 0.05  # a pixel shows the object where coverage, or any channel's distance from white, exceeds this
-DILATION = 2  # pixels, in both axes and the diagonals: the mask also holds the rim just outside the object
-PSNR_CAP = 100.0  # dB, an error of 1e-5: at the rounding of float32, and a number that JSON can hold
+# a pixel shows the object where coverage, or any channel's distance from white, exceeds this
+VISIBLE = 0.05
+# pixels, in both axes and the diagonals: the mask also holds the rim just outside the object
+DILATION = 2
+# dB, an error of 1e-5: at the rounding of float32, and a number that JSON can hold
+PSNR_CAP = 100.0
 POOLED_NAMES = ("psnr", "ssim", "psnr_masked", "ssim_masked", "sharpness", "own_view", "own_frame")
 
 
@@ -46,29 +52,38 @@ def reference_metrics(
     truth: Truth,
     input_view: int,
 ) -> dict[str, float]:
-    """The figures of one matrix, each over all cells and, as NAME_unseen, over the views other than the input's.
+    """The figures of one matrix, each over all cells and, as NAME_unseen, over the views other than
+    the input's.
 
-    psnr, psnr_masked: 10 log10(1 / MSE) in dB, the MSE pooled over the (masked) pixels of the cells; at most 100.
+    psnr, psnr_masked: 10 log10(1 / MSE) in dB, the MSE pooled over the (masked) pixels of the
+    cells; at most 100.
     ssim, ssim_masked: mean over the cells, and mean of the SSIM map over the masked pixels.
-    sharpness: gradient energy of the sample over that of the truth within the mask; 1 is ideal, less is blur.
-    own_view, own_frame: share of cells nearest (MSE, whole image) to their own truth among that frame's true views or
-    that view's true frames; chance is 1/V and 1/F. True pictures that coincide share the hit.
+    sharpness: gradient energy of the sample over that of the truth within the mask; 1 is ideal,
+    less is blur.
+    own_view, own_frame: share of cells nearest (MSE, whole image) to their own truth among that
+    frame's true views or that view's true frames; chance is 1/V and 1/F. True pictures that
+    coincide share the hit.
     NaN where there is nothing to measure: no unseen view, nothing visible, a sample that is NaN.
     """
     cells = measure_cells(sample, truth)
     every = torch.ones(sample.shape[:2], dtype=torch.bool, device=sample.device)
     unseen = every.clone()
     unseen[input_view] = False
-    return pool(cells, every) | {f"{name}_unseen": value for name, value in pool(cells, unseen).items()}
+    return pool(cells, every) | {
+        f"{name}_unseen": value for name, value in pool(cells, unseen).items()
+    }
 
 
 def reference_tables(
     sample: Tensor,  # v f 3 h w
     truth: Truth,
 ) -> list[dict[str, str | int | float]]:
-    """The same figures for every view and for every frame, in long format: axis, index, metric, value."""
+    """The same figures for every view and for every frame, in long format: axis, index, metric,
+    value."""
     cells = measure_cells(sample, truth)
-    view, frame = torch.meshgrid(*(torch.arange(n, device=sample.device) for n in sample.shape[:2]), indexing="ij")
+    view, frame = torch.meshgrid(
+        *(torch.arange(n, device=sample.device) for n in sample.shape[:2]), indexing="ij"
+    )
     return [*_long_rows(cells, "view", view), *_long_rows(cells, "frame", frame)]
 
 
@@ -80,11 +95,15 @@ def measure_cells(
     assert sample.shape == truth.pixels.shape, f"sample {sample.shape}, truth {truth.pixels.shape}"
     x, y = sample.float(), truth.pixels.float().to(sample.device)
     mask = object_mask(x, truth.masks.to(sample.device))
-    # One row at a time: at 21 × 25 × 576² the filtered copies of a whole matrix are tens of gigabytes.
+    # One row at a time: at 21 × 25 × 576² the filtered copies of a whole matrix are tens of
+    # gigabytes.
     rows = [_row_sums(*row) for row in zip(x, y, mask, strict=True)]
     return Cells(
         *(torch.stack(column) for column in zip(*rows, strict=True)),
-        own_view=rearrange(_own(rearrange(x, "v f ... -> f v ..."), rearrange(y, "v f ... -> f v ...")), "f v -> v f"),
+        own_view=rearrange(
+            _own(rearrange(x, "v f ... -> f v ..."), rearrange(y, "v f ... -> f v ...")),
+            "f v -> v f",
+        ),
         own_frame=_own(x, y),
     )
 
@@ -112,10 +131,12 @@ def object_mask(
     sample: Tensor,  # v f 3 h w
     masks: Tensor,  # v f 1 h w, true coverage in [0, 1]
 ) -> Tensor:  # v f 1 h w, bool
-    """Where the object is, or is painted: its true mask together with the sample's non-white pixels, dilated.
+    """Where the object is, or is painted: its true mask together with the sample's non-white
+    pixels, dilated.
 
-    The union is taken over all cells of the matrix, each cell with its own: what one cell shows is no part of another's
-    mask. A ghost far from the object therefore counts as an error, and an object that is missing too.
+    The union is taken over all cells of the matrix, each cell with its own: what one cell shows is
+    no part of another's mask. A ghost far from the object therefore counts as an error, and an
+    object that is missing too.
     """
     visible = (masks > VISIBLE) | (sample < 1 - VISIBLE).any(dim=2, keepdim=True)
     flat = rearrange(visible.float(), "v f 1 h w -> (v f) 1 h w")
@@ -127,7 +148,8 @@ def gradient_energy(
     images: Tensor,  # n 3 h w
     mask: Tensor,  # n 1 h w, bool
 ) -> Tensor:  # n
-    """Sum of squared differences between neighbours, across and down, where both lie in the mask."""
+    """Sum of squared differences between neighbours, across and down, where both lie in the
+    mask."""
     across = images.diff(dim=-1).square() * (mask[..., 1:] & mask[..., :-1])
     down = images.diff(dim=-2).square() * (mask[..., 1:, :] & mask[..., :-1, :])
     return across.sum(dim=(1, 2, 3)) + down.sum(dim=(1, 2, 3))
@@ -140,7 +162,9 @@ def _row_sums(
 ) -> tuple[Tensor, ...]:  # f each: the fields of `Cells` up to the retrieval
     image = (1, 2, 3)
     error = (x - y).square()
-    ssim = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)
+    ssim = structural_similarity_index_measure(
+        x, y, data_range=1.0, reduction="none", return_full_image=True
+    )
     assert isinstance(ssim, tuple)
     return (
         torch.full((len(x),), x[0].numel(), device=x.device),
@@ -158,9 +182,13 @@ def _own(
     sample: Tensor,  # a n 3 h w
     truth: Tensor,  # a n 3 h w
 ) -> Tensor:  # a n
-    """For each of the n sampled pictures: is its own the nearest of the n true ones? Ties share the hit."""
-    # The formula |x|² - 2xy + |y|² would lose the small differences between neighbouring frames to rounding.
-    distance = torch.cdist(sample.flatten(2), truth.flatten(2), compute_mode="donot_use_mm_for_euclid_dist")
+    """For each of the n sampled pictures: is its own the nearest of the n true ones? Ties share the
+    hit."""
+    # The formula |x|² - 2xy + |y|² would lose the small differences between neighbouring frames to
+    # rounding.
+    distance = torch.cdist(
+        sample.flatten(2), truth.flatten(2), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     nearest = (distance == distance.amin(dim=-1, keepdim=True)).float()
     own = torch.diagonal(nearest, dim1=-2, dim2=-1)
     return own / nearest.sum(dim=-1)  # a NaN is nearest to nothing, and stays NaN
@@ -168,7 +196,9 @@ def _own(
 
 def _psnr(mse: Tensor) -> Tensor:
     """torchmetrics' PSNR from a pooled MSE: that of one value whose error is the root."""
-    return peak_signal_noise_ratio(mse.sqrt(), torch.zeros_like(mse), data_range=1.0).clamp(max=PSNR_CAP)
+    return peak_signal_noise_ratio(mse.sqrt(), torch.zeros_like(mse), data_range=1.0).clamp(
+        max=PSNR_CAP
+    )
 
 
 def _long_rows(cells: Cells, axis: str, index: Tensor) -> Iterable[dict[str, str | int | float]]:

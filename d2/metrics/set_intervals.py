@@ -1,14 +1,17 @@
-"""Bootstrap intervals of distances between two sets of features: scenes are resampled, with all their members.
+"""Bootstrap intervals of distances between two sets of features: scenes are resampled, with all
+their members.
 
 Axes: s scenes, r resamples, n, m members of a set, d features.
 
-A distance between sets is no mean of anything, so each resample has a distance of its own. Those are made from sums
-that every scene brings once, in float64: a resample is a row of counts, and none is ever laid out.
+A distance between sets is no mean of anything, so each resample has a distance of its own. Those
+are made from sums that every scene brings once, in float64: a resample is a row of counts, and none
+is ever laid out.
 
-A resample holds each scene as often as it was drawn, about 63 % of them at all. The Fréchet distance of fewer
-different members is larger, so the resamples' distances lie above the value itself; their spread around their own mean
-is put around the value. It says how much the value would vary with other scenes, as many as these, and nothing of the
-bias that the value itself has for being measured on so few.
+A resample holds each scene as often as it was drawn, about 63 % of them at all. The Fréchet
+distance of fewer different members is larger, so the resamples' distances lie above the value
+itself; their spread around their own mean is put around the value. It says how much the value would
+vary with other scenes, as many as these, and nothing of the bias that the value itself has for
+being measured on so few.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from d2.metrics.frechet import KERNEL_DEGREE, frechet_distance, kernel_distance
 from d2.metrics.intervals import LEVEL, Interval, bounds, draws
 
 NUM_RESAMPLES = 400  # each wants two eigenvalue problems of d × d
-MAX_DIM = 512  # features of more have no interval of the Fréchet distance: minutes, and gigabytes of sums
+# features of more have no interval of the Fréchet distance: minutes, and gigabytes of sums
+MAX_DIM = 512
 CHUNK = 20  # resamples at a time
 
 Resamples = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor | None]
@@ -43,9 +47,12 @@ def set_interval(
     seed: int,
     level: float = LEVEL,
 ) -> Interval:
-    """The distance between the sets of all scenes, and its bounds; those are NaN for one scene or above `MAX_DIM`."""
+    """The distance between the sets of all scenes, and its bounds; those are NaN for one scene or
+    above `MAX_DIM`."""
     value, resamples = _distances(sampled, true, distance, scene_counts(len(true), seed))
-    return _around(value, resamples, len(true), level, least=0.0 if distance == "frechet" else -math.inf)
+    return _around(
+        value, resamples, len(true), level, least=0.0 if distance == "frechet" else -math.inf
+    )
 
 
 def set_difference(
@@ -56,7 +63,8 @@ def set_difference(
     seed: int,
     level: float = LEVEL,
 ) -> Interval:
-    """The distance of a minus that of b and its bounds; every resample has the same scenes on both sides."""
+    """The distance of a minus that of b and its bounds; every resample has the same scenes on both
+    sides."""
     assert len(a[1]) == len(b[1]), f"{len(a[1])} and {len(b[1])} scenes cannot be paired"
     counts = scene_counts(len(a[1]), seed)
     (value_a, of_a), (value_b, of_b) = (_distances(*side, distance, counts) for side in (a, b))
@@ -72,15 +80,21 @@ def frechet_resamples(
     """`frechet_distance` of every resample, from the scenes' sums and sums of squares."""
     if sampled[0].shape[1] > MAX_DIM:
         return None
-    centre = torch.cat([*sampled, *true]).double().mean(dim=0)  # differences of large sums would lose digits
+    # differences of large sums would lose digits
+    centre = torch.cat([*sampled, *true]).double().mean(dim=0)
     sums = [_moments(side, centre) for side in (sampled, true)]
     parts = []
     for part in counts.double().split(CHUNK):
         (mean_a, covariance_a), (mean_b, covariance_b) = (_gaussians(part, *side) for side in sums)
         values, vectors = torch.linalg.eigh(covariance_a)
         root = vectors * values.clamp(min=0).sqrt()[:, None]  # root rootᵀ is the covariance
-        overlap = torch.linalg.eigvalsh(root.mT @ covariance_b @ root).clamp(min=0).sqrt().sum(dim=-1)
-        traces = sum(covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1) for covariance in (covariance_a, covariance_b))
+        overlap = (
+            torch.linalg.eigvalsh(root.mT @ covariance_b @ root).clamp(min=0).sqrt().sum(dim=-1)
+        )
+        traces = sum(
+            covariance.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+            for covariance in (covariance_a, covariance_b)
+        )
         parts.append((mean_a - mean_b).square().sum(dim=-1) + traces - 2 * overlap)
     return torch.cat(parts).clamp(min=0)
 
@@ -90,7 +104,8 @@ def kernel_resamples(
     true: Sequence[Tensor],  # m d of each scene
     counts: Tensor,  # r s
 ) -> Tensor:  # r
-    """`kernel_distance` of every resample; a pair of a member and its own copy is left out as it is with itself."""
+    """`kernel_distance` of every resample; a pair of a member and its own copy is left out as it is
+    with itself."""
     a, b = ([features.double() for features in side] for side in (sampled, true))
     weights = counts.double()
     cross, cross_pairs = _pairs(weights, _block_sums(a, b), _block_sizes(a, b))
@@ -98,7 +113,9 @@ def kernel_resamples(
     for side in (a, b):
         own = torch.stack([_kernel(x, x).trace() for x in side])
         sizes = _block_sizes(side, side)
-        within, pairs = _pairs(weights, _block_sums(side, side) - own.diag(), sizes - sizes.diag().sqrt().diag())
+        within, pairs = _pairs(
+            weights, _block_sums(side, side) - own.diag(), sizes - sizes.diag().sqrt().diag()
+        )
         value = value + within / pairs
     return value
 
@@ -117,7 +134,9 @@ def _distances(
 ) -> tuple[float, Tensor | None]:
     of_sets, of_resamples = DISTANCES[distance]
     value = of_sets(torch.cat(list(sampled)), torch.cat(list(true)))
-    return value, None if len(true) < 2 or math.isnan(value) else of_resamples(sampled, true, counts)
+    return value, (
+        None if len(true) < 2 or math.isnan(value) else of_resamples(sampled, true, counts)
+    )
 
 
 def _around(value: float, resamples: Tensor | None, n: int, level: float, least: float) -> Interval:
@@ -134,7 +153,11 @@ def _moments(
 ) -> tuple[Tensor, Tensor, Tensor]:  # s, s d, s d d
     centred = [part.double() - centre for part in parts]
     sizes = torch.tensor([float(len(part)) for part in parts], dtype=torch.float64)
-    return sizes, torch.stack([x.sum(dim=0) for x in centred]), torch.stack([x.T @ x for x in centred])
+    return (
+        sizes,
+        torch.stack([x.sum(dim=0) for x in centred]),
+        torch.stack([x.T @ x for x in centred]),
+    )
 
 
 def _gaussians(

@@ -1,6 +1,7 @@
 """All figures of one object, and of a set of objects, under one choice of metrics and networks.
 
-Axes: v views, f frames, n pictures or videos, c h w, d features. `matrix` means v f 3 h w, pixels in [0, 1], on white.
+Axes: v views, f frames, n pictures or videos, c h w, d features. `matrix` means v f 3 h w, pixels
+in [0, 1], on white.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import torch
 from torch import Tensor
 
 from d2.matrix import Cameras
-from d2.metrics.clip import image_similarity, matrix_embeddings, neighbour_similarity, text_similarity
+from d2.metrics.clip import (
+    image_similarity,
+    matrix_embeddings,
+    neighbour_similarity,
+    text_similarity,
+)
 from d2.metrics.consistency import consistency_metrics, self_figures
 from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.features import FeatureNetwork, feature_maps
@@ -34,7 +40,8 @@ METRICS = (
     *PERCEPTUAL,
 )
 NEED_TRUTH = frozenset(METRICS) - {"consistency", "self_psnr", *IMAGE_NETWORKS}
-Refit = Callable[[Tensor, Cameras], Tensor | None]  # v f 3 h w -> the same, as a scene fitted to it says it
+# v f 3 h w -> the same, as a scene fitted to it says it
+Refit = Callable[[Tensor, Cameras], Tensor | None]
 
 
 class Suite(NamedTuple):
@@ -66,12 +73,14 @@ def measure(
     masked: bool,  # whether the truth's masks are known; else they are no part of any figure
     input_view: int | None,  # None: no view is told apart as seen
     pairs: Sequence[Seen] | None,  # `seen_pairs` of the truth
-    cameras: Cameras | None,  # None: not those of d2, so that the object's disc is not known beforehand
+    # None: not those of d2, so that the object's disc is not known beforehand
+    cameras: Cameras | None,
     refit: Refit | None = None,  # of metrics=[self_psnr]
     scene: str = "",  # its name
     variant: str = JOINT,  # what sampled
 ) -> Measured:
-    """The figures of every sample, those of all samples together, and the features that set distances need."""
+    """The figures of every sample, those of all samples together, and the features that set
+    distances need."""
     found: list[tuple[str, str, float]] = []  # sample, metric, value
     features: dict[str, list[Tensor]] = {}
     for index, sample in enumerate(samples):
@@ -97,16 +106,22 @@ def measure(
         names = ("energy", "energy_error", "energy_spread")
         found += [(ALL, name, value) for name, value in zip(names, energy, strict=True)]
     kept = {name: torch.cat(values) for name, values in features.items()}
-    rows = [Figure(variant=variant, scene=scene, sample=k, metric=name, value=value) for k, name, value in found]
+    rows = [
+        Figure(variant=variant, scene=scene, sample=k, metric=name, value=value)
+        for k, name, value in found
+    ]
     num_views, num_frames, _, height, width = samples[0].shape
     true_features = {f"true/{name}": value.flatten(0, -2) for name, value in true.items()}
     return Measured(rows, kept | true_features, (num_views, num_frames, height, width))
 
 
 def seen_pairs(suite: Suite, truth: Truth | None, cameras: Cameras | None) -> list[Seen] | None:
-    """What neighbouring views see of each other, once for all samples; None where no figure wants it or can have it."""
+    """What neighbouring views see of each other, once for all samples; None where no figure wants
+    it or can have it."""
     wanted = "consistency" in suite.metrics or suite.places is not None
-    return neighbours(truth, cameras) if wanted and truth is not None and cameras is not None else None
+    return (
+        neighbours(truth, cameras) if wanted and truth is not None and cameras is not None else None
+    )
 
 
 def set_figures(
@@ -116,13 +131,18 @@ def set_figures(
     seed: int,  # of the bootstrap
     variant: str = JOINT,
 ) -> list[Figure]:
-    """Fréchet and kernel distances between the sampled and the true sets of videos and of pictures, with intervals."""
+    """Fréchet and kernel distances between the sampled and the true sets of videos and of pictures,
+    with intervals."""
     figures = []
     for metric, distance, name in _set_names(suite):
         sides = sets_of(objects, name)
         if sides is not None:
             mean, low, high, n = set_interval(*sides, distance, seed=seed)
-            figures.append(Figure(variant=variant, sample=ALL, metric=metric, value=mean, low=low, high=high, n=n))
+            figures.append(
+                Figure(
+                    variant=variant, sample=ALL, metric=metric, value=mean, low=low, high=high, n=n
+                )
+            )
     return figures
 
 
@@ -142,7 +162,9 @@ def set_differences(
     return differences
 
 
-def sets_of(objects: Sequence[Mapping[str, Tensor]], name: str) -> tuple[list[Tensor], list[Tensor]] | None:
+def sets_of(
+    objects: Sequence[Mapping[str, Tensor]], name: str
+) -> tuple[list[Tensor], list[Tensor]] | None:
     """The sampled and the true features of every object; None where one has none."""
     names = f"sampled/{name}", f"true/{name}"
     if not objects or not all(side in features for side in names for features in objects):
@@ -152,8 +174,8 @@ def sets_of(objects: Sequence[Mapping[str, Tensor]], name: str) -> tuple[list[Te
 
 
 def without_truth(suite: Suite) -> Suite:
-    """What is left for a scene without truth in a run that measures the others against theirs: picture features, and
-    the matrix against its own fit."""
+    """What is left for a scene without truth in a run that measures the others against theirs:
+    picture features, and the matrix against its own fit."""
     metrics = tuple(name for name in suite.metrics if name in ("self_psnr", *IMAGE_NETWORKS))
     return suite._replace(metrics=metrics, video=None, distances=())
 
@@ -163,7 +185,9 @@ def encoded(
     suite: Suite,
 ) -> dict[str, Tensor]:
     """Features of videos n d by traversal, of pictures v f d by network."""
-    found = {network.name: matrix_embeddings(network, matrix).float().cpu() for network in suite.images}
+    found = {
+        network.name: matrix_embeddings(network, matrix).float().cpu() for network in suite.images
+    }
     if suite.video is None:
         return found
     wanted = suite.traversals if "video" in suite.metrics else ("f",)
@@ -186,7 +210,9 @@ def _figures(
         if "reference" in suite.metrics:
             for name, value in reference_metrics(sample, truth, input_view or 0).items():
                 needs_masks = "_masked" in name or name.startswith("sharpness")
-                if (masked or not needs_masks) and (input_view is not None or not name.endswith("_unseen")):
+                if (masked or not needs_masks) and (
+                    input_view is not None or not name.endswith("_unseen")
+                ):
                     yield name, value
             yield "psnr_pictures", float(picture_psnr(*pictures).double().mean())
         each = image_figures(*pictures, suite.distances) if suite.distances else {}
@@ -205,14 +231,23 @@ def _feature_figures(
     for network in suite.images:
         features = own[network.name]
         if true:
-            yield f"similarity[{network.name}]", float(image_similarity(features, true[network.name]).mean())
+            yield (
+                f"similarity[{network.name}]",
+                float(image_similarity(features, true[network.name]).mean()),
+            )
         for axis, value in neighbour_similarity(features).items():
             yield f"neighbour_{axis}[{network.name}]", value
         if network.name in suite.texts:
-            yield f"text[{network.name}]", float(text_similarity(features, suite.texts[network.name]).mean())
+            yield (
+                f"text[{network.name}]",
+                float(text_similarity(features, suite.texts[network.name]).mean()),
+            )
     if "legacy" in suite.metrics:
         assert suite.video is not None
-        yield f"paired_logits_f[{suite.video.name}]", float(paired_logit_distance(own["f"], true["f"]).mean())
+        yield (
+            f"paired_logits_f[{suite.video.name}]",
+            float(paired_logit_distance(own["f"], true["f"]).mean()),
+        )
 
 
 def _set_names(suite: Suite) -> Iterator[tuple[str, str, str]]:

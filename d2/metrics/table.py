@@ -1,6 +1,8 @@
-"""The wide view of figures, for people: a line a variant, a column a figure. PSNR never stands in it alone.
+"""The wide view of figures, for people: a line a variant, a column a figure. PSNR never stands in
+it alone.
 
-It is rewarded by blur, so the columns are fixed: sharpness, retrieval and, of several samples, the energy score beside.
+It is rewarded by blur, so the columns are fixed: sharpness, retrieval and, of several samples, the
+energy score beside.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ COLUMNS = ("energy", "psnr_masked_of_mean", *TABLE_COLUMNS, COST)
 
 
 def columns_of(names: Iterable[str]) -> list[str]:
-    """Of these figures, those that a table shows, in its order: `COLUMNS`, then those of feature networks."""
+    """Of these figures, those that a table shows, in its order: `COLUMNS`, then those of feature
+    networks."""
     there = dict.fromkeys(names)
     return [*(name for name in COLUMNS if name in there), *(name for name in there if "[" in name)]
 
@@ -38,7 +41,7 @@ def is_ratio(name: str) -> bool:
     return name.startswith("sharpness") or name.endswith("_ratio")
 
 
-# --- scenes ----------------------------------------------------------------------------------------------------------
+# --- scenes ---------------------------------------------------------------------------------------
 
 
 def by_method(figures: Iterable[Figure]) -> dict[str, dict[str, dict[str, float]]]:
@@ -50,7 +53,8 @@ def by_method(figures: Iterable[Figure]) -> dict[str, dict[str, dict[str, float]
 
 
 def scene_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    """metrics.csv: a scene under a method a line, its figures the columns; NaN where it has none."""
+    """metrics.csv: a scene under a method a line, its figures the columns; NaN where it has
+    none."""
     own = [f for f in figures if f.scene != ALL]
     names = list(dict.fromkeys(f.metric for f in own))
     return [
@@ -60,11 +64,12 @@ def scene_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     ]
 
 
-# --- means -----------------------------------------------------------------------------------------------------------
+# --- means ----------------------------------------------------------------------------------------
 
 
 def mean_rows(found: Means, *, signed: bool = False) -> list[dict[str, str]]:
-    """A line a variant, as text: how many scenes it has, and the mean and the bounds of every figure that is shown."""
+    """A line a variant, as text: how many scenes it has, and the mean and the bounds of every
+    figure that is shown."""
     columns = columns_of(name for metrics in found.values() for name in metrics)
     rows = []
     for variant, metrics in found.items():
@@ -79,12 +84,16 @@ def tables(figures: Sequence[Figure], *, compare_to: str | None, seed: int = 0) 
     parts = [markdown_table(mean_rows(means(figures, seed=seed)))]
     if compare_to is not None:
         apart = differences(figures, compare_to, seed=seed)
-        parts += [f"Paired differences from {compare_to}.", markdown_table(mean_rows(apart, signed=True))]
+        parts += [
+            f"Paired differences from {compare_to}.",
+            markdown_table(mean_rows(apart, signed=True)),
+        ]
     return "\n\n".join(parts)
 
 
 def cell(name: str, interval: Interval | None, *, signed: bool = False) -> str:
-    """`18.31 [17.90, 18.70]` in the digits that a figure deserves; without bounds that say nothing."""
+    """`18.31 [17.90, 18.70]` in the digits that a figure deserves; without bounds that say
+    nothing."""
     if interval is None:
         return "–"
     digits = 0 if name == COST else 4 if name.startswith("energy") else 2
@@ -94,7 +103,8 @@ def cell(name: str, interval: Interval | None, *, signed: bool = False) -> str:
 
 
 def interval_text(interval: Interval, style: str = ".2f") -> str:
-    """As `18.31 [17.90, 18.70]`; a dash where there is nothing to tell, the mean alone where it is all there is."""
+    """As `18.31 [17.90, 18.70]`; a dash where there is nothing to tell, the mean alone where it is
+    all there is."""
     if math.isnan(interval.mean):
         return "–"
     if math.isnan(interval.low):
@@ -108,7 +118,14 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
         return ""
     columns = list(rows[0])
     widths = [max([len(column), *(len(row[column]) for row in rows)]) for column in columns]
-    lines = [columns, ["-" * width for width in widths], *([row[column] for column in columns] for row in rows)]
+    lines = [
+        columns,
+        ["-" * width for width in widths],
+        *([row[column] for column in columns] for row in rows),
+    ]
     return "\n".join(
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
     )

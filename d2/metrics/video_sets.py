@@ -1,9 +1,11 @@
-"""The sets of videos in an image matrix, their features, and the Fréchet and kernel distances between two such sets.
+"""The sets of videos in an image matrix, their features, and the Fréchet and kernel distances
+between two such sets.
 
-Axes: v views, f frames, b videos, t along a video, c h w, d features. `matrix` means v f 3 h w, pixels in [0, 1].
+Axes: v views, f frames, b videos, t along a video, c h w, d features. `matrix` means v f 3 h w,
+pixels in [0, 1].
 
-The four traversals of SV4D (Xie et al. 2024), the last of them in both its orders. A figure carries the name of the
-feature network: `fvd_f[i3d-400]`.
+The four traversals of SV4D (Xie et al. 2024), the last of them in both its orders. A figure carries
+the name of the feature network: `fvd_f[i3d-400]`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def video_sets(
     matrix: Tensor,  # v f ...
 ) -> dict[str, Tensor]:
     """The videos of every traversal, b t ..., by its name in `TRAVERSALS`."""
-    return {name: take(matrix, traversal(*matrix.shape[:2])) for name, traversal in TRAVERSALS.items()}
+    return {
+        name: take(matrix, traversal(*matrix.shape[:2])) for name, traversal in TRAVERSALS.items()
+    }
 
 
 def matrix_features(
@@ -49,7 +53,8 @@ def matrix_features(
     traversals: Sequence[str] = tuple(TRAVERSALS),
     chunk: int = 64,  # pictures at a time
 ) -> dict[str, Tensor]:
-    """Features b d of every traversal's videos. A cell is encoded once, however many videos it is in.
+    """Features b d of every traversal's videos. A cell is encoded once, however many videos it is
+    in.
 
     A ValueError names a traversal whose videos are too short for the network.
     """
@@ -58,16 +63,24 @@ def matrix_features(
     cuts = {name: TRAVERSALS[name](num_views, num_frames) for name in traversals}
     cells = encode_images(network, rearrange(matrix, "v f c h w -> (v f) c h w"), chunk=chunk)
     encoded = cells.unflatten(0, (num_views, num_frames))
-    return {name: embed_videos(network, take(encoded, cut), chunk=chunk) for name, cut in cuts.items()}
+    return {
+        name: embed_videos(network, take(encoded, cut), chunk=chunk) for name, cut in cuts.items()
+    }
 
 
-def refuse_short(network: FeatureNetwork, traversals: Sequence[str], num_views: int, num_frames: int) -> None:
+def refuse_short(
+    network: FeatureNetwork, traversals: Sequence[str], num_views: int, num_frames: int
+) -> None:
     """Raises a ValueError that names the traversals whose videos are too short for the network."""
     lengths = {name: TRAVERSALS[name](num_views, num_frames).cells.shape[1] for name in traversals}
-    short = [f"{name} ({length})" for name, length in lengths.items() if length < network.min_frames]
+    short = [
+        f"{name} ({length})" for name, length in lengths.items() if length < network.min_frames
+    ]
     if short:
         least = f"needs at least {network.min_frames} frames"
-        raise InputError(f"{network.name}: {least}; leave out {', '.join(short)} or name another feature network")
+        raise InputError(
+            f"{network.name}: {least}; leave out {', '.join(short)} or name another feature network"
+        )
 
 
 def set_features(
@@ -78,11 +91,17 @@ def set_features(
     chunk: int = 64,  # pictures at a time
 ) -> dict[str, Tensor]:
     """The same of many matrices, one after the other: features n d by traversal."""
-    return joined([matrix_features(matrix, network, traversals=traversals, chunk=chunk) for matrix in matrices])
+    return joined(
+        [
+            matrix_features(matrix, network, traversals=traversals, chunk=chunk)
+            for matrix in matrices
+        ]
+    )
 
 
 def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One set a traversal out of those of several matrices; a set's order does not matter to any distance."""
+    """One set a traversal out of those of several matrices; a set's order does not matter to any
+    distance."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
@@ -91,7 +110,8 @@ def video_distances(
     true: Mapping[str, Tensor],  # m d by traversal
     network_name: str,
 ) -> dict[str, float]:
-    """`fvd_f[NETWORK]`, `fvd_v`, `fvd_diag`, `fv4d`, `fv4d_columns`, and the kernel distances `kvd_f` … `kv4d` beside.
+    """`fvd_f[NETWORK]`, `fvd_v`, `fvd_diag`, `fv4d`, `fv4d_columns`, and the kernel distances
+    `kvd_f` … `kv4d` beside.
 
     NaN where a set holds fewer than two videos: one matrix has one raster.
     """

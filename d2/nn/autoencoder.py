@@ -1,8 +1,10 @@
-"""The KL autoencoder of SVD and SV3D (Rombach et al. 2022; temporal decoder: Blattmann et al. 2023).
+"""The KL autoencoder of SVD and SV3D (Rombach et al. 2022; temporal decoder: Blattmann et al.
+2023).
 
-Images to latents frame by frame, and back either frame by frame or, with the temporal decoder, a clip at a time.
-Parameter names are those of the published checkpoints: `encoder.*`, `decoder.*`, and in the conditioning encoder
-`quant_conv.*`, `post_quant_conv.*`. Latents are raw: the scale factor is the prior's.
+Images to latents frame by frame, and back either frame by frame or, with the temporal decoder, a
+clip at a time. Parameter names are those of the published checkpoints: `encoder.*`, `decoder.*`,
+and in the conditioning encoder `quant_conv.*`, `post_quant_conv.*`. Latents are raw: the scale
+factor is the prior's.
 
 Axes: b clips, t frames of a clip, m images = (b t), c channels, h w, z latent channels.
 """
@@ -28,7 +30,8 @@ class AutoencoderConfig:
     in_channels: int
     out_channels: int
     ch: int
-    ch_mult: tuple[int, ...]  # width of a level in units of ch; each level but the last halves h and w
+    # width of a level in units of ch; each level but the last halves h and w
+    ch_mult: tuple[int, ...]
     num_res_blocks: int  # of an encoder level; one more in the decoder
     z_channels: int
     temporal_decoder: bool
@@ -65,7 +68,8 @@ class Autoencoder(nn.Module):
         self,
         images: Tensor,  # m c h w in [-1, 1]; h and w multiples of the factor
     ) -> tuple[Tensor, Tensor]:  # m z h/factor w/factor, twice
-        """Mean and log-variance of the posterior; the mean is its mode. The log-variance is not clamped."""
+        """Mean and log-variance of the posterior; the mean is its mode. The log-variance is not
+        clamped."""
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar
 
@@ -112,7 +116,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The image decoder, or with `temporal_decoder` the one whose every block has a twin along time."""
+    """The image decoder, or with `temporal_decoder` the one whose every block has a twin along
+    time."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -122,7 +127,9 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], kernel, config.groups)
         self.up = nn.ModuleList(  # listed from the finest level, run from the coarsest
             UpLevel(before, width, config, kernel, upsample=level > 0)
-            for level, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
+            for level, (before, width) in enumerate(
+                zip([*widths[1:], widths[-1]], widths, strict=True)
+            )
         )
         self.norm_out = nn.GroupNorm(config.groups, widths[0], eps=EPS)
         if kernel is None:
@@ -136,14 +143,19 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x, num_frames)
         x = F.silu(self.norm_out(x))
-        return self.conv_out(x, num_frames) if isinstance(self.conv_out, TemporalOutput) else self.conv_out(x)
+        return (
+            self.conv_out(x, num_frames)
+            if isinstance(self.conv_out, TemporalOutput)
+            else self.conv_out(x)
+        )
 
 
 class DownLevel(nn.Module):
     def __init__(self, channels: int, width: int, config: AutoencoderConfig, *, downsample: bool):
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(width if i else channels, width, None, config.groups) for i in range(config.num_res_blocks)
+            ResnetBlock(width if i else channels, width, None, config.groups)
+            for i in range(config.num_res_blocks)
         )
         self.downsample = Downsample(width) if downsample else nn.Identity()
 
@@ -193,7 +205,9 @@ class ResnetBlock(nn.Module):
     Here the learned factor is the TEMPORAL share, in the UNet the spatial one.
     """
 
-    def __init__(self, channels: int, out_channels: int, kernel: tuple[int, int, int] | None, groups: int):
+    def __init__(
+        self, channels: int, out_channels: int, kernel: tuple[int, int, int] | None, groups: int
+    ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps=EPS)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -212,7 +226,9 @@ class ResnetBlock(nn.Module):
         if self.time_stack is None:
             return x
         clips = self.time_stack(rearrange(x, "(b t) c h w -> b c t h w", t=num_frames))
-        return torch.lerp(x, rearrange(clips, "b c t h w -> (b t) c h w"), self.mix_factor.sigmoid().to(x.dtype))
+        return torch.lerp(
+            x, rearrange(clips, "b c t h w -> (b t) c h w"), self.mix_factor.sigmoid().to(x.dtype)
+        )
 
 
 class PixelAttention(nn.Module):
@@ -237,7 +253,8 @@ class TemporalOutput(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=1)
         self.time_mix_conv = TemporalConv(out_channels, out_channels, kernel)
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  it must know where a clip ends
+    # pyright: ignore[reportIncompatibleMethodOverride]  it must know where a clip ends
+    def forward(
         self,
         input: Tensor,  # (b t) c h w
         num_frames: int,

@@ -1,9 +1,11 @@
-"""A UNet over the cells of any cameras: spatial attention, joint attention over all cells, rays in every block.
+"""A UNet over the cells of any cameras: spatial attention, joint attention over all cells, rays in
+every block.
 
-The network of Stable Virtual Camera (Zhou et al. 2025, arXiv 2503.14489), under the parameter names of its published
-checkpoint. Nothing in it knows the order of the cells but which one is first.
+The network of Stable Virtual Camera (Zhou et al. 2025, arXiv 2503.14489), under the parameter names
+of its published checkpoint. Nothing in it knows the order of the cells but which one is first.
 
-Axes: b sequences, t cells of a sequence, c channels, h w, s = h w, n context tokens, d their width, e embedding.
+Axes: b sequences, t cells of a sequence, c channels, h w, s = h w, n context tokens, d their width,
+e embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from d2.nn.video_unet import GROUPS, ResBlock, SpatialBlock, TemporalBlock, mlp,
 
 @dataclass(frozen=True)
 class CameraUNetConfig:
-    """What configurations vary; names are the published ones but for `joint`, which is theirs as unflatten_names."""
+    """What configurations vary; names are the published ones but for `joint`, which is theirs as
+    unflatten_names."""
 
     in_channels: int  # latents, one channel of mask, rays
     out_channels: int
@@ -33,7 +36,8 @@ class CameraUNetConfig:
     num_head_channels: int
     context_dim: int
     transformer_depth: tuple[int, ...]  # blocks of a transformer, of every level
-    joint: tuple[str, ...]  # transformers whose spatial attention sees all cells: input_dsN, middle_dsN, output_dsN
+    # transformers whose spatial attention sees all cells: input_dsN, middle_dsN, output_dsN
+    joint: tuple[str, ...]
     dense_in_channels: int = 6  # those of the rays
     groups: int = GROUPS  # of every GroupNorm, so every width is a multiple of it
 
@@ -60,14 +64,22 @@ class CameraUNet(nn.Module):
             layers: list[nn.Module] = [RayResBlock(channels, emb, out_channels, config)]
             if 2**level in config.attention_resolutions:
                 joint = f"{way}_ds{2**level}" in config.joint
-                layers.append(CellTransformer(out_channels, config, config.transformer_depth[level], joint=joint))
+                layers.append(
+                    CellTransformer(
+                        out_channels, config, config.transformer_depth[level], joint=joint
+                    )
+                )
             return layers
 
         channels, skips, last = width, [width], len(config.channel_mult) - 1
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])]
+        )
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
-                self.input_blocks.append(nn.ModuleList(stage(channels, mult * width, level, "input")))
+                self.input_blocks.append(
+                    nn.ModuleList(stage(channels, mult * width, level, "input"))
+                )
                 channels = mult * width
                 skips.append(channels)
             if level < last:
@@ -126,9 +138,12 @@ def run(layers: nn.Module, x: Tensor, given: Given) -> Tensor:
 
 
 class RayResBlock(ResBlock):
-    """A residual block over images whose first convolution sees features scaled and shifted by the rays."""
+    """A residual block over images whose first convolution sees features scaled and shifted by the
+    rays."""
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, config: CameraUNetConfig):
+    def __init__(
+        self, channels: int, emb_channels: int, out_channels: int, config: CameraUNetConfig
+    ):
         super().__init__(channels, emb_channels, out_channels, None, config.groups)
         self.dense_emb_layers = nn.Sequential(nn.Conv2d(config.dense_in_channels, 2 * channels, 1))
 
@@ -140,7 +155,10 @@ class RayResBlock(ResBlock):
         norm, silu, conv = self.in_layers
         rays = F.interpolate(given.rays, x.shape[-2:], mode="bilinear", align_corners=True)
         scale, shift = self.dense_emb_layers(rays).chunk(2, dim=1)
-        h = conv(silu(norm(x)) * (1 + scale) + shift) + self.emb_layers(given.embedding)[..., None, None]
+        h = (
+            conv(silu(norm(x)) * (1 + scale) + shift)
+            + self.emb_layers(given.embedding)[..., None, None]
+        )
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -167,7 +185,8 @@ class Up(nn.Module):
 
 
 class CellTransformer(nn.Module):
-    """Attention over pixels, of a cell or of all cells jointly, and over the cells of a pixel, by turns; + x."""
+    """Attention over pixels, of a cell or of all cells jointly, and over the cells of a pixel, by
+    turns; + x."""
 
     def __init__(self, channels: int, config: CameraUNetConfig, depth: int, *, joint: bool):
         super().__init__()
@@ -182,7 +201,8 @@ class CellTransformer(nn.Module):
 
     def forward(self, x: Tensor, given: Given) -> Tensor:  # (b t) c h w
         t, height = given.num_cells, x.shape[2]
-        first = given.context[::t]  # what the first cell of a sequence is told stands for all where cells meet
+        # what the first cell of a sequence is told stands for all where cells meet
+        first = given.context[::t]
         tokens = self.proj_in(rearrange(self.norm(x), "(b t) c h w -> b t (h w) c", t=t))
         for pixels, mixing in zip(self.transformer_blocks, self.time_mix_blocks, strict=True):
             if self.joint:
@@ -194,7 +214,8 @@ class CellTransformer(nn.Module):
 
 
 class PixelBlock(SpatialBlock):
-    """Self-attention over a sequence of pixels, cross-attention to its context, feed-forward; + x each."""
+    """Self-attention over a sequence of pixels, cross-attention to its context, feed-forward; + x
+    each."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -208,7 +229,8 @@ class PixelBlock(SpatialBlock):
 
 
 class MixingBlock(TemporalBlock):
-    """Every pixel for itself, over the cells: what is to be added to x. The last feed-forward has no residual."""
+    """Every pixel for itself, over the cells: what is to be added to x. The last feed-forward has
+    no residual."""
 
     def forward(
         self,

@@ -1,4 +1,5 @@
-"""The CLIP image tower that tells SVD and SV3D what the reference shows (Radford et al. 2021; open_clip's weights)."""
+"""The CLIP image tower that tells SVD and SV3D what the reference shows (Radford et al. 2021;
+open_clip's weights)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class ImageTowerConfig:
 class ImageTower(VisionTransformer):
     """open_clip's vision transformer behind the published preprocessing.
 
-    Parameter names are those after `conditioner.embedders.0.open_clip.model.visual.` in the published checkpoints.
+    Parameter names are those after `conditioner.embedders.0.open_clip.model.visual.` in the
+    published checkpoints.
     """
 
     def __init__(self, config: ImageTowerConfig):
@@ -57,7 +59,10 @@ class ImageTower(VisionTransformer):
     ) -> Tensor:  # n 3 image_size image_size
         """Resize, then CLIP's mean and standard deviation."""
         pixels = (resize(images, self.config.image_size) + 1) / 2
-        mean, std = (pixels.new_tensor(rgb)[:, None, None] for rgb in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+        mean, std = (
+            pixels.new_tensor(rgb)[:, None, None]
+            for rgb in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        )
         return (pixels - mean) / std
 
 
@@ -65,9 +70,11 @@ def resize(
     images: Tensor,  # n c h w
     size: int,
 ) -> Tensor:  # n c size size
-    """Bicubic on aligned corners, after a Gaussian blur where an axis shrinks; as kornia does it, on whom sgm relies.
+    """Bicubic on aligned corners, after a Gaussian blur where an axis shrinks; as kornia does it,
+    on whom sgm relies.
 
-    By axis: sigma = (shrinkage - 1) / 2 and a window of 4 sigma, odd and at least 3, mirrored at the border.
+    By axis: sigma = (shrinkage - 1) / 2 and a window of 4 sigma, odd and at least 3, mirrored at
+    the border.
     """
     shrinkage = [side / size for side in images.shape[-2:]]
     if shrinkage == [1, 1]:

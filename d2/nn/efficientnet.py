@@ -1,7 +1,8 @@
-"""EfficientNet-lite0 (Tan and Le 2019, without squeeze-and-excitation and with ReLU6), as an image feature network.
+"""EfficientNet-lite0 (Tan and Le 2019, without squeeze-and-excitation and with ReLU6), as an image
+feature network.
 
-Axes: n images, c h w. Parameter names are those of the published PyTorch state dict. Its weights come from TensorFlow:
-padding is "same", the odd zero behind, and batch norm's epsilon is 1e-3.
+Axes: n images, c h w. Parameter names are those of the published PyTorch state dict. Its weights
+come from TensorFlow: padding is "same", the odd zero behind, and batch norm's epsilon is 1e-3.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class EfficientNetLite0(nn.Module):
         channels = STEM
         for repeats, kernel, stride, expansion, width in STAGES:
             for i in range(repeats):
-                self._blocks.append(Block(channels, width, kernel, stride if i == 0 else 1, expansion))
+                self._blocks.append(
+                    Block(channels, width, kernel, stride if i == 0 else 1, expansion)
+                )
                 channels = width
         self._conv_head = nn.Conv2d(channels, DIM, 1, bias=False)
         self._bn1 = nn.BatchNorm2d(DIM, eps=BATCH_NORM_EPS)
@@ -54,7 +57,8 @@ class EfficientNetLite0(nn.Module):
         self,
         images: Tensor,  # n 3 224 224 in [-1, 1], as `normalize` has it
     ) -> Tensor:  # n 40 28 28
-        """Features with their places, from before the third halving: parts, not yet whole things."""
+        """Features with their places, from before the third halving: parts, not yet whole
+        things."""
         return self._stages(images, sum(repeats for repeats, *_ in STAGES[:3]))
 
     def _stages(self, images: Tensor, count: int) -> Tensor:
@@ -73,7 +77,9 @@ class EfficientNetLite0(nn.Module):
 class Block(nn.Module):
     """An inverted bottleneck: 1×1 to more channels, k×k channel by channel, 1×1 to fewer."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int
+    ):
         super().__init__()
         wide = in_channels * expansion
         self._expand_conv = nn.Conv2d(in_channels, wide, 1, bias=False) if expansion > 1 else None

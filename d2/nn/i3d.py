@@ -1,7 +1,9 @@
-"""The Inception I3D video network (Carreira and Zisserman 2017), whose Kinetics-400 logits FVD is defined on.
+"""The Inception I3D video network (Carreira and Zisserman 2017), whose Kinetics-400 logits FVD is
+defined on.
 
-Axes: b videos, t frames, c h w; volumes are b c t h w. Parameter names are those of the published state dict,
-`i3d_pretrained_400.pt`. Padding is TensorFlow's "same": what a stride needs, the odd one behind.
+Axes: b videos, t frames, c h w; volumes are b c t h w. Parameter names are those of the published
+state dict, `i3d_pretrained_400.pt`. Padding is TensorFlow's "same": what a stride needs, the odd
+one behind.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class I3D(nn.Module):
         self.Conv3d_1a_7x7 = Unit(3, 64, kernel=7, stride=2)
         self.Conv3d_2b_1x1 = Unit(64, 64)
         self.Conv3d_2c_3x3 = Unit(64, 192, kernel=3)
-        # Channels of 1×1×1; 1×1×1 then 3×3×3; 1×1×1 then 3×3×3; pooling then 1×1×1 (Szegedy et al. 2015, table 1).
+        # Channels of 1×1×1; 1×1×1 then 3×3×3; 1×1×1 then 3×3×3; pooling then 1×1×1 (Szegedy et al.
+        # 2015, table 1).
         self.Mixed_3b = Mixed(192, (64, 96, 128, 16, 32, 32))
         self.Mixed_3c = Mixed(256, (128, 128, 192, 32, 96, 64))
         self.Mixed_4b = Mixed(480, (192, 96, 208, 16, 48, 64))
@@ -87,7 +90,9 @@ class Mixed(nn.Module):
         x: Tensor,  # b c t h w
     ) -> Tensor:
         pooled = pool(x, (3, 3, 3), (1, 1, 1))
-        return torch.cat((self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(pooled)), dim=1)
+        return torch.cat(
+            (self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(pooled)), dim=1
+        )
 
 
 class Logits(nn.Module):
@@ -114,7 +119,8 @@ def pad_same(
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
 ) -> Tensor:
-    """Zeros so that a kernel gives ⌈size / stride⌉ values along each of the last axes, the odd zero behind."""
+    """Zeros so that a kernel gives ⌈size / stride⌉ values along each of the last axes, the odd zero
+    behind."""
     pads: list[int] = []
     for size, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((-(-size // s) - 1) * s + k - size, 0)

@@ -1,8 +1,9 @@
 """Linear layers together with what follows them: a sum, a gated GELU.
 
-On a CPU in float32, oneDNN multiplies matrices 15 to 25 % faster than what `F.linear` calls there, writes the bias with
-the product, and takes a sum, a product or a GELU along while a block of the result is in the cache. Elsewhere torch's
-own functions do the same; results differ in the last digits.
+On a CPU in float32, oneDNN multiplies matrices 15 to 25 % faster than what `F.linear` calls there,
+writes the bias with the product, and takes a sum, a product or a GELU along while a block of the
+result is in the cache. Elsewhere torch's own functions do the same; results differ in the last
+digits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def linear(
 ) -> Tensor:  # ... d
     """x weightᵀ + bias + plus."""
     if by_onednn(x):
-        return _Linear.apply(x, weight, bias, plus)  # pyright: ignore[reportReturnType]  torch leaves it untyped
+        # pyright: ignore[reportReturnType]  torch leaves it untyped
+        return _Linear.apply(x, weight, bias, plus)
     out = F.linear(x, weight, bias)
     return out if plus is None else out.add_(plus)
 
@@ -47,8 +49,9 @@ def gated_gelu(
 ) -> Tensor:  # ... d
     """value * gelu(gate) (GEGLU: Shazeer 2020), of the two halves of a projection.
 
-    The halves are multiplied apart, which spares the backward pass a large concatenation. Without a backward pass the
-    GELU and the product are taken where the halves are made, and nothing of them is kept.
+    The halves are multiplied apart, which spares the backward pass a large concatenation. Without a
+    backward pass the GELU and the product are taken where the halves are made, and nothing of them
+    is kept.
     """
     (value, gate), (value_bias, gate_bias) = weight.chunk(2), bias.chunk(2)
     if torch.is_grad_enabled():
@@ -71,7 +74,8 @@ def by_onednn(x: Tensor) -> bool:
 
 
 class _Linear(Function):
-    """oneDNN's product and its derivatives. That of the weight stays with `mm`, which is faster at it."""
+    """oneDNN's product and its derivatives. That of the weight stays with `mm`, which is faster at
+    it."""
 
     @staticmethod
     def forward(

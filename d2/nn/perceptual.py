@@ -1,7 +1,9 @@
-"""The shift-tolerant perceptual distance ST-LPIPS (Ghildyal and Liu 2022; LPIPS: Zhang et al. 2018).
+"""The shift-tolerant perceptual distance ST-LPIPS (Ghildyal and Liu 2022; LPIPS: Zhang et al.
+2018).
 
-Axes: n images, c h w. AlexNet and VGG-16 in which everything that strides is a step-1 operation, then a blur that takes
-every other value (Zhang 2019). Parameter names are those of the published state dicts.
+Axes: n images, c h w. AlexNet and VGG-16 in which everything that strides is a step-1 operation,
+then a blur that takes every other value (Zhang 2019). Parameter names are those of the published
+state dicts.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Backbone = Literal["alex", "vgg"]
-CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}  # of the five maps that are compared
+# of the five maps that are compared
+CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
 VGG_DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage (Simonyan and Zisserman 2015, D)
 
 
 class BlurHalf(nn.Module):
-    """Blur with a fixed 3×3 filter and keep every other pixel; mirrored by two pixels at the border."""
+    """Blur with a fixed 3×3 filter and keep every other pixel; mirrored by two pixels at the
+    border."""
 
     filt: Tensor
 
@@ -31,7 +35,9 @@ class BlurHalf(nn.Module):
         self,
         x: Tensor,  # n c h w
     ) -> Tensor:
-        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+        return F.conv2d(
+            F.pad(x, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=x.shape[1]
+        )
 
 
 class Trunk(nn.Module):
@@ -78,7 +84,8 @@ class Head(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))  # the published numbering
+        # the published numbering
+        self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

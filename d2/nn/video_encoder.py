@@ -1,7 +1,9 @@
-"""A small video encoder for world4d: Fréchet distances that mean something there, where no published weights are.
+"""A small video encoder for world4d: Fréchet distances that mean something there, where no
+published weights are.
 
-Axes: b videos, t frames of any number from 2 on, c h w. A picture is first encoded by itself, so that a matrix whose
-cells are traversed in several orders pays for each cell once; then the sequence is, by convolutions in space and time.
+Axes: b videos, t frames of any number from 2 on, c h w. A picture is first encoded by itself, so
+that a matrix whose cells are traversed in several orders pays for each cell once; then the sequence
+is, by convolutions in space and time.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ class VideoEncoderConfig:
 
     size: int = 64  # pixels, both ways
     stem: tuple[int, int] = (32, 64)  # channels at a half and a quarter of the size
-    widths: tuple[int, ...] = (96, 160)  # channels of the stages in space and time, each halving the size
+    # channels of the stages in space and time, each halving the size
+    widths: tuple[int, ...] = (96, 160)
     dim: int = 96  # of the embedding
     groups: int = 8  # of every group norm
 
 
 class VideoEncoder(nn.Module):
-    """Videos to embeddings; what comes first and what comes next matters to it, a sequence's length does not."""
+    """Videos to embeddings; what comes first and what comes next matters to it, a sequence's length
+    does not."""
 
     def __init__(self, config: VideoEncoderConfig | None = None):
         super().__init__()
@@ -42,7 +46,8 @@ class VideoEncoder(nn.Module):
         )
         widths = (quarter, *config.widths)
         self.stages = nn.ModuleList(
-            Stage(before, width, config.groups) for before, width in zip(widths, widths[1:], strict=False)
+            Stage(before, width, config.groups)
+            for before, width in zip(widths, widths[1:], strict=False)
         )
         self.norm = nn.GroupNorm(config.groups, widths[-1])
         self.head = nn.Linear(widths[-1], config.dim)
@@ -87,7 +92,8 @@ class VideoEncoder(nn.Module):
 
 
 class Stage(nn.Module):
-    """Half the size, then a residual block; each a convolution in space and one in time (Tran et al. 2018)."""
+    """Half the size, then a residual block; each a convolution in space and one in time (Tran et
+    al. 2018)."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
@@ -103,14 +109,17 @@ class Stage(nn.Module):
 
 
 class SpaceTime(nn.Module):
-    """Norm, SiLU, 3×3 in space; norm, SiLU, 3 in time, the first and the last frame standing still beyond the ends."""
+    """Norm, SiLU, 3×3 in space; norm, SiLU, 3 in time, the first and the last frame standing still
+    beyond the ends."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, groups: int):
         super().__init__()
         self.norm_space = nn.GroupNorm(groups, in_channels)
         self.space = nn.Conv3d(in_channels, out_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1))
         self.norm_time = nn.GroupNorm(groups, out_channels)
-        self.time = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0), padding_mode="replicate")
+        self.time = nn.Conv3d(
+            out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0), padding_mode="replicate"
+        )
 
     def forward(
         self,

@@ -1,10 +1,12 @@
 """The spatio-temporal UNet of SVD and SV3D (Blattmann et al. 2023, Voleti et al. 2024).
 
-A 2D UNet in which every residual block and every transformer is followed by its twin along time; a learned factor
-mixes the two. Parameter names are those of the published checkpoints after the prefix `model.diffusion_model.`.
+A 2D UNet in which every residual block and every transformer is followed by its twin along time; a
+learned factor mixes the two. Parameter names are those of the published checkpoints after the
+prefix `model.diffusion_model.`.
 
-Axes: b clips, t frames of a clip, c channels, h w, s = h w, n context tokens, d their width, e embedding.
-Activations stay in channels_last memory (b t h w c), where going from images to clips to tokens moves nothing.
+Axes: b clips, t frames of a clip, c channels, h w, s = h w, n context tokens, d their width, e
+embedding. Activations stay in channels_last memory (b t h w c), where going from images to clips to
+tokens moves nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class VideoUNetConfig:
     num_head_channels: int
     context_dim: int
     adm_in_channels: int  # width of the vector condition
-    transformer_depth: int | tuple[int, ...] = 1  # blocks of a transformer, of one or of every level
+    # blocks of a transformer, of one or of every level
+    transformer_depth: int | tuple[int, ...] = 1
     video_kernel_size: tuple[int, int, int] = (3, 1, 1)
     groups: int = GROUPS  # of every GroupNorm, so every width is a multiple of it
 
@@ -48,7 +51,8 @@ class VideoUNetConfig:
 
 
 class Blend(NamedTuple):
-    """Time-synchronised attention: what a clip's frames attend to is mixed with the same frames of its neighbours."""
+    """Time-synchronised attention: what a clip's frames attend to is mixed with the same frames of
+    its neighbours."""
 
     weight: float  # of the clip itself; the clips before and after share the rest
     clips: int  # of a group, in their order; clips of different groups do not meet
@@ -94,7 +98,9 @@ class VideoUNet(nn.Module):
             return layers
 
         channels, skips = width, [width]
-        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])]
+        )
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
                 self.input_blocks.append(nn.ModuleList(stage(channels, mult * width, level)))
@@ -160,11 +166,12 @@ def run(layers: nn.Module, x: Tensor, given: Given) -> Tensor:
     return x
 
 
-# ------------------------------------------------------------------------------------------------ residual blocks
+# ---------------------------------------------------------------------------------- residual blocks
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, convolution, + embedding, norm, SiLU, convolution, + skip; over images or, as time_stack, clips."""
+    """norm, SiLU, convolution, + embedding, norm, SiLU, convolution, + skip; over images or, as
+    time_stack, clips."""
 
     def __init__(
         self,
@@ -181,7 +188,9 @@ class ResBlock(nn.Module):
                 return nn.Conv2d(channels, out_channels, 3, padding=1)
             return TemporalConv(channels, out_channels, video_kernel_size)
 
-        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(inplace=True), conv(channels))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(groups, channels), nn.SiLU(inplace=True), conv(channels)
+        )
         if emb_channels is not None:
             self.emb_layers = nn.Sequential(nn.Identity(), Linear(emb_channels, out_channels))
         self.out_layers = nn.Sequential(
@@ -210,9 +219,13 @@ class ResBlock(nn.Module):
 class VideoResBlock(ResBlock):
     """A residual block over images, then one over time, mixed."""
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, config: VideoUNetConfig):
+    def __init__(
+        self, channels: int, emb_channels: int, out_channels: int, config: VideoUNetConfig
+    ):
         super().__init__(channels, emb_channels, out_channels, None, config.groups)
-        self.time_stack = ResBlock(out_channels, emb_channels, out_channels, config.video_kernel_size, config.groups)
+        self.time_stack = ResBlock(
+            out_channels, emb_channels, out_channels, config.video_kernel_size, config.groups
+        )
         self.time_mixer = Mixer()
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  like every layer of the UNet
@@ -229,7 +242,8 @@ class VideoResBlock(ResBlock):
 
 
 class Mixer(nn.Module):
-    """Mixes a block's result with that of its temporal twin; the learned factor is the SPATIAL share."""
+    """Mixes a block's result with that of its temporal twin; the learned factor is the SPATIAL
+    share."""
 
     def __init__(self):
         super().__init__()
@@ -242,15 +256,20 @@ class Mixer(nn.Module):
         image_only: Tensor,  # (b t) bool
     ) -> Tensor:
         share = torch.where(image_only, 1.0, self.mix_factor.sigmoid())
-        return torch.lerp(temporal, spatial, share.to(spatial.dtype).view(-1, *[1] * (spatial.ndim - 1)))
+        return torch.lerp(
+            temporal, spatial, share.to(spatial.dtype).view(-1, *[1] * (spatial.ndim - 1))
+        )
 
 
 class TemporalConv(nn.Conv3d):
-    """A convolution over clips. One of a single pixel runs as a 2D one over frames and pixels, thrice as fast."""
+    """A convolution over clips. One of a single pixel runs as a 2D one over frames and pixels,
+    thrice as fast."""
 
     def __init__(self, channels: int, out_channels: int, kernel_size: tuple[int, int, int]):
         frames, down, across = kernel_size
-        super().__init__(channels, out_channels, kernel_size, padding=(frames // 2, down // 2, across // 2))
+        super().__init__(
+            channels, out_channels, kernel_size, padding=(frames // 2, down // 2, across // 2)
+        )
 
     def forward(self, input: Tensor) -> Tensor:  # b c t h w
         if self.kernel_size[1:] != (1, 1):
@@ -278,11 +297,12 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-# -------------------------------------------------------------------------------------------------- transformers
+# ------------------------------------------------------------------------------------- transformers
 
 
 class VideoTransformer(nn.Module):
-    """Attention over the pixels of a frame and over the frames of a pixel, alternating and mixed; + x."""
+    """Attention over the pixels of a frame and over the frames of a pixel, alternating and mixed; +
+    x."""
 
     def __init__(self, channels: int, config: VideoUNetConfig, depth: int):
         super().__init__()
@@ -301,7 +321,9 @@ class VideoTransformer(nn.Module):
         tokens = self.proj_in(rearrange(self.norm(x), "bt c h w -> bt (h w) c"))
         frames = torch.arange(given.num_frames, device=x.device, dtype=x.dtype)
         position = self.time_pos_embed(sinusoidal(frames, self.channels))[:, None]  # t 1 c
-        for spatial_block, temporal_block in zip(self.transformer_blocks, self.time_stack, strict=True):
+        for spatial_block, temporal_block in zip(
+            self.transformer_blocks, self.time_stack, strict=True
+        ):
             tokens = spatial_block(tokens, given)
             if given.temporal:
                 clips = tokens.unflatten(0, (-1, given.num_frames)) + position  # b t s c
@@ -312,7 +334,8 @@ class VideoTransformer(nn.Module):
 
 
 class SpatialBlock(nn.Module):
-    """Every frame for itself: self-attention over pixels, cross-attention to the frame's own context, feed-forward."""
+    """Every frame for itself: self-attention over pixels, cross-attention to the frame's own
+    context, feed-forward."""
 
     def __init__(self, channels: int, head_channels: int, context_dim: int):
         super().__init__()
@@ -334,7 +357,8 @@ class SpatialBlock(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """Every pixel for itself: feed-forward, attention over frames, cross-attention to the first frame's context."""
+    """Every pixel for itself: feed-forward, attention over frames, cross-attention to the first
+    frame's context."""
 
     def __init__(self, channels: int, head_channels: int, context_dim: int):
         super().__init__()
@@ -358,7 +382,8 @@ class TemporalBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of the queries x to keys and values made of the context; plus a tensor like x."""
+    """Multi-head attention of the queries x to keys and values made of the context; plus a tensor
+    like x."""
 
     def __init__(self, channels: int, context_dim: int, head_channels: int):
         super().__init__()
@@ -387,7 +412,8 @@ class Attention(nn.Module):
         x: Tensor,  # b s c
         context: Tensor,  # b n d
     ) -> Tensor:  # b s c
-        """x plus what its norm attends to; the norm is spared where a single token leaves nothing to ask."""
+        """x plus what its norm attends to; the norm is spared where a single token leaves nothing
+        to ask."""
         return self(x if context.shape[1] == 1 else norm(x), context, plus=x)
 
     def over_frames(
@@ -395,8 +421,10 @@ class Attention(nn.Module):
         x: Tensor,  # b t s c
         plus: Tensor | None = None,  # b t s c
     ) -> Tensor:  # b t s c
-        """Self-attention along t of every pixel. Pixels stand beside the heads, where no axis has to be moved."""
-        q, k, v = (self.heads(p.flatten(2)) for p in (self.to_q(x), self.to_k(x), self.to_v(x)))  # b (s heads) t c
+        """Self-attention along t of every pixel. Pixels stand beside the heads, where no axis has
+        to be moved."""
+        # b (s heads) t c
+        q, k, v = (self.heads(p.flatten(2)) for p in (self.to_q(x), self.to_k(x), self.to_v(x)))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         return self.to_out[0](attended, plus)
 
@@ -409,7 +437,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.Sequential(GatedGELU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
+        self.net = nn.Sequential(
+            GatedGELU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)
+        )
 
     def forward(
         self,
@@ -434,7 +464,8 @@ def mlp(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """A branch that ends in such a layer starts as nothing, so an untrained block is the identity."""
+    """A branch that ends in such a layer starts as nothing, so an untrained block is the
+    identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -24,7 +24,8 @@ _counting_cast = functools.lru_cache(1)(cast_of)
 
 
 def planned(job: Job, cast: Cast | None = None) -> str:
-    """The plan as text: work, memory, and settings that fit the device it sees; what is given is kept."""
+    """The plan as text: work, memory, and settings that fit the device it sees; what is given is
+    kept."""
     choice = choice_of(job)
     unset = {"sequences_per_call": None, "decode_chunk": None, "offload": "none"}
     free = [name for name, default in unset.items() if getattr(choice, name) == default]
@@ -34,7 +35,8 @@ def planned(job: Job, cast: Cast | None = None) -> str:
 
 
 def plans(jobs: Sequence[Job]) -> str:
-    """What variants cost: each distinct plan is rehearsed once, and stands below all whose it is."""
+    """What variants cost: each distinct plan is rehearsed once, and stands below all whose it
+    is."""
     rehearsed: dict[Hashable, str] = {}
     names: dict[str, list[str]] = {}
     cast = workload_of(jobs[0]).cast(jobs[0].networks.dtype)
@@ -72,7 +74,8 @@ def cells_of_methods(job: Job) -> dict[str, float]:
 
 
 def plan_key(job: Job) -> Hashable:
-    """What a plan depends on: how many steps of each kind there are, and the functions that take their predictions."""
+    """What a plan depends on: how many steps of each kind there are, and the functions that take
+    their predictions."""
     steps = job.rules.renoise(job.settings.sigmas)
     kinds = steps_by_kind(steps, job.rules, camera_ring(job.size.num_views), job.size.num_frames)
     counts = tuple((kind, len(of_kind)) for kind, of_kind in kinds.items())
@@ -96,7 +99,9 @@ def targets_of(node: Any) -> Iterator[str]:
 def choice_of(job: Job) -> Choice:
     """The settings that memory depends on."""
     settings = job.settings
-    return Choice(settings.sequences_per_call, settings.decode_chunk, job.offload, job.networks.dtype)
+    return Choice(
+        settings.sequences_per_call, settings.decode_chunk, job.offload, job.networks.dtype
+    )
 
 
 def workload_of(job: Job) -> Workload:

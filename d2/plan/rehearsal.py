@@ -1,7 +1,9 @@
-"""A run of the job on the meta device, where tensors have shapes but no contents: what it evaluates and keeps.
+"""A run of the job on the meta device, where tensors have shapes but no contents: what it evaluates
+and keeps.
 
-It is the job's own code that runs, so what is found follows it. Every network runs once; its further calls are counted
-in proportion to their batch. Memory is in bytes; a multiplication with its addition is two operations.
+It is the job's own code that runs, so what is found follows it. Every network runs once; its
+further calls are counted in proportion to their batch. Memory is in bytes; a multiplication with
+its addition is two operations.
 """
 
 from __future__ import annotations
@@ -70,18 +72,20 @@ class Count(NamedTuple):
 
 
 class Rehearsal(NamedTuple):
-    """What a run evaluates and what memory its tensors take at most, by the name of the network that runs."""
+    """What a run evaluates and what memory its tensors take at most, by the name of the network
+    that runs."""
 
     reference: dict[str, Count]  # of orbit and clip
     joint: dict[str, Count]  # of one joint sampling
     peaks: dict[str, int]
 
 
-# ------------------------------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------------- measuring
 
 
 class Meter(TorchDispatchMode):
-    """Counts operations, and the bytes of tensors that were made since it was entered and still live.
+    """Counts operations, and the bytes of tensors that were made since it was entered and still
+    live.
 
     What was there before, as weights, is not counted. `at` says on whose account a peak goes.
     """
@@ -104,7 +108,8 @@ class Meter(TorchDispatchMode):
         results = [out] if isinstance(out, Tensor) else tree_leaves(out)
         new = [t for t in results if isinstance(t, Tensor) and key_of(t) not in self.known]
         if new:
-            old = {key_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}  # views of what was there
+            # views of what was there
+            old = {key_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
             for tensor in new:
                 self.watch(tensor, old)
         return out
@@ -127,7 +132,8 @@ def key_of(tensor: Tensor) -> int:
 
 
 class Fused(TorchFunctionMode):
-    """Attention on the meta device as one fused kernel, as on a real one; else its table of scores would be counted."""
+    """Attention on the meta device as one fused kernel, as on a real one; else its table of scores
+    would be counted."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and args[0].is_meta:
@@ -135,11 +141,12 @@ class Fused(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# ---------------------------------------------------------------------------------------------------------- the cast
+# ----------------------------------------------------------------------------------------- the cast
 
 
 class Cast(NamedTuple):
-    """A job's networks on the meta device, each under an understudy that remembers what it costs."""
+    """A job's networks on the meta device, each under an understudy that remembers what it
+    costs."""
 
     priors: Priors
     units: dict[str, nn.Module]  # name of a network -> what is moved as one with it
@@ -169,8 +176,11 @@ def cast_of(
     return cast
 
 
-def multiview_of(config: PriorConfig | CameraPriorConfig, video: Prior, beside: PriorConfig) -> Prior | CameraPrior:
-    """A prior of any cameras has its image tower from the video prior beside it, if it is as large."""
+def multiview_of(
+    config: PriorConfig | CameraPriorConfig, video: Prior, beside: PriorConfig
+) -> Prior | CameraPrior:
+    """A prior of any cameras has its image tower from the video prior beside it, if it is as
+    large."""
     if not isinstance(config, CameraPriorConfig):
         return Prior(config)
     cameras = CameraPrior(config, with_tower=config.tower != beside.tower)
@@ -185,7 +195,9 @@ def called(priors: Priors) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         if prior is None:
             continue
         yield name, prior.unet, prior.unet
-        if prior.tower is not None and (prior is priors.video or prior.tower is not priors.video.tower):
+        if prior.tower is not None and (
+            prior is priors.video or prior.tower is not priors.video.tower
+        ):
             yield f"{name} tower", prior.tower, prior.tower
         if prior.encoder is not None:
             yield f"{name} encoder", prior.encoder, prior.encoder
@@ -234,13 +246,15 @@ def understudy(network: nn.Module, name: str, cast: Cast) -> None:
     network.forward = play
 
 
-# ------------------------------------------------------------------------------------------------------- rehearsing
+# --------------------------------------------------------------------------------------- rehearsing
 
 
 def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:
-    """Run the job on the meta device, steps that evaluate the same not more often than it takes to see their peak."""
+    """Run the job on the meta device, steps that evaluate the same not more often than it takes to
+    see their peak."""
     seed, cameras = 0, camera_ring(workload.num_views)
-    short = replace(settings, num_steps=min(2, settings.num_steps))  # of references: the first and the last step
+    # of references: the first and the last step
+    short = replace(settings, num_steps=min(2, settings.num_steps))
     given = (cast.priors, workload.rules, told_motion(short))
     cast.meter.peaks.clear()
     cast.meter.at = ""
@@ -260,7 +274,8 @@ def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:
 
 
 def cell_evaluations(workload: Workload, cast: Cast, settings: Settings) -> int:
-    """Cells through networks in one joint sampling; a cell with both halves of guidance counts twice.
+    """Cells through networks in one joint sampling; a cell with both halves of guidance counts
+    twice.
 
     No memory is metered, so that the cast is of no use for a `rehearse` afterwards.
     """
@@ -294,10 +309,16 @@ def joint_counts(
     found = counted(cast, sample, lambda step: stands_for[step.index, step.repeat])[1]
     if rules.choose is None:
         return found
-    scored = asked_by_scores(rules.choose, cast, given, orbits, len(cuts(steps, rules.choose.levels)))
+    scored = asked_by_scores(
+        rules.choose, cast, given, orbits, len(cuts(steps, rules.choose.levels))
+    )
     times = {name: rules.choose.particles if name in UNETS else 1 for name in found}
     return {
-        name: Count().plus(found.get(name, Count()), times.get(name, 1)).plus(scored.get(name, Count()))
+        name: (
+            Count()
+            .plus(found.get(name, Count()), times.get(name, 1))
+            .plus(scored.get(name, Count()))
+        )
         for name in found | scored
     }
 
@@ -305,7 +326,8 @@ def joint_counts(
 def asked_by_scores(
     choosing: Choosing, cast: Cast, given: tuple[Any, ...], orbits: Tensor, resamplings: int
 ) -> dict[str, Count]:
-    """What the scores of all particles evaluate: at the end, and with an estimate at every resampling."""
+    """What the scores of all particles evaluate: at the end, and with an estimate at every
+    resampling."""
     asked: dict[str, Count] = {}
 
     def spy(x: Tensor, judge: Judge) -> float:
@@ -314,7 +336,10 @@ def asked_by_scores(
         after = dict(cast.counts)
         if resamplings:
             judge.denoise(x, 1.0)
-        for start, end, times in ((before, after, 1 + resamplings), (after, cast.counts, resamplings)):
+        for start, end, times in (
+            (before, after, 1 + resamplings),
+            (after, cast.counts, resamplings),
+        ):
             for name in end:
                 more = end[name].plus(start.get(name, Count()), -1)
                 asked[name] = asked.get(name, Count()).plus(more, times * choosing.particles)
@@ -324,7 +349,9 @@ def asked_by_scores(
     watched = rules._replace(choose=Choosing(1, spy, (), 1.0))
 
     def sample(on_step: Callable[[State], None]) -> None:
-        sample_scene(scene, priors, watched, settings, orbits=orbits, noise=blank_noise, on_step=on_step)
+        sample_scene(
+            scene, priors, watched, settings, orbits=orbits, noise=blank_noise, on_step=on_step
+        )
 
     counted(cast, sample, lambda step: 1)
     return asked
@@ -332,7 +359,11 @@ def asked_by_scores(
 
 def told_motion(settings: Settings) -> Settings:
     """Settings with a motion, as that of nothing cannot be measured."""
-    return settings if settings.motion_bucket_id is not None else replace(settings, motion_bucket_id=0.0)
+    return (
+        settings
+        if settings.motion_bucket_id is not None
+        else replace(settings, motion_bucket_id=0.0)
+    )
 
 
 def nothing(*shape: int) -> Tensor:
@@ -346,7 +377,8 @@ def blank_noise(stream: str, shape: tuple[int, ...], *, step: int = 0, repeat: i
 def counted(
     cast: Cast, run: Callable[[Callable[[State], None]], Any], times: Callable[[Step], int]
 ) -> tuple[Any, dict[str, Count]]:
-    """The result of a pass and what it evaluates; UNets count as often as their step stands for others."""
+    """The result of a pass and what it evaluates; UNets count as often as their step stands for
+    others."""
     cast.counts.clear()
     unets: dict[str, Count] = {}
     before: dict[str, Count] = {}
@@ -370,7 +402,8 @@ def shown_steps(
     num_frames: int,
     ranges: Sequence[tuple[float, float]] = (),  # of levels, of priors that say nothing outside
 ) -> list[tuple[Step, int]]:
-    """One step of every kind with the number of those it stands for, two of the largest kind in a row.
+    """One step of every kind with the number of those it stands for, two of the largest kind in a
+    row.
 
     A step's predictions live into the next.
     """
@@ -395,11 +428,24 @@ def steps_by_kind(
     """Steps of a kind evaluate the same cells, by the same priors, and add noise alike."""
     kinds: dict[Hashable, list[Step]] = {}
     for step in steps:
-        weights, scales = rules.weights(step, cameras, num_frames), rules.guidance(step, cameras, num_frames)
+        weights, scales = (
+            rules.weights(step, cameras, num_frames),
+            rules.guidance(step, cameras, num_frames),
+        )
         needs = needed(rules.compose, [], weights, scales)
-        halves = tuple((name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items())
-        nested = step.sigma if as_composition(rules.compose).nested else None  # it may ask for more at some levels
+        halves = tuple(
+            (name, *(half.numpy().tobytes() for half in need)) for name, need in needs.items()
+        )
+        # it may ask for more at some levels
+        nested = step.sigma if as_composition(rules.compose).nested else None
         spoken = tuple(within(one, step.sigma) for one in ranges)
-        kind = (halves, spoken, nested, step.noise_before > 0, step.noise_after > 0, step.sigma_next > 0)
+        kind = (
+            halves,
+            spoken,
+            nested,
+            step.noise_before > 0,
+            step.noise_after > 0,
+            step.sigma_next > 0,
+        )
         kinds.setdefault(kind, []).append(step)
     return kinds

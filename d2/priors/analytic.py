@@ -1,8 +1,9 @@
 """Analytic priors: worlds of matrices whose every denoiser is known exactly.
 
-A world is a mixture of Gaussians over the n = V·F cells of a matrix, in raster order (one component: a Gaussian). Axes
-c h w hold independent particles. Any part of a matrix is then a mixture too, so rows, columns, cells and the whole
-matrix have exact denoisers E[x0 | x, σ, what is known], in float64.
+A world is a mixture of Gaussians over the n = V·F cells of a matrix, in raster order (one
+component: a Gaussian). Axes c h w hold independent particles. Any part of a matrix is then a
+mixture too, so rows, columns, cells and the whole matrix have exact denoisers E[x0 | x, σ, what is
+known], in float64.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ class World(NamedTuple):
 
 
 class Basis(NamedTuple):
-    """Unit inputs of a linear sampler as particles: each channel is 1 in one cell of one input, and 0 elsewhere."""
+    """Unit inputs of a linear sampler as particles: each channel is 1 in one cell of one input, and
+    0 elsewhere."""
 
     start: Tensor  # matrix, the initial noise
     noise: Callable[[Step, Literal["before", "after"]], Tensor]  # every other noise of the plan
     truth: Tensor  # matrix, what terms are told
 
 
-# ------------------------------------------------------------------------------------------------------------ worlds
+# ------------------------------------------------------------------------------------------- worlds
 
 
 def autoregressive(size: int, correlation: float) -> Tensor:
@@ -62,15 +64,18 @@ def separable(
 
 
 def travelling(num_views: int, num_frames: int, *, correlation: float, share: float) -> World:
-    """(1 − share) of a separable world and `share` of a wave that travels over the views as frames go by.
+    """(1 − share) of a separable world and `share` of a wave that travels over the views as frames
+    go by.
 
-    The wave's cells covary as correlation^|Δv − Δf|. Rows, columns and cells are those of the separable world whatever
-    the share: what no rule that sees only them can tell.
+    The wave's cells covary as correlation^|Δv − Δf|. Rows, columns and cells are those of the
+    separable world whatever the share: what no rule that sees only them can tell.
     """
     v, f = (torch.arange(size, dtype=torch.float64) for size in (num_views, num_frames))
     place = (v[:, None] - f).flatten()
     wave = correlation ** (place[:, None] - place).abs()
-    apart = torch.kron(autoregressive(num_views, correlation), autoregressive(num_frames, correlation))
+    apart = torch.kron(
+        autoregressive(num_views, correlation), autoregressive(num_frames, correlation)
+    )
     return gaussian((1 - share) * apart + share * wave)
 
 
@@ -80,7 +85,8 @@ def two_kinds(
     *,
     share: float,
 ) -> World:
-    """Matrices of two kinds, evenly: all cells around +m or all around −m, with m² = share of the variance.
+    """Matrices of two kinds, evenly: all cells around +m or all around −m, with m² = share of the
+    variance.
 
     Around it cells covary as (1 − share) · A ⊗ B.
     """
@@ -94,7 +100,11 @@ def covariance(world: World) -> Tensor:
     """Of a whole mixture: n n."""
     mean = world.shares @ world.means
     within = torch.einsum("k,kij->ij", world.shares, world.covariances)
-    return within + torch.einsum("k,ki,kj->ij", world.shares, world.means, world.means) - torch.outer(mean, mean)
+    return (
+        within
+        + torch.einsum("k,ki,kj->ij", world.shares, world.means, world.means)
+        - torch.outer(mean, mean)
+    )
 
 
 def draw_truth(
@@ -108,7 +118,7 @@ def draw_truth(
     return world.means[component].T + torch.einsum("pij,jp->ip", roots[component], unit.double())
 
 
-# ----------------------------------------------------------------------------------------------------------- priors
+# ------------------------------------------------------------------------------------------- priors
 
 
 def term(
@@ -120,9 +130,13 @@ def term(
     told: Tensor | None = None,
     truth: Tensor | None = None,
 ) -> Term:
-    """The exact prior of a cut's sequences; its conditional half knows the cells `told` (b m 2) of `truth` (matrix)."""
+    """The exact prior of a cut's sequences; its conditional half knows the cells `told` (b m 2) of
+    `truth` (matrix)."""
     if (told is None) != (truth is None):
-        raise InputError("analytic: a condition is the cells told and the truth they are read from; give both or none")
+        raise InputError(
+            "analytic: a condition is the cells told and the truth they are read from; give both or"
+            " none"
+        )
     return Term(name, cut, _denoiser(world, flat(cut.cells, num_frames), num_frames, told, truth))
 
 
@@ -131,7 +145,9 @@ def flat(cells: Tensor, num_frames: int) -> Tensor:
     return cells[..., 0] * num_frames + cells[..., 1]
 
 
-def _denoiser(world: World, cells: Tensor, num_frames: int, told: Tensor | None, truth: Tensor | None) -> Denoise:
+def _denoiser(
+    world: World, cells: Tensor, num_frames: int, told: Tensor | None, truth: Tensor | None
+) -> Denoise:
     nothing = cells[:, :0]
     known = nothing if told is None else flat(told, num_frames)
 
@@ -164,13 +180,18 @@ def posterior_mean(
     known: Tensor,  # b m, places known exactly; one may come twice
     values: Tensor,  # b m p
 ) -> Tensor:
-    """E[x0 in cells | x, σ, values]: b t p. Each component's Gaussian regression, weighted by how likely it is."""
+    """E[x0 in cells | x, σ, values]: b t p. Each component's Gaussian regression, weighted by how
+    likely it is."""
     seen = torch.cat([cells, known], dim=1)
-    level = torch.cat([torch.full(cells.shape, sigma**2), torch.full(known.shape, EXACT)], dim=1).double()
+    level = torch.cat(
+        [torch.full(cells.shape, sigma**2), torch.full(known.shape, EXACT)], dim=1
+    ).double()
     observed = torch.cat([x, values], dim=1)
     means, scores = [], []
     for share, mean, cov in zip(*world, strict=True):
-        factor = torch.linalg.cholesky(cov[seen[:, :, None], seen[:, None, :]] + torch.diag_embed(level))
+        factor = torch.linalg.cholesky(
+            cov[seen[:, :, None], seen[:, None, :]] + torch.diag_embed(level)
+        )
         residual = observed - mean[seen][..., None]
         solved = torch.cholesky_solve(residual, factor)
         means.append(mean[cells][..., None] + cov[cells[:, :, None], seen[:, None, :]] @ solved)
@@ -180,11 +201,12 @@ def posterior_mean(
     return (chance[:, :, None] * torch.stack(means)).sum(dim=0)
 
 
-# ---------------------------------------------------------------------------------------------------------- measures
+# ----------------------------------------------------------------------------------------- measures
 
 
 def basis(plan: Sequence[Step], num_views: int, num_frames: int) -> Basis:
-    """What a linear sampler is given to learn its map exactly: initial noise, every noise of the plan, truth."""
+    """What a linear sampler is given to learn its map exactly: initial noise, every noise of the
+    plan, truth."""
     added = [(s.index, s.repeat, "before") for s in plan if s.noise_before]
     added += [(s.index, s.repeat, "after") for s in plan if s.noise_after]
     n = num_views * num_frames
@@ -195,7 +217,11 @@ def basis(plan: Sequence[Step], num_views: int, num_frames: int) -> Basis:
         return rearrange(channels, "(v f) c -> v f c 1 1", v=num_views)
 
     places = {name: 1 + i for i, name in enumerate(added)}
-    return Basis(unit(0), lambda step, when: unit(places[step.index, step.repeat, when]), unit(1 + len(added)))
+    return Basis(
+        unit(0),
+        lambda step, when: unit(places[step.index, step.repeat, when]),
+        unit(1 + len(added)),
+    )
 
 
 def moments(
@@ -231,7 +257,8 @@ def wasserstein2(
 def score_precision(
     terms: Sequence[Term], shares: dict[str, float], num_views: int, num_frames: int, sigma: float
 ) -> Tensor:
-    """Minus the derivative of a linear rule's score, (1 − ∂D/∂x)/σ² with D = Σ share · conditional prediction: n n."""
+    """Minus the derivative of a linear rule's score, (1 − ∂D/∂x)/σ² with D = Σ share · conditional
+    prediction: n n."""
     n = num_views * num_frames
     eye = torch.eye(n, dtype=torch.float64)
     x = rearrange(eye, "(v f) c -> v f c 1 1", v=num_views)
@@ -241,12 +268,17 @@ def score_precision(
         answer = t.denoise(sequences, sigma, torch.arange(len(sequences)), (False, True)).cond
         assert answer is not None
         rows = answer.flatten(2) * t.cut.blend[..., None]
-        jacobian.index_add_(0, flat(t.cut.cells, num_frames).flatten(), shares[t.name] * rows.flatten(0, 1).double())
+        jacobian.index_add_(
+            0, flat(t.cut.cells, num_frames).flatten(), shares[t.name] * rows.flatten(0, 1).double()
+        )
     return (eye - jacobian) / sigma**2
 
 
-def critical_sigma(precision: Callable[[float], Tensor], *, low: float = 1e-2, high: float = 1e2) -> float:
-    """The highest σ whose score precision has a negative eigenvalue: below it iterating at one level diverges; or 0."""
+def critical_sigma(
+    precision: Callable[[float], Tensor], *, low: float = 1e-2, high: float = 1e2
+) -> float:
+    """The highest σ whose score precision has a negative eigenvalue: below it iterating at one
+    level diverges; or 0."""
 
     def negative(sigma: float) -> bool:
         matrix = precision(sigma)

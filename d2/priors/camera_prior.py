@@ -1,4 +1,5 @@
-"""A prior over the cells of any cameras, some of which are known: Stable Virtual Camera, and the tiny tier's.
+"""A prior over the cells of any cameras, some of which are known: Stable Virtual Camera, and the
+tiny tier's.
 
 Axes: b sequences, t cells of a sequence, c h w of the latents. Images are in [-1, 1].
 """
@@ -46,14 +47,15 @@ class CameraPriorConfig:
 
     unet: CameraUNetConfig
     tower: ImageTowerConfig
-    levels: Literal["table", "any"]  # table: the published one, noise predicted; any: ln(sigma)/4, v predicted
+    # table: the published one, noise predicted; any: ln(sigma)/4, v predicted
+    levels: Literal["table", "any"]
 
 
 class CameraPrior(nn.Module):
     """A frozen network that denoises cells told their cameras and the pictures of some of them.
 
-    `tower` is None until it is given one where its own file holds none; `decoder` is what its own sequences are decoded
-    by, where that is not the first stage of the run.
+    `tower` is None until it is given one where its own file holds none; `decoder` is what its own
+    sequences are decoded by, where that is not the first stage of the run.
     """
 
     tower: ImageTower | None
@@ -78,7 +80,8 @@ class CameraPrior(nn.Module):
         self,
         images: Tensor,  # b k 3 H W, the known pictures of each sequence
     ) -> Tensor:
-        """What a sequence is told of its known pictures by the image tower, their mean: b d; zeros of none."""
+        """What a sequence is told of its known pictures by the image tower, their mean: b d; zeros
+        of none."""
         b, k = images.shape[:2]
         assert self.tower is not None, "a prior without an image tower"
         if k == 0:
@@ -95,7 +98,9 @@ class CameraPrior(nn.Module):
         """E[x0 | x, sigma, condition]: b t c h w, in x's precision whatever the network's is."""
         t, dtype = x.shape[1], dtype_of(self.unet)
         scaling = precondition_snapped if self.config.levels == "table" else precondition
-        s = Scaling(*(part.to(x) for part in scaling(rearrange(sigma.double(), "b t -> b t 1 1 1"))))
+        s = Scaling(
+            *(part.to(x) for part in scaling(rearrange(sigma.double(), "b t -> b t 1 1 1")))
+        )
         x = x * (1 - condition.mask) + condition.known * condition.mask
         told = torch.cat([s.c_in * x, condition.mask, condition.rays], dim=2)
         net = self.unet(
@@ -113,11 +118,16 @@ def camera_denoiser(
     condition: CameraCondition,  # of all sequences of a cut
     uncond: CameraCondition | None = None,  # None: the dropped twin
 ) -> Denoise:
-    """The prior bound to the conditions of a term's sequences; both halves go through the network in one call."""
+    """The prior bound to the conditions of a term's sequences; both halves go through the network
+    in one call."""
     conditions = (condition.drop() if uncond is None else uncond, condition)
 
-    def denoise(x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]) -> Prediction:
-        asked = [c.select(sequences) for c, wanted in zip(conditions, halves, strict=True) if wanted]
+    def denoise(
+        x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
+    ) -> Prediction:
+        asked = [
+            c.select(sequences) for c, wanted in zip(conditions, halves, strict=True) if wanted
+        ]
         both = CameraCondition(*(torch.cat(parts) for parts in zip(*asked, strict=True)))
         levels = torch.full((len(both.rays), x.shape[1]), sigma, dtype=torch.float64)
         out = iter(prior(x.repeat(len(asked), 1, 1, 1, 1), levels, both).chunk(len(asked)))

@@ -1,6 +1,8 @@
-"""`d2 checkpoints`: what every prior needs, what a file is, and fetching one under the user's own account.
+"""`d2 checkpoints`: what every prior needs, what a file is, and fetching one under the user's own
+account.
 
-Headers alone are read, so a file of ten gigabytes takes seconds. huggingface_hub is asked for by `download` alone.
+Headers alone are read, so a file of ten gigabytes takes seconds. huggingface_hub is asked for by
+`download` alone.
 """
 
 from __future__ import annotations
@@ -44,11 +46,12 @@ KINDS = {
 }
 
 
-# --- list ------------------------------------------------------------------------------------------------------------
+# --- list -----------------------------------------------------------------------------------------
 
 
 def list_checkpoints(folder: Path) -> str:
-    """A table: what each choice of `video=` and `multiview=` needs in `folder`, and whether it is there."""
+    """A table: what each choice of `video=` and `multiview=` needs in `folder`, and whether it is
+    there."""
     rows = [("name", "for", "file", "size", "there", "from", "licence")]
     for kind in TINY:
         path = folder / f"tiny_{kind}.safetensors"
@@ -57,9 +60,14 @@ def list_checkpoints(folder: Path) -> str:
         rows.append((f"tiny_{kind}", use, path.name, size, state_of(path), "ships with d2", "MIT"))
     for p in PUBLISHED.values():
         use, source = f"{p.kind}={p.name}", f"Hugging Face, {p.repository}"
-        rows.append((p.name, use, p.file, megabytes(p.bytes), state_of(folder / p.file), source, p.licence))
+        rows.append(
+            (p.name, use, p.file, megabytes(p.bytes), state_of(folder / p.file), source, p.licence)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     return "\n".join([f"in {folder}:", *lines])
 
 
@@ -79,13 +87,15 @@ def megabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-# --- verify ----------------------------------------------------------------------------------------------------------
+# --- verify ---------------------------------------------------------------------------------------
 
 
 def verify(path: Path) -> str:
-    """What a checkpoint is, by its header: name, types, tensors used, and those left out with the reason.
+    """What a checkpoint is, by its header: name, types, tensors used, and those left out with the
+    reason.
 
-    `path` is a safetensors file, or a folder in diffusers' layout. A ValueError of one line says what is wrong with it.
+    `path` is a safetensors file, or a folder in diffusers' layout. A ValueError of one line says
+    what is wrong with it.
     """
     if path.is_dir():
         return report(path, *recognised_folder(path))
@@ -96,7 +106,9 @@ def verify(path: Path) -> str:
         return verify_tiny(path, header, facts.get("kind", ""))
     fitting = [p for p in PUBLISHED.values() if not any(misfits(header, p, folder=False))]
     if not fitting:
-        nearest = min(PUBLISHED.values(), key=lambda p: sum(1 for _ in misfits(header, p, folder=False)))
+        nearest = min(
+            PUBLISHED.values(), key=lambda p: sum(1 for _ in misfits(header, p, folder=False))
+        )
         check_layout(header, nearest, path)
     return report(path, header, fitting)
 
@@ -131,13 +143,16 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
         elif kind in KINDS:
             network = Prior(tiny.config_of(kind))
         else:
-            raise InputError(f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(KINDS)}")
+            raise InputError(
+                f"{path}: a tiny file of unknown kind {kind!r}; there are {', '.join(KINDS)}"
+            )
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name in sorted(wanted.keys() | header.keys()):
         have = header[name].shape if name in header else "absent"
         if have != wanted.get(name):
             raise InputError(
-                f"{path}: {name} is {have}, tiny_{kind} wants {wanted.get(name, 'no such tensor')}; train it again"
+                f"{path}: {name} is {have}, tiny_{kind} wants {wanted.get(name, 'no such tensor')};"
+                " train it again"
             )
     return "\n".join([f"{path}: tiny_{kind}, {KINDS[kind]}", *contents_of(header, list(header))])
 
@@ -150,7 +165,9 @@ def report(path: Path, header: dict[str, Entry], fitting: list[Published]) -> st
     names = " or ".join(p.name for p in fitting)
     alike = " (one network, trained twice: no header tells them apart)" if len(fitting) > 1 else ""
     reasons = Counter(
-        next(part.reason for part in left_out if key.startswith(part.prefix)) for key in header if key not in set(used)
+        next(part.reason for part in left_out if key.startswith(part.prefix))
+        for key in header
+        if key not in set(used)
     )
     return "\n".join(
         [
@@ -164,22 +181,27 @@ def report(path: Path, header: dict[str, Entry], fitting: list[Published]) -> st
 def contents_of(header: dict[str, Entry], used: list[str]) -> Iterator[str]:
     types = Counter(header[key].dtype for key in used)
     yield f"  type      {', '.join(types)}"
-    yield f"  used      {len(used)} tensors, {megabytes(sum(header[key].end - header[key].start for key in used))}"
+    yield (
+        f"  used      {len(used)} tensors,"
+        f" {megabytes(sum(header[key].end - header[key].start for key in used))}"
+    )
 
 
-# --- download --------------------------------------------------------------------------------------------------------
+# --- download -------------------------------------------------------------------------------------
 
 
 def download(name: str, folder: Path) -> Path:
     """Fetch a published checkpoint into `folder`; a file that is there already and fits is kept.
 
-    The licence has to be accepted by the user's own account, whose token huggingface_hub finds by itself. The next call
-    resumes an interrupted download. ValueError: an unknown name, no package, no room, no network, a refusal, and what
-    lies there or was fetched but does not fit.
+    The licence has to be accepted by the user's own account, whose token huggingface_hub finds by
+    itself. The next call resumes an interrupted download. ValueError: an unknown name, no package,
+    no room, no network, a refusal, and what lies there or was fetched but does not fit.
     """
     if name not in PUBLISHED:
         shipped = "; the tiny files ship with d2" if name.startswith("tiny") else ""
-        raise InputError(f"{name}: no such checkpoint to fetch; choose {' or '.join(PUBLISHED)}{shipped}")
+        raise InputError(
+            f"{name}: no such checkpoint to fetch; choose {' or '.join(PUBLISHED)}{shipped}"
+        )
     published = PUBLISHED[name]
     target = folder / published.file
     if target.exists() and state_of(target) == "yes":
@@ -188,16 +210,23 @@ def download(name: str, folder: Path) -> Path:
     try:
         hub = import_module("huggingface_hub")
     except ImportError as error:
-        raise InputError(f"{name}: huggingface_hub is not installed; in the clone, pip install -e '.[hub]'") from error
+        raise InputError(
+            f"{name}: huggingface_hub is not installed; in the clone, pip install -e '.[hub]'"
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); name another folder"
+        ) from error
     partial = folder / f".{name}.partial"  # a folder for the hub, which resumes what it finds in it
     there = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if free + there < MARGIN * published.bytes:
-        sizes = f"{megabytes(published.bytes)} do not fit into {folder}, where {megabytes(free)} are free"
+        sizes = (
+            f"{megabytes(published.bytes)} do not fit into {folder}, where {megabytes(free)} are"
+            " free"
+        )
         raise InputError(f"{name}: {sizes}; make room or name another folder")
     fetched = fetch(hub, published, partial)
     try:
@@ -212,28 +241,42 @@ def download(name: str, folder: Path) -> Path:
 
 def fetch(hub: Any, published: Published, partial: Path) -> Path:
     """Ask the hub; whatever it raises becomes one line with the way out."""
-    name, repository, there = published.name, published.repository, published.file_there or published.file
+    name, repository, there = (
+        published.name,
+        published.repository,
+        published.file_there or published.file,
+    )
     try:
         return Path(hub.hf_hub_download(repository, there, local_dir=partial))
-    except Exception as error:  # the hub's classes differ between its versions; what they say of themselves does not
+    # the hub's classes differ between its versions; what they say of themselves does not
+    except Exception as error:
         kinds = {kind.__name__ for link in chain(error) for kind in type(link).__mro__}
         status = next((s for s in map(status_of, chain(error)) if s is not None), None)
         if status in (401, 403) or kinds & {"GatedRepoError", "RepositoryNotFoundError"}:
             raise InputError(
-                f"{name}: {repository} refused it; accept its licence on Hugging Face with your own account, "
-                "then log in by `hf auth login`"
+                f"{name}: {repository} refused it; accept its licence on Hugging Face with your own"
+                " account, then log in by `hf auth login`"
             ) from error
         if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain(error)):
             raise InputError(
-                f"{name}: the disk of {partial.parent} is full; make room, then fetch it again, which resumes it"
+                f"{name}: the disk of {partial.parent} is full; make room, then fetch it again,"
+                " which resumes it"
             ) from error
-        if status is None and kinds & {"LocalEntryNotFoundError", "ConnectionError", "TimeoutError", "TransportError"}:
+        if status is None and kinds & {
+            "LocalEntryNotFoundError",
+            "ConnectionError",
+            "TimeoutError",
+            "TransportError",
+        }:
             raise InputError(
-                f"{name}: the hub cannot be reached; go online, or put {there} of {repository} into "
-                f"{partial.parent} by hand{f', as {published.file}' if there != published.file else ''}"
+                f"{name}: the hub cannot be reached; go online, or put {there} of {repository} into"
+                f" {partial.parent} by"
+                f" hand{f', as {published.file}' if there != published.file else ''}"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{name}: {repository} could not be fetched ({reason}); try again later") from error
+        raise InputError(
+            f"{name}: {repository} could not be fetched ({reason}); try again later"
+        ) from error
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,7 +1,8 @@
-"""Published checkpoints into networks: strictly, straight to their dtype and device, and never as a pickle.
+"""Published checkpoints into networks: strictly, straight to their dtype and device, and never as a
+pickle.
 
-The header is read first and compared with what the networks want; then one parameter after another is mapped, cast
-and let go, so that memory holds the networks and one tensor more.
+The header is read first and compared with what the networks want; then one parameter after another
+is mapped, cast and let go, so that memory holds the networks and one tensor more.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ KINDS = {"video": "a video prior", "multiview": "a multi-view prior"}
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint holds, frozen; of a prior of any cameras the first stage is that of the one it came with."""
+    """What a checkpoint holds, frozen; of a prior of any cameras the first stage is that of the one
+    it came with."""
 
     prior: Prior | CameraPrior
     first_stage: FirstStage
@@ -55,7 +57,8 @@ def load_published(
     device: torch.device | str,
     like: Loaded | None = None,
 ) -> Loaded:
-    """The networks of a checkpoint; parameters equal to those of the same name in `like` are shared with it."""
+    """The networks of a checkpoint; parameters equal to those of the same name in `like` are shared
+    with it."""
     header = checked_header(path, published)
     sources, _ = layout(published, folder=path.is_dir())
 
@@ -77,8 +80,8 @@ def random_published(
 ) -> Loaded:
     """The same networks with seeded random weights, to measure with; no branch of them is zero.
 
-    A weight depends on seed, prior and name alone. Those of tower and encoder do not depend on the prior, so that a
-    random pair shares them.
+    A weight depends on seed, prior and name alone. Those of tower and encoder do not depend on the
+    prior, so that a random pair shares them.
     """
 
     def weight(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -91,12 +94,15 @@ def random_published(
 def random_weight(name: str, shape: tuple[int, ...], stream: str) -> Tensor:
     """A weight under which a layer keeps the size of what it is given; float32."""
     digest = hashlib.sha256(f"{stream}/{name}".encode()).digest()
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+    values = torch.randn(
+        shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    )
     if len(shape) > 1:
         return values * math.prod(shape[1:]) ** -0.5
     if name.endswith("mix_factor"):
         return values
-    return 0.1 * values + (1 if name.endswith(".weight") else 0)  # weights of one axis are those of norms
+    # weights of one axis are those of norms
+    return 0.1 * values + (1 if name.endswith(".weight") else 0)
 
 
 def load_pair(
@@ -107,7 +113,8 @@ def load_pair(
     device: torch.device | str,
     seed: int = 0,  # of random weights
 ) -> tuple[Loaded, Loaded]:
-    """Both priors, the second sharing what it can with the first. Both headers are checked before a weight is read."""
+    """Both priors, the second sharing what it can with the first. Both headers are checked before a
+    weight is read."""
     for published, path in (video, multiview):
         if path != "random":
             checked_header(Path(path), published)
@@ -120,7 +127,9 @@ def load_pair(
     first = load(*video, None)
     second = load(*multiview, first)
     if multiview[0].any_cameras:
-        second = second._replace(first_stage=image_decoder(*video, first, dtype=dtype, device=device, seed=seed))
+        second = second._replace(
+            first_stage=image_decoder(*video, first, dtype=dtype, device=device, seed=seed)
+        )
     return first, second
 
 
@@ -133,7 +142,8 @@ def image_decoder(
     device: torch.device | str,
     seed: int,  # of random weights
 ) -> FirstStage:
-    """The decoder of single images that a video prior's official file keeps with its conditioning encoder.
+    """The decoder of single images that a video prior's official file keeps with its conditioning
+    encoder.
 
     A folder in diffusers' layout has none, so there it is the video prior's first stage.
     """
@@ -153,18 +163,22 @@ def image_decoder(
         elif key in header and header[key].shape == tuple(parameter.shape):
             tensor = mapped(header[key])
         else:
-            raise InputError(f"{path}: {key} is missing or of another shape; get {video.file} from {video.repository}")
+            raise InputError(
+                f"{path}: {key} is missing or of another shape; get {video.file} from"
+                f" {video.repository}"
+            )
         check_finite(tensor, key, Path(path))
         state[f"autoencoder.{name}"] = tensor.to(device, own, copy=True)
     stage.load_state_dict(state, assign=True)
     return stage.eval().requires_grad_(False)
 
 
-# ------------------------------------------------------------------------------------------------ networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 def empty_networks(published: Published) -> nn.ModuleDict:
-    """What a file fills, without memory: prior and first stage; of a prior of any cameras its UNet alone."""
+    """What a file fills, without memory: prior and first stage; of a prior of any cameras its UNet
+    alone."""
     with torch.device("meta"):
         if isinstance(published.prior, CameraPriorConfig):
             return nn.ModuleDict({"prior": CameraPrior(published.prior, with_tower=False)})
@@ -187,22 +201,33 @@ def assemble(
     device: torch.device | str,
     like: Loaded | None,
 ) -> Loaded:
-    """Networks filled one parameter at a time; the latents' scale stays in float32, as autoencoders do in float16."""
+    """Networks filled one parameter at a time; the latents' scale stays in float32, as autoencoders
+    do in float16."""
     networks = empty_networks(published)
     known = {} if like is None else dict(nn.ModuleDict(like._asdict()).named_parameters())
     state: dict[str, Tensor] = {}
     for name, shape in wanted(published).items():
         own = torch.float32 if dtype == torch.float16 and name.startswith(AUTOENCODERS) else dtype
-        tensor = weight(name, shape).to(device, own, copy=True, memory_format=torch.contiguous_format)
-        state[name] = known[name] if equal(tensor, known.get(name)) else nn.Parameter(tensor, requires_grad=False)
+        tensor = weight(name, shape).to(
+            device, own, copy=True, memory_format=torch.contiguous_format
+        )
+        state[name] = (
+            known[name]
+            if equal(tensor, known.get(name))
+            else nn.Parameter(tensor, requires_grad=False)
+        )
     if isinstance(published.prior, CameraPriorConfig):
-        assert like is not None, f"{published.name} comes with a video prior, which has tower and autoencoder"
+        assert like is not None, (
+            f"{published.name} comes with a video prior, which has tower and autoencoder"
+        )
         networks.load_state_dict(state, assign=True)
         cameras = cast(CameraPrior, networks["prior"].eval().requires_grad_(False))
         cameras.tower = like.prior.tower
         return Loaded(cameras, like.first_stage)
     facts = facts_of(published.first_stage.channels, published.scale_factor, device)
-    networks.load_state_dict(state | {f"first_stage.{name}": fact for name, fact in facts.items()}, assign=True)
+    networks.load_state_dict(
+        state | {f"first_stage.{name}": fact for name, fact in facts.items()}, assign=True
+    )
     networks.eval().requires_grad_(False)
     loaded = Loaded(cast(Prior, networks["prior"]), cast(FirstStage, networks["first_stage"]))
     if like is not None:
@@ -212,18 +237,26 @@ def assemble(
 
 def facts_of(channels: int, scale: float, device: torch.device | str) -> dict[str, Tensor]:
     """Of a first stage's state, what no file holds."""
-    return {"scale": torch.full((channels,), scale, device=device), "shift": torch.zeros(channels, device=device)}
+    return {
+        "scale": torch.full((channels,), scale, device=device),
+        "shift": torch.zeros(channels, device=device),
+    }
 
 
 def equal(tensor: Tensor, other: Tensor | None) -> bool:
     """Whether `other` may stand in the place of `tensor`."""
-    if other is None or (other.shape, other.dtype, other.device) != (tensor.shape, tensor.dtype, tensor.device):
+    if other is None or (other.shape, other.dtype, other.device) != (
+        tensor.shape,
+        tensor.dtype,
+        tensor.device,
+    ):
         return False
     return torch.equal(tensor, other)
 
 
 def share_equal(prior: nn.Module, like: nn.Module) -> None:
-    """One module serves both priors where all its parameters are shared: the image tower, the conditioning encoder."""
+    """One module serves both priors where all its parameters are shared: the image tower, the
+    conditioning encoder."""
     for part in ("tower", "encoder"):
         own, other = getattr(prior, part), getattr(like, part)
         if own is None or other is None:
@@ -233,11 +266,12 @@ def share_equal(prior: nn.Module, like: nn.Module) -> None:
             setattr(prior, part, other)
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 
 def checked_header(path: Path, published: Published) -> dict[str, Entry]:
-    """The header of a checkpoint that fits; a ValueError of one line says why another does not. Reads no weights."""
+    """The header of a checkpoint that fits; a ValueError of one line says why another does not.
+    Reads no weights."""
     header = read_folder(path, published) if path.is_dir() else read_header(path)
     check_layout(header, published, path)
     return header
@@ -252,7 +286,10 @@ def read_folder(path: Path, published: Published) -> dict[str, Entry]:
         files = [path / folder / f"{stem}{variant}" for variant in diffusers_layout.VARIANTS]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
-            raise InputError(f"{path}: not {published.name} in diffusers' layout, it has no {folder}/{files[0].name}")
+            raise InputError(
+                f"{path}: not {published.name} in diffusers' layout, it has no"
+                f" {folder}/{files[0].name}"
+            )
         entries = read_shards(file) if file.suffix == ".json" else read_header(file)
         header |= {f"{folder}/{key}": entry for key, entry in entries.items()}
     config = path / "unet" / "config.json"
@@ -260,15 +297,18 @@ def read_folder(path: Path, published: Published) -> dict[str, Entry]:
     if length not in (None, published.length):
         others = [p.name for p in PUBLISHED.values() if p.kind == "video" and p.length == length]
         lengths = f"{length} frames, {published.name} for {published.length}"
-        raise InputError(f"{path}: made for {lengths}; say video={' or '.join(others) or published.name}")
+        raise InputError(
+            f"{path}: made for {lengths}; say video={' or '.join(others) or published.name}"
+        )
     return header
 
 
-# ------------------------------------------------------------------------------------------------ layouts
+# ------------------------------------------------------------------------------------------ layouts
 
 
 def layout(published: Published, *, folder: bool) -> tuple[dict[str, Origin], tuple[LeftOut, ...]]:
-    """Origin of every parameter in the official file or in diffusers' folder, and what is left out."""
+    """Origin of every parameter in the official file or in diffusers' folder, and what is left
+    out."""
     names = wanted(published)
     if folder:
         assert isinstance(published.prior, PriorConfig)
@@ -283,18 +323,28 @@ def layout(published: Published, *, folder: bool) -> tuple[dict[str, Origin], tu
 
 
 def check_layout(header: dict[str, Entry], published: Published, path: Path) -> None:
-    """Every tensor used or left out by name, shapes equal; the ValueError says whose file it is, if it is another's."""
+    """Every tensor used or left out by name, shapes equal; the ValueError says whose file it is, if
+    it is another's."""
     folder = path.is_dir()
     first, *more = [*misfits(header, published, folder=folder)] or [None]
     if first is None:
         return
-    others = [p for p in PUBLISHED.values() if p != published and not any(misfits(header, p, folder=folder))]
+    others = [
+        p
+        for p in PUBLISHED.values()
+        if p != published and not any(misfits(header, p, folder=folder))
+    ]
     found = f"{first}{f', and {len(more)} more misfits' if more else ''}"
     if not others:
-        raise InputError(f"{path}: not {published.name}: {found}; get {published.file} from {published.repository}")
+        raise InputError(
+            f"{path}: not {published.name}: {found}; get {published.file} from"
+            f" {published.repository}"
+        )
     names, kind = " or ".join(p.name for p in others), others[0].kind
     way_out = f"say {kind}={names}" if kind == published.kind else f"give it as {kind}.checkpoint"
-    raise InputError(f"{path}: not {published.name} but {names}, {KINDS[kind]}; {way_out} ({found})")
+    raise InputError(
+        f"{path}: not {published.name} but {names}, {KINDS[kind]}; {way_out} ({found})"
+    )
 
 
 def misfits(header: dict[str, Entry], published: Published, *, folder: bool) -> Iterator[str]:
@@ -305,11 +355,15 @@ def misfits(header: dict[str, Entry], published: Published, *, folder: bool) -> 
         keys, make = sources[name]
         entries = {key: header[key] for key in keys if key in header}
         yield from (f"{key} is missing" for key in keys if key not in entries)
-        yield from (f"{key} is {entry.dtype}" for key, entry in entries.items() if entry.dtype not in DTYPES)
+        yield from (
+            f"{key} is {entry.dtype}" for key, entry in entries.items() if entry.dtype not in DTYPES
+        )
         if len(entries) == len(keys) and (found := made_shape(make, entries.values())) != shape:
             yield f"{keys[0]} makes {found}, wanted {shape}"
     prefixes = tuple(part.prefix for part in left_out)
-    yield from (f"{key} is unknown" for key in header if key not in used and not key.startswith(prefixes))
+    yield from (
+        f"{key} is unknown" for key in header if key not in used and not key.startswith(prefixes)
+    )
 
 
 def made_shape(make: Callable[..., Tensor], entries: Iterable[Entry]) -> tuple[int, ...] | str:

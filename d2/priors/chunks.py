@@ -1,8 +1,9 @@
-"""A scene of more cameras than one forward takes, cut into forwards: which cells each of them sees, in which slots.
+"""A scene of more cameras than one forward takes, cut into forwards: which cells each of them sees,
+in which slots.
 
-The strategies are those of Stable Virtual Camera's published program (arXiv 2503.14489, section 4.3). Inputs are cells
-whose pictures are given, targets those that are wanted; where targets that were made before are given in their turn,
-they count on from the inputs. Poses are camera-to-world.
+The strategies are those of Stable Virtual Camera's published program (arXiv 2503.14489, section
+4.3). Inputs are cells whose pictures are given, targets those that are wanted; where targets that
+were made before are given in their turn, they count on from the inputs. Poses are camera-to-world.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Forward(NamedTuple):
 
 
 def forwards(chunks: Sequence[Sequence[Slot]], length: int) -> list[Forward]:
-    """Chunks as calls of `length` slots each; what is empty, or an input for the second time, repeats the last cell.
+    """Chunks as calls of `length` slots each; what is empty, or an input for the second time,
+    repeats the last cell.
 
     The last cell is the last input where that stands behind the last target, else the last target.
     """
@@ -51,15 +53,19 @@ def forwards(chunks: Sequence[Sequence[Slot]], length: int) -> list[Forward]:
 
 
 def cut_into_chunks(
-    strategy: str,  # gt | gt-ltr | gt-nearest | nearest-K | nearest | nearest-gt | interp | interp-gt
+    # gt | gt-ltr | gt-nearest | nearest-K | nearest | nearest-gt | interp | interp-gt
+    strategy: str,
     length: int,  # slots of a forward
     inputs: Tensor,  # m 4 4
     targets: Tensor,  # n 4 4
     *,
-    always: Sequence[int] = (),  # inputs that every forward of interp-gt and nearest-gt sees: the true ones
-    input_orders: Sequence[float] | None = None,  # of interp: places along the path; None: no order known
+    # inputs that every forward of interp-gt and nearest-gt sees: the true ones
+    always: Sequence[int] = (),
+    # of interp: places along the path; None: no order known
+    input_orders: Sequence[float] | None = None,
     target_orders: Sequence[float] | None = None,
-    ratio: float = 0.33,  # of gt-ltr and gt-nearest: share of the free slots for what was made before
+    # of gt-ltr and gt-nearest: share of the free slots for what was made before
+    ratio: float = 0.33,
     most: int = 10_000,  # and at most so many
 ) -> list[list[Slot]]:
     """Slots of every forward; an InputError where a strategy cannot serve all targets."""
@@ -67,7 +73,9 @@ def cut_into_chunks(
         return from_made(strategy, length, inputs, targets, ratio, most)
     if strategy.startswith("interp"):
         assert input_orders is not None and target_orders is not None
-        return between(length, input_orders, target_orders, always if strategy.endswith("-gt") else ())
+        return between(
+            length, input_orders, target_orders, always if strategy.endswith("-gt") else ()
+        )
     distance = torch.cdist(targets[:, :3, 3].double(), inputs[:, :3, 3].double())
     if strategy in ("nearest", "nearest-gt"):
         return packed(length, distance, always if strategy.endswith("-gt") else ())
@@ -82,19 +90,28 @@ def wanted(indices: Sequence[int]) -> list[Slot]:
     return [Slot(False, i) for i in indices]
 
 
-def from_made(strategy: str, length: int, inputs: Tensor, targets: Tensor, ratio: float, most: int) -> list[list[Slot]]:
-    """All inputs in every forward, then some of the targets that were made before, then the next targets."""
+def from_made(
+    strategy: str, length: int, inputs: Tensor, targets: Tensor, ratio: float, most: int
+) -> list[list[Slot]]:
+    """All inputs in every forward, then some of the targets that were made before, then the next
+    targets."""
     m, n = len(inputs), len(targets)
     free, done = length - m, 0
     if free < 1:
-        raise InputError(f"{m} known views: a forward of {length} cells has no room for another; give fewer")
+        raise InputError(
+            f"{m} known views: a forward of {length} cells has no room for another; give fewer"
+        )
     chunks: list[list[Slot]] = []
     while done < n:
         made: Sequence[int] = ()
         if done and strategy != "gt":
             enough = n - done >= math.floor(free * ratio)
             count = min(math.ceil(free * ratio) if enough else free - (n - done), most)
-            made = nearest_made(targets, done, free, count) if strategy == "gt-nearest" else range(done - count, done)
+            made = (
+                nearest_made(targets, done, free, count)
+                if strategy == "gt-nearest"
+                else range(done - count, done)
+            )
         step = range(done, min(done + free - len(made), n))
         chunks.append([*known([*range(m), *(m + i for i in made)]), *wanted(step)])
         done = step.stop
@@ -102,7 +119,8 @@ def from_made(strategy: str, length: int, inputs: Tensor, targets: Tensor, ratio
 
 
 def nearest_made(targets: Tensor, done: int, free: int, count: int) -> list[int]:
-    """Those of the made targets that are nearest, by angle or by distance, to most of the next ones; the last too."""
+    """Those of the made targets that are nearest, by angle or by distance, to most of the next
+    ones; the last too."""
     pairs = [nearest_two(targets[i], targets[:done]) for i in range(done, len(targets))]
     q = count
     while True:
@@ -126,13 +144,18 @@ def by_vote(length: int, distance: Tensor, count: int) -> list[list[Slot]]:
     n, chunks = len(distance), []
     for start in range(0, n, length - count):
         block = range(start, min(start + length - count, n))
-        votes = distance[start : block.stop].argsort(dim=1, stable=True)[:, :count].flatten().tolist()
-        chunks.append([*known(sorted(i for i, _ in Counter(votes).most_common(count))), *wanted(block)])
+        votes = (
+            distance[start : block.stop].argsort(dim=1, stable=True)[:, :count].flatten().tolist()
+        )
+        chunks.append(
+            [*known(sorted(i for i, _ in Counter(votes).most_common(count))), *wanted(block)]
+        )
     return chunks
 
 
 def packed(length: int, distance: Tensor, always: Sequence[int]) -> list[list[Slot]]:
-    """Every target behind its nearest input, as many inputs with their targets in a forward as fit."""
+    """Every target behind its nearest input, as many inputs with their targets in a forward as
+    fit."""
     chunks: list[list[Slot]] = []
     nearest, chunk = distance.argmin(dim=1), known(always)
     for i in range(distance.shape[1]):
@@ -150,9 +173,13 @@ def packed(length: int, distance: Tensor, always: Sequence[int]) -> list[list[Sl
 
 
 def between(
-    length: int, input_orders: Sequence[float], target_orders: Sequence[float], always: Sequence[int]
+    length: int,
+    input_orders: Sequence[float],
+    target_orders: Sequence[float],
+    always: Sequence[int],
 ) -> list[list[Slot]]:
-    """Targets between the anchors that they lie between, one anchor shared by a forward and the next.
+    """Targets between the anchors that they lie between, one anchor shared by a forward and the
+    next.
 
     `input_orders` of inputs without a place on the path are NaN: they serve as `always` alone.
     """
@@ -160,10 +187,16 @@ def between(
     starts = [0.0, *(input_orders[i] for i in anchors)]
     starts[-1] += 0.01
     ends = [*starts[1:], math.inf]
-    ranges = [[j for j, o in enumerate(target_orders) if a <= o < b] for a, b in zip(starts, ends, strict=True)]
+    ranges = [
+        [j for j, o in enumerate(target_orders) if a <= o < b]
+        for a, b in zip(starts, ends, strict=True)
+    ]
     widest = max(map(len, ranges))
     if widest > length - 2:
-        raise InputError(f"{widest} cells lie between two anchors, and a forward takes {length - 2}; make more anchors")
+        raise InputError(
+            f"{widest} cells lie between two anchors, and a forward takes {length - 2}; make more"
+            " anchors"
+        )
     chunk = [*known(always), *wanted(ranges[0]), *known(anchors[:1])]
     chunks: list[list[Slot]] = []
     for i, own in enumerate(ranges[1:]):
@@ -177,7 +210,7 @@ def between(
     return [*chunks, chunk] if len(chunk) > 1 else chunks
 
 
-# --- anchors -----------------------------------------------------------------------------------------------------
+# --- anchors --------------------------------------------------------------------------------------
 
 
 class Anchors(NamedTuple):
@@ -197,7 +230,8 @@ def count_anchors(
     ratio: float = 1.0,
     least: int = 0,
 ) -> Anchors:
-    """So many that what lies between two anchors fits into a forward; beyond eight inputs the forwards grow."""
+    """So many that what lies between two anchors fits into a forward; beyond eight inputs the
+    forwards grow."""
     first, second = lengths
     many, told = num_inputs >= 9, strategy.endswith("-gt")
     if strategy.startswith("interp"):
@@ -214,15 +248,22 @@ def count_anchors(
 
 
 def along_path(count: int, num_inputs: int, num_targets: int) -> list[float]:
-    """Places of the anchors on a path whose targets are numbered on from the inputs, both ends included."""
-    return torch.linspace(num_inputs, num_inputs + num_targets - 1, count, dtype=torch.float64).tolist()
+    """Places of the anchors on a path whose targets are numbered on from the inputs, both ends
+    included."""
+    return torch.linspace(
+        num_inputs, num_inputs + num_targets - 1, count, dtype=torch.float64
+    ).tolist()
 
 
 def among_frames(count: int, inputs: Sequence[int], num_frames: int, *, even: bool) -> list[int]:
-    """Anchors among the frames of a clip that are not given: evenly, or each as far from all chosen as can be."""
+    """Anchors among the frames of a clip that are not given: evenly, or each as far from all chosen
+    as can be."""
     rest = [i for i in range(num_frames) if i not in inputs]
     if even:
-        return [rest[math.ceil(k)] for k in torch.linspace(0, len(rest) - 1, count, dtype=torch.float64).tolist()]
+        return [
+            rest[math.ceil(k)]
+            for k in torch.linspace(0, len(rest) - 1, count, dtype=torch.float64).tolist()
+        ]
     chosen = [*inputs]
     for _ in range(count):
         chosen.append(max(rest, key=lambda i: min(abs(i - j) for j in chosen)))

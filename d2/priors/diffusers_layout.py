@@ -1,7 +1,9 @@
-"""SVD in the folder layout of diffusers (unet/, vae/, image_encoder/): where every parameter here lies there.
+"""SVD in the folder layout of diffusers (unet/, vae/, image_encoder/): where every parameter here
+lies there.
 
-Derived from the names and shapes of diffusers' UNetSpatioTemporalConditionModel and AutoencoderKLTemporalDecoder and
-transformers' CLIPVisionModelWithProjection; tests hold the two side by side.
+Derived from the names and shapes of diffusers' UNetSpatioTemporalConditionModel and
+AutoencoderKLTemporalDecoder and transformers' CLIPVisionModelWithProjection; tests hold the two
+side by side.
 """
 
 from __future__ import annotations
@@ -16,14 +18,22 @@ from torch import Tensor
 from d2.priors.prior import PriorConfig
 from d2.priors.published import LeftOut
 
-FOLDERS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+FOLDERS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "image_encoder": "model",
+}
 VARIANTS = (  # of a file: whole or in shards, which its index names
     ".safetensors",
     ".fp16.safetensors",
     ".safetensors.index.json",
     ".safetensors.index.fp16.json",
 )
-LEFT_OUT = (LeftOut("image_encoder/vision_model.embeddings.position_ids", "counts the positions 0, 1, 2, …"),)
+LEFT_OUT = (
+    LeftOut(
+        "image_encoder/vision_model.embeddings.position_ids", "counts the positions 0, 1, 2, …"
+    ),
+)
 
 
 class Origin(NamedTuple):
@@ -38,12 +48,15 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 
 def origins(names: Iterable[str], config: PriorConfig) -> dict[str, Origin]:
-    """Parameter of a prior ("prior.…") or a first stage ("first_stage.…") -> its origin in the folder."""
+    """Parameter of a prior ("prior.…") or a first stage ("first_stage.…") -> its origin in the
+    folder."""
     return {name: origin(name, config) for name in names}
 
 
 def origin(name: str, config: PriorConfig) -> Origin:
-    network, key = re.fullmatch(r"(prior\.(?:unet|tower|encoder)|first_stage\.autoencoder)\.(.*)", name).groups()  # type: ignore[union-attr]
+    network, key = re.fullmatch(
+        r"(prior\.(?:unet|tower|encoder)|first_stage\.autoencoder)\.(.*)", name
+    ).groups()  # type: ignore[union-attr]
     if network == "prior.unet":
         return Origin((f"unet/{unet_key(key, config.unet.num_res_blocks)}",), as_it_is)
     if network == "prior.tower":
@@ -61,7 +74,8 @@ def pixelwise(weight: Tensor) -> Tensor:
 
 
 def merged_quant_conv(part: str) -> Origin:
-    """The last convolution of the first stage's encoder: this layout has one encoder, with a 1x1 convolution after it.
+    """The last convolution of the first stage's encoder: this layout has one encoder, with a 1x1
+    convolution after it.
 
     The published first stage has none; the two convolutions in a row are one.
     """
@@ -73,10 +87,12 @@ def merged_quant_conv(part: str) -> Origin:
         return quant[:, :, 0, 0].double() @ conv.double() + quant_bias.double()
 
     keys = (f"vae/encoder.conv_out.{part}", "vae/quant_conv.weight")
-    return Origin(keys, weight) if part == "weight" else Origin((*keys, "vae/quant_conv.bias"), bias)
+    return (
+        Origin(keys, weight) if part == "weight" else Origin((*keys, "vae/quant_conv.bias"), bias)
+    )
 
 
-# ------------------------------------------------------------------------------------------------ names
+# -------------------------------------------------------------------------------------------- names
 
 
 RESNET = {
@@ -100,7 +116,13 @@ TRANSFORMER = {
     "time_pos_embed.0": "time_pos_embed.linear_1",
     "time_pos_embed.2": "time_pos_embed.linear_2",
 }
-PIXEL_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+PIXEL_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
 MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 VISION_ENDS = {
     "class_embedding": "vision_model.embeddings.class_embedding",
@@ -109,7 +131,12 @@ VISION_ENDS = {
     "ln_pre": "vision_model.pre_layrnorm",
     "ln_post": "vision_model.post_layernorm",
 }
-VISION_LAYER = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+VISION_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 
 
 def renamed(key: str, names: dict[str, str]) -> str:
@@ -132,7 +159,8 @@ def unet_key(key: str, num_res_blocks: int) -> str:
     if side == "input_blocks":
         if number == "0":
             return f"conv_in.{rest}"
-        level, block = divmod(int(number) - 1, num_res_blocks + 1)  # the last of a level halves the size
+        # the last of a level halves the size
+        level, block = divmod(int(number) - 1, num_res_blocks + 1)
         if block == num_res_blocks:
             return f"down_blocks.{level}.downsamplers.0.{renamed(rest, {'op': 'conv'})}"
         place = f"down_blocks.{level}"
@@ -156,7 +184,8 @@ def unet_layer(kind: str, key: str) -> str:
 
 
 def vae_key(key: str, num_levels: int) -> str:
-    """Of the encoder with its quant_conv, or of the decoder, whose levels are listed there as they run."""
+    """Of the encoder with its quant_conv, or of the decoder, whose levels are listed there as they
+    run."""
     half, _, rest = key.partition(".")
     if half == "quant_conv":
         return key
@@ -165,7 +194,8 @@ def vae_key(key: str, num_levels: int) -> str:
         number = int(level[2]) if level[1] == "down" else num_levels - 1 - int(level[2])
         place, rest = f"{half}.{level[1]}_blocks.{number}", rest[level.end() :]
         if not rest.startswith("block."):
-            return f"{place}.{renamed(rest, {'downsample': 'downsamplers.0', 'upsample': 'upsamplers.0'})}"
+            names = {"downsample": "downsamplers.0", "upsample": "upsamplers.0"}
+            return f"{place}.{renamed(rest, names)}"
         _, block, rest = rest.split(".", 2)
     elif rest.startswith("mid."):
         _, child, rest = rest.split(".", 2)
@@ -174,7 +204,8 @@ def vae_key(key: str, num_levels: int) -> str:
             return f"{place}.attentions.0.{renamed(rest, PIXEL_ATTENTION)}"
         block = int(child == "block_2")
     else:
-        return f"{half}.{renamed(rest, {'norm_out': 'conv_norm_out', 'conv_out.time_mix_conv': 'time_conv_out'})}"
+        names = {"norm_out": "conv_norm_out", "conv_out.time_mix_conv": "time_conv_out"}
+        return f"{half}.{renamed(rest, names)}"
     return f"{place}.resnets.{block}.{vae_resnet(half, rest)}"
 
 

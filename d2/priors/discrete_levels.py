@@ -1,7 +1,8 @@
-"""The noise levels of a prior trained at a table of them: the table, what snapping does, and its own plan.
+"""The noise levels of a prior trained at a table of them: the table, what snapping does, and its
+own plan.
 
-The numbers are Stable Virtual Camera's (arXiv 2503.14489): squares of an even grid of sqrt(beta), and a shift of the
-log signal-to-noise ratio that multiplies every level.
+The numbers are Stable Virtual Camera's (arXiv 2503.14489): squares of an even grid of sqrt(beta),
+and a shift of the log signal-to-noise ratio that multiplies every level.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def table(shift: float = LOG_SNR_SHIFT) -> Tensor:
 
 
 def own_sigmas(num_steps: int, shift: float = LOG_SNR_SHIFT) -> list[float]:
-    """The published levels of a run, then 0: entries trunc(999 − 999 k/n) of the table, k = 0 … n − 1."""
+    """The published levels of a run, then 0: entries trunc(999 − 999 k/n) of the table, k = 0 … n −
+    1."""
     top = NUM_LEVELS - 1
     indices = [int(top - top * k / num_steps) for k in range(num_steps)]
     return [*table(shift)[indices].tolist(), 0.0]
@@ -49,7 +51,8 @@ def snapped(
 def precondition_snapped(
     sigma: Tensor,  # ...
 ) -> Scaling:
-    """Prediction of the noise, told the index of the snapped level; each field has the shape of sigma, float64."""
+    """Prediction of the noise, told the index of the snapped level; each field has the shape of
+    sigma, float64."""
     index = snapped(sigma)
     s = table().to(sigma.device)[index]
     return Scaling(torch.ones_like(s), -s, (s.square() + 1).rsqrt(), index.double())
@@ -63,9 +66,11 @@ def own_plan(
     s_tmax: float = 999.0,
     s_noise: float = 1.0,
 ) -> list[Step]:
-    """The published sampler as a plan: Euler's steps with churn (Karras et al. 2022, algorithm 2) and a trace of noise.
+    """The published sampler as a plan: Euler's steps with churn (Karras et al. 2022, algorithm 2)
+    and a trace of noise.
 
-    Every level is raised by 1e-6 more than the churn asks for, so some noise is added whatever the churn.
+    Every level is raised by 1e-6 more than the churn asks for, so some noise is added whatever the
+    churn.
     """
     sigmas, plan = own_sigmas(num_steps), []
     churn = min(s_churn / num_steps, math.sqrt(2) - 1)

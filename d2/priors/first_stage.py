@@ -17,11 +17,13 @@ from d2.nn.autoencoder import Autoencoder, AutoencoderConfig
 
 @dataclass(frozen=True)
 class FirstStageConfig:
-    """An autoencoder between two foldings of space into channels: of its pixels, and of its latents."""
+    """An autoencoder between two foldings of space into channels: of its pixels, and of its
+    latents."""
 
     autoencoder: AutoencoderConfig
     unshuffle: int = 1  # pixels along one side of what the autoencoder sees as one
-    fold: int = 1  # its latents along one side of a cell; where it is more than 1, a matrix mixes their channels
+    # its latents along one side of a cell; where it is more than 1, a matrix mixes their channels
+    fold: int = 1
 
     @property
     def channels(self) -> int:
@@ -35,7 +37,8 @@ class FirstStageConfig:
 
 
 class FirstStage(nn.Module):
-    """Images to latents and back; latents = basis (z - shift) * scale, z the autoencoder's own, folded."""
+    """Images to latents and back; latents = basis (z - shift) * scale, z the autoencoder's own,
+    folded."""
 
     scale: Tensor  # c
     shift: Tensor  # c
@@ -55,8 +58,12 @@ class FirstStage(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior of z: n c h w each."""
         dtype = next(self.autoencoder.parameters()).dtype
-        mean, logvar = self.autoencoder.moments(F.pixel_unshuffle(images.to(dtype), self.config.unshuffle))
-        return F.pixel_unshuffle(mean, self.config.fold), F.pixel_unshuffle(logvar, self.config.fold)
+        mean, logvar = self.autoencoder.moments(
+            F.pixel_unshuffle(images.to(dtype), self.config.unshuffle)
+        )
+        return F.pixel_unshuffle(mean, self.config.fold), F.pixel_unshuffle(
+            logvar, self.config.fold
+        )
 
     def encode(
         self,
@@ -65,7 +72,9 @@ class FirstStage(nn.Module):
     ) -> Tensor:
         """Latents n c h w, of about unit variance."""
         mean, logvar = self.moments(images)
-        return self.scaled(mean if noise is None else mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise)
+        return self.scaled(
+            mean if noise is None else mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise
+        )
 
     def scaled(
         self,
@@ -85,7 +94,9 @@ class FirstStage(nn.Module):
         """Images n 3 H W; a temporal decoder sees `num_frames` consecutive latents as one clip."""
         centred = latents / self.scale[:, None, None]
         if self.basis is not None:
-            centred = einsum(torch.linalg.inv(self.basis), centred, "old new, n new h w -> n old h w")
+            centred = einsum(
+                torch.linalg.inv(self.basis), centred, "old new, n new h w -> n old h w"
+            )
         return self.decode_z(centred + self.shift[:, None, None], num_frames)
 
     def decode_z(

@@ -1,10 +1,12 @@
-"""Where the weights of a run lie: all on the device, or in host memory while they wait for their turn.
+"""Where the weights of a run lie: all on the device, or in host memory while they wait for their
+turn.
 
-    none        everything lies on the device
-    idle        one network at a time does: two moves an evaluation, as the terms alternate
-    sequential  one block of a network at a time does: the least memory, and as many moves as there are blocks
+    none        everything lies on the device idle        one network at a time does: two moves an
+    evaluation, as the terms alternate sequential  one block of a network at a time does: the least
+    memory, and as many moves as there are blocks
 
-Frozen weights never change, so the copy in host memory (pinned for CUDA) stays, and leaving the device costs nothing.
+Frozen weights never change, so the copy in host memory (pinned for CUDA) stays, and leaving the
+device costs nothing.
 """
 
 from __future__ import annotations
@@ -18,26 +20,34 @@ from torch import Tensor, nn
 from d2.errors import InputError
 from d2.priors.first_stage import FirstStage
 
-OFFLOADS = ("none", "idle", "sequential")  # from the fastest to the one that takes the least device memory
+# from the fastest to the one that takes the least device memory
+OFFLOADS = ("none", "idle", "sequential")
 
 
 def place(
-    holders: Sequence[nn.Module],  # priors and first stages, on the CPU; one may share networks with another
+    # priors and first stages, on the CPU; one may share networks with another
+    holders: Sequence[nn.Module],
     device: torch.device | str,
     offload: str,
     *,
-    on_move: Callable[[nn.Module], None] | None = None,  # told every network or block that comes to the device
+    # told every network or block that comes to the device
+    on_move: Callable[[nn.Module], None] | None = None,
 ) -> None:
-    """Bring the weights to where `offload` wants them, and see to it that each is on the device when it is called.
+    """Bring the weights to where `offload` wants them, and see to it that each is on the device
+    when it is called.
 
-    Once only, and before anything else moves them: a later `.to(device)` of a holder would bring all.
+    Once only, and before anything else moves them: a later `.to(device)` of a holder would bring
+    all.
     """
     device = torch.device(device)
     if offload == "none":
         for holder in holders:
             holder.to(device)
         return
-    waiting = {unit: [(t, at_home(t.data, device)) for t in tensors(unit)] for unit in units(holders, offload)}
+    waiting = {
+        unit: [(t, at_home(t.data, device)) for t in tensors(unit)]
+        for unit in units(holders, offload)
+    }
     for tensor in loose(holders, waiting):
         tensor.data = tensor.data.to(device)
     here: list[nn.Module] = []
@@ -121,5 +131,9 @@ def resident_bytes(holders: Sequence[nn.Module], network: nn.Module | None, offl
 
 def waiting_bytes(holders: Sequence[nn.Module], offload: str, *, pinned: bool) -> int:
     """Host memory of the weights; PyTorch rounds every pinned allocation up to a power of two."""
-    sizes = [num_bytes([t]) for unit in units(holders, offload) for t in tensors(unit)] if offload != "none" else []
+    sizes = (
+        [num_bytes([t]) for unit in units(holders, offload) for t in tensors(unit)]
+        if offload != "none"
+        else []
+    )
     return sum(1 << (size - 1).bit_length() if pinned and size else size for size in sizes)

@@ -19,9 +19,15 @@ class Scaling(NamedTuple):
 def precondition(
     sigma: Tensor,  # ..., > 0
 ) -> Scaling:
-    """v-prediction written for x = x0 + sigma n, told the noise level as ln(sigma) / 4 (sgm's VScalingWithEDMcNoise).
+    """v-prediction written for x = x0 + sigma n, told the noise level as ln(sigma) / 4 (sgm's
+    VScalingWithEDMcNoise).
 
     Karras et al. 2022, table 1 with sigma_data = 1; Salimans and Ho 2022 for v.
     """
     variance = sigma.square() + 1
-    return Scaling(c_skip=1 / variance, c_out=-sigma * variance.rsqrt(), c_in=variance.rsqrt(), c_noise=sigma.log() / 4)
+    return Scaling(
+        c_skip=1 / variance,
+        c_out=-sigma * variance.rsqrt(),
+        c_in=variance.rsqrt(),
+        c_noise=sigma.log() / 4,
+    )

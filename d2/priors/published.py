@@ -1,4 +1,5 @@
-"""What is known of a published checkpoint before it is opened: sizes, defaults, origin, and what is left out of it."""
+"""What is known of a published checkpoint before it is opened: sizes, defaults, origin, and what is
+left out of it."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class LeftOut(NamedTuple):
 class Published:
     """A published prior. `embedder` is the place of the conditioning encoder in the conditioner.
 
-    The file of a prior of any cameras holds its UNet alone: image tower and autoencoder are those of the video prior
-    beside it, which has both.
+    The file of a prior of any cameras holds its UNet alone: image tower and autoencoder are those
+    of the video prior beside it, which has both.
     """
 
     name: str
@@ -69,9 +70,18 @@ class Published:
         if self.any_cameras:
             return ()
         encoder = self.sources["prior.encoder."]
-        text = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.", "ln_final.")
+        text = (
+            "positional_embedding",
+            "text_projection",
+            "logit_scale",
+            "token_embedding.",
+            "ln_final.",
+        )
         return (
-            *(LeftOut(CLIP + part, "the text half of CLIP; conditions are pictures") for part in text),
+            *(
+                LeftOut(CLIP + part, "the text half of CLIP; conditions are pictures")
+                for part in text
+            ),
             LeftOut(f"{encoder}decoder.", "the conditioning encoder only encodes"),
             LeftOut(f"{encoder}post_quant_conv.", "the conditioning encoder only encodes"),
         )

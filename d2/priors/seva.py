@@ -1,4 +1,5 @@
-"""Stable Virtual Camera, a published multi-view prior of any cameras (Zhou et al. 2025): sizes, checkpoints."""
+"""Stable Virtual Camera, a published multi-view prior of any cameras (Zhou et al. 2025): sizes,
+checkpoints."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ UNET = CameraUNetConfig(
 
 SEVA = CameraPriorConfig(unet=UNET, tower=VIT_H_14, levels="table")
 
-# SVD's file holds the autoencoder of Stable Diffusion 2.1 whole, as that of its conditions. SVD's first stage has the
-# same encoder, so both priors share its latents; it differs in the decoder, which is temporal. This is the other one.
+# SVD's file holds the autoencoder of Stable Diffusion 2.1 whole, as that of its conditions. SVD's
+# first stage has the same encoder, so both priors share its latents; it differs in the decoder,
+# which is temporal. This is the other one.
 FIRST_STAGE = FirstStageConfig(replace(CONDITIONING_ENCODER, has_encoder=False))
 
 PUBLISHED_SEVA = Published(

@@ -1,4 +1,5 @@
-"""SV3D, the published multi-view prior (Voleti et al. 2024): SVD's networks but for the vector, and checkpoints."""
+"""SV3D, the published multi-view prior (Voleti et al. 2024): SVD's networks but for the vector, and
+checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from d2.priors.first_stage import FirstStageConfig
 from d2.priors.published import Published
 from d2.priors.svd import CONDITIONING_ENCODER, LICENCE, SCALE_FACTOR, SVD_XT, UNET
 
-FIRST_STAGE = replace(CONDITIONING_ENCODER, quant_conv=False, has_encoder=False)  # a decoder of single images
+# a decoder of single images
+FIRST_STAGE = replace(CONDITIONING_ENCODER, quant_conv=False, has_encoder=False)
 
 SV3D_P = replace(
     SVD_XT,
@@ -19,7 +21,8 @@ SV3D_P = replace(
 
 SV3D_U = replace(SVD_XT, unet=replace(UNET, adm_in_channels=256), scalars=(("cond_aug", 256),))
 
-AZIMUTH_SIGN: Literal[1, -1] = 1  # sense of rotation, +1 as ours; unverified until real weights are at hand
+# sense of rotation, +1 as ours; unverified until real weights are at hand
+AZIMUTH_SIGN: Literal[1, -1] = 1
 
 PUBLISHED_SV3D_P = Published(
     name="sv3d_p",

@@ -1,4 +1,5 @@
-"""Stable Video Diffusion, the published video prior (Blattmann et al. 2023): sizes of its networks, its checkpoints."""
+"""Stable Video Diffusion, the published video prior (Blattmann et al. 2023): sizes of its networks,
+its checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ UNET = VideoUNetConfig(
 )
 
 VIT_H_14 = ImageTowerConfig(
-    layers=32, width=1280, head_width=80, patch_size=14, image_size=224, mlp_ratio=4.0, embed_dim=1024
+    layers=32,
+    width=1280,
+    head_width=80,
+    patch_size=14,
+    image_size=224,
+    mlp_ratio=4.0,
+    embed_dim=1024,
 )
 
 CONDITIONING_ENCODER = AutoencoderConfig(

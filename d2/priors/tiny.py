@@ -1,6 +1,7 @@
 """The tiny tier: small networks of the published classes, trained by this project on world4d.
 
-One safetensors file each, half precision, with the configuration that made it and its validation figures in the header.
+One safetensors file each, half precision, with the configuration that made it and its validation
+figures in the header.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ FPS_ID = 7.0  # every clip of world4d is told the same rate
 FRAMES = 8  # length of the sequences the priors were trained on
 FORMAT = "d2-tiny-1"
 
-# Edges survive where convolutions see 32 × 32 and 16 × 16 cells; priors are fast where they see 8 × 8.
+# Edges survive where convolutions see 32 × 32 and 16 × 16 cells; priors are fast where they see 8 ×
+# 8.
 AUTOENCODER = FirstStageConfig(
     AutoencoderConfig(
         in_channels=12,
@@ -50,7 +52,8 @@ AUTOENCODER = FirstStageConfig(
 )
 
 
-UNFOLDED = FirstStageConfig(  # of the file that ships, until priors of the latents above are better than its own
+# of the file that ships, until priors of the latents above are better than its own
+UNFOLDED = FirstStageConfig(
     AutoencoderConfig(
         in_channels=192,
         out_channels=192,
@@ -65,7 +68,9 @@ UNFOLDED = FirstStageConfig(  # of the file that ships, until priors of the late
 )
 
 
-def prior_config(scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, ...] = (2, 3)) -> PriorConfig:
+def prior_config(
+    scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, ...] = (2, 3)
+) -> PriorConfig:
     """The configuration of a tiny prior whose vector holds `scalars`."""
     return PriorConfig(
         unet=VideoUNetConfig(
@@ -79,10 +84,18 @@ def prior_config(scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, 
             transformer_depth=1,
             context_dim=64,
             adm_in_channels=64 * len(scalars),
-            groups=8,  # 32 of so few channels would take away what the embedding adds and how bright a colour is
+            # 32 of so few channels would take away what the embedding adds and how bright a colour
+            # is
+            groups=8,
         ),
         tower=ImageTowerConfig(
-            layers=2, width=64, head_width=32, patch_size=8, image_size=SIZE, mlp_ratio=2.0, embed_dim=64
+            layers=2,
+            width=64,
+            head_width=32,
+            patch_size=8,
+            image_size=SIZE,
+            mlp_ratio=2.0,
+            embed_dim=64,
         ),
         encoder=None,
         scalars=tuple((name, 64) for name in scalars),
@@ -104,13 +117,20 @@ CAMERA = CameraPriorConfig(
         groups=8,
     ),
     tower=ImageTowerConfig(
-        layers=2, width=64, head_width=32, patch_size=8, image_size=SIZE, mlp_ratio=2.0, embed_dim=64
+        layers=2,
+        width=64,
+        head_width=32,
+        patch_size=8,
+        image_size=SIZE,
+        mlp_ratio=2.0,
+        embed_dim=64,
     ),
     levels="any",
 )
 VIDEO = prior_config(("fps_id", "motion_bucket_id", "cond_aug"))
 MULTIVIEW = prior_config(("cond_aug", "polars_rad", "azimuths_rad"))
-CELL = prior_config(("cond_aug", "polars_rad", "azimuths_rad", "frames"))  # no prior: has seen 4D pairs
+# no prior: has seen 4D pairs
+CELL = prior_config(("cond_aug", "polars_rad", "azimuths_rad", "frames"))
 
 
 @dataclass(frozen=True)
@@ -123,7 +143,10 @@ class WeightsFile:
 
 def save_weights(path: Path, kind: str, module: nn.Module, meta: dict[str, Any]) -> None:
     """Write `module` in half precision with `meta` (plain JSON) and its kind in the header."""
-    state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.detach().half().cpu().contiguous()
+        for name, tensor in module.state_dict().items()
+    }
     header = {"format": FORMAT, "kind": kind, "meta": json.dumps(meta, sort_keys=True)}
     partial = path.with_name(f".{path.name}.partial")
     save_file(state, partial, header)
@@ -131,18 +154,24 @@ def save_weights(path: Path, kind: str, module: nn.Module, meta: dict[str, Any])
 
 
 def read_weights(path: Path, kind: str) -> WeightsFile:
-    """Read a tiny weights file of this kind; a ValueError names what is wrong with any other file."""
+    """Read a tiny weights file of this kind; a ValueError names what is wrong with any other
+    file."""
     if not path.is_file():
         raise InputError(f"{path}: no such weights file; the shipped ones lie in checkpoints/")
     try:
         with safe_open(path, framework="pt") as f:
             header = f.metadata() or {}
-            if header.get("format") != FORMAT or header.get("kind") != kind:  # before any tensor is read
+            # before any tensor is read
+            if header.get("format") != FORMAT or header.get("kind") != kind:
                 held = f"{header.get('kind')!r} of format {header.get('format')!r}"
-                raise InputError(f"{path}: holds {held}, wanted {kind!r} of format {FORMAT!r}; name another file")
+                raise InputError(
+                    f"{path}: holds {held}, wanted {kind!r} of format {FORMAT!r}; name another file"
+                )
             state = {name: f.get_tensor(name).float() for name in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); pickles are never loaded") from error
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); pickles are never loaded"
+        ) from error
     return WeightsFile(state, json.loads(header["meta"]))
 
 
@@ -153,7 +182,10 @@ def load_into(module: nn.Module, file: WeightsFile, path: Path) -> None:
         if name not in own or name not in file.state or own[name].shape != file.state[name].shape:
             have = tuple(file.state[name].shape) if name in file.state else "absent"
             want = tuple(own[name].shape) if name in own else "absent"
-            raise InputError(f"{path}: {name} is {have}, this network wants {want}; use weights of the same sizes")
+            raise InputError(
+                f"{path}: {name} is {have}, this network wants {want}; use weights of the same"
+                " sizes"
+            )
         check_finite(file.state[name], name, path)
     module.load_state_dict(file.state)
 
@@ -164,7 +196,8 @@ def config_of(kind: str) -> PriorConfig:
 
 
 def first_stage_of(names: Container[str]) -> FirstStageConfig:
-    """Of the autoencoder whose tensors have these names: only folded latents are mixed by a basis."""
+    """Of the autoencoder whose tensors have these names: only folded latents are mixed by a
+    basis."""
     return AUTOENCODER if "basis" in names else UNFOLDED
 
 
@@ -193,14 +226,18 @@ def load_prior(path: Path, kind: str) -> Prior:
 def motion_bucket(
     pixels: Tensor,  # ... t 3 h w, in [0, 1]
 ) -> Tensor:
-    """Motion of a clip as a number of 0…255, measured the same way in training and at inference: `...`.
+    """Motion of a clip as a number of 0…255, measured the same way in training and at inference:
+    `...`.
 
-    The mean absolute change between neighbouring frames over the pixels that are not white in either, times 400.
+    The mean absolute change between neighbouring frames over the pixels that are not white in
+    either, times 400.
     """
     there = (pixels < 0.97).any(dim=-3, keepdim=True)
     either = there[..., 1:, :, :, :] | there[..., :-1, :, :, :]
     change = (pixels[..., 1:, :, :, :] - pixels[..., :-1, :, :, :]).abs().mean(dim=-3, keepdim=True)
-    total = (change * either).sum(dim=(-4, -3, -2, -1)) / either.sum(dim=(-4, -3, -2, -1)).clamp(min=1)
+    total = (change * either).sum(dim=(-4, -3, -2, -1)) / either.sum(dim=(-4, -3, -2, -1)).clamp(
+        min=1
+    )
     return (400 * total).clamp(0, 255)
 
 

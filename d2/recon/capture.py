@@ -53,11 +53,15 @@ class Capture(NamedTuple):
 
 
 def capture_matrix(matrix: ImageMatrix) -> Capture:
-    """The cells of a matrix, view by view. ValueError for a matrix that no scene can be made from."""
+    """The cells of a matrix, view by view. ValueError for a matrix that no scene can be made
+    from."""
     num_views, num_frames, _, height, width = matrix.pixels.shape
     assert height == width, f"the cameras are square, the pixels {height}×{width}"
     view, frame = (
-        index.flatten() for index in torch.meshgrid(torch.arange(num_views), torch.arange(num_frames), indexing="ij")
+        index.flatten()
+        for index in torch.meshgrid(
+            torch.arange(num_views), torch.arange(num_frames), indexing="ij"
+        )
     )
     pixels = matrix.pixels.flatten(0, 1).float()
     return checked(
@@ -84,9 +88,13 @@ def checked(capture: Capture) -> Capture:
     """The capture; ValueError where no scene can be made from it."""
     places = capture.cameras.positions.round(decimals=4).unique(dim=0)
     if len(places) < MIN_VIEWS:
-        raise InputError(f"scenes: pictures from {len(places)} places; a scene needs at least {MIN_VIEWS} views")
+        raise InputError(
+            f"scenes: pictures from {len(places)} places; a scene needs at least {MIN_VIEWS} views"
+        )
     if not capture.masks.any():
-        raise InputError("scenes: the pictures show nothing but background; give pictures of an object on white")
+        raise InputError(
+            "scenes: the pictures show nothing but background; give pictures of an object on white"
+        )
     return capture
 
 
@@ -100,11 +108,16 @@ def held_cells(hold: Any, capture: Capture) -> Tensor:  # p, bool
     axis, chosen = _named(hold)
     index, count = (view, capture.num_views) if axis == "views" else (frame, capture.num_frames)
     if axis not in ("views", "frames") or not chosen or not all(0 <= i < count for i in chosen):
-        raise InputError(f"recon.hold={hold}: give diagonal, views:[…] or frames:[…] with numbers below their count")
+        raise InputError(
+            f"recon.hold={hold}: give diagonal, views:[…] or frames:[…] with numbers below their"
+            " count"
+        )
     held = torch.isin(index, torch.tensor(chosen, device=index.device))
     left = len(capture.view[~held].unique())
     if left < MIN_VIEWS:
-        raise InputError(f"recon.hold={hold}: leaves {left} views to fit; a scene needs at least {MIN_VIEWS}")
+        raise InputError(
+            f"recon.hold={hold}: leaves {left} views to fit; a scene needs at least {MIN_VIEWS}"
+        )
     return held
 
 
@@ -112,6 +125,8 @@ def _named(hold: Any) -> tuple[str, list[int]]:
     """views:[1, 3], as text or as YAML reads it."""
     if isinstance(hold, dict) and len(hold) == 1:
         axis, chosen = next(iter(hold.items()))
-        return str(axis), [i for i in chosen if isinstance(i, int)] if isinstance(chosen, list) else []
+        return str(axis), (
+            [i for i in chosen if isinstance(i, int)] if isinstance(chosen, list) else []
+        )
     match = re.fullmatch(r"(views|frames):\s*\[([\d,\s]*)\]", str(hold))
     return (match[1], [int(i) for i in match[2].split(",") if i.strip()]) if match else ("", [])

@@ -20,7 +20,8 @@ from d2.recon.motion import Motion
 from d2.recon.rasterize import Rasterize, Rendered
 from d2.recon.scene import MovingGaussians, nearest
 
-SIDE, COUNT, GROWTH = 64, 1500, 1.4  # Gaussians that are enough at 64 pixels, and how their number grows: 4000 at 128
+# Gaussians that are enough at 64 pixels, and how their number grows: 4000 at 128
+SIDE, COUNT, GROWTH = 64, 1500, 1.4
 PLATEAU = 0.2  # of the steps, before the rates fall
 
 
@@ -29,12 +30,16 @@ class SceneFit(L.LightningModule):
 
     neighbours: Tensor  # n num_neighbours, of every Gaussian at the start
 
-    def __init__(self, capture: Capture, recipe: Recipe, motion: Motion, rasterize: Rasterize, seed: int):
+    def __init__(
+        self, capture: Capture, recipe: Recipe, motion: Motion, rasterize: Rasterize, seed: int
+    ):
         super().__init__()
         self.recipe, self.rasterize, self.seed = recipe, rasterize, seed
         self.capture = capture.of(~held_cells(recipe.hold, capture))
         self.scene = start_scene(self.capture, recipe, motion, seed)
-        self.register_buffer("neighbours", nearest(self.scene.means.detach(), recipe.num_neighbours)[1])
+        self.register_buffer(
+            "neighbours", nearest(self.scene.means.detach(), recipe.num_neighbours)[1]
+        )
 
     @property
     def background(self) -> Tensor:
@@ -61,11 +66,14 @@ class SceneFit(L.LightningModule):
         return self.loss(rendered, cells), -10 * error.log10()
 
     def cells(self, step: int) -> Tensor:
-        """The pictures of a step: every picture comes once before any comes again; a function of (seed, step)."""
+        """The pictures of a step: every picture comes once before any comes again; a function of
+        (seed, step)."""
         count, wanted = len(self.capture.view), self.recipe.cells_per_step
         places = range(step * wanted, (step + 1) * wanted)
         orders = {turn: self.order(turn) for turn in {place // count for place in places}}
-        return torch.stack([orders[place // count][place % count] for place in places]).to(self.device)
+        return torch.stack([orders[place // count][place % count] for place in places]).to(
+            self.device
+        )
 
     def order(self, turn: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
@@ -101,7 +109,9 @@ class SceneFit(L.LightningModule):
             (scene.opacity_logits, r.lr_opacity),
             (scene.sh, r.lr_colour),
         ]
-        groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates if parameter.numel()]
+        groups = [
+            {"params": [parameter], "lr": rate} for parameter, rate in rates if parameter.numel()
+        ]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.share_of_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -138,7 +148,8 @@ def ssim(
     x: Tensor,  # b c h w
     y: Tensor,  # b c h w
 ) -> Tensor:  # b
-    """Mean structural similarity (Wang et al. 2004) under a Gaussian window of 11 pixels and deviation 1.5."""
+    """Mean structural similarity (Wang et al. 2004) under a Gaussian window of 11 pixels and
+    deviation 1.5."""
     place = torch.arange(11, device=x.device, dtype=x.dtype) - 5
     window = (-place.square() / (2 * 1.5**2)).exp()
     window = window / window.sum()
@@ -150,5 +161,7 @@ def ssim(
     mean_x, mean_y, xx, yy, xy = stack.split(channels, dim=1)
     a, b = 0.01**2, 0.03**2
     top = (2 * mean_x * mean_y + a) * (2 * (xy - mean_x * mean_y) + b)
-    bottom = (mean_x.square() + mean_y.square() + a) * (xx - mean_x.square() + yy - mean_y.square() + b)
+    bottom = (mean_x.square() + mean_y.square() + a) * (
+        xx - mean_x.square() + yy - mean_y.square() + b
+    )
     return (top / bottom).mean(dim=(1, 2, 3))

@@ -1,8 +1,8 @@
 """3D Gaussians at one instant, pinhole cameras, and how the ones look from the others.
 
-Axes: b pictures, n Gaussians, k spherical harmonics, h w. Lengths are in world units, a picture's in pixels from its
-top left corner, so that the first pixel's centre is (0.5, 0.5). The projection is that of Kerbl et al. 2023 (EWA
-splatting), with the constants of gsplat.
+Axes: b pictures, n Gaussians, k spherical harmonics, h w. Lengths are in world units, a picture's
+in pixels from its top left corner, so that the first pixel's centre is (0.5, 0.5). The projection
+is that of Kerbl et al. 2023 (EWA splatting), with the constants of gsplat.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from d2.matrix import FOV_Y_DEG, RADIUS, Cameras
 
 BLUR = 0.3  # pixels², of every 3D Gaussian renderer since Kerbl et al.
 NEAR = 0.01  # world units, what is nearer to a camera is not drawn
-SH_0, SH_1 = 0.5 / math.sqrt(math.pi), 0.5 * math.sqrt(3 / math.pi)  # the real spherical harmonics of degrees 0 and 1
+# the real spherical harmonics of degrees 0 and 1
+SH_0, SH_1 = 0.5 / math.sqrt(math.pi), 0.5 * math.sqrt(3 / math.pi)
 
 
 class Gaussians(NamedTuple):
@@ -28,7 +29,8 @@ class Gaussians(NamedTuple):
     quats: Tensor  # b n 4, (w, x, y, z), of any length but zero
     scales: Tensor  # b n 3, standard deviations along the axes
     opacities: Tensor  # b n, in (0, 1)
-    sh: Tensor  # b n k 3, k = 1 or 4: colour is 0.5 + the harmonics in the direction from the camera
+    # b n k 3, k = 1 or 4: colour is 0.5 + the harmonics in the direction from the camera
+    sh: Tensor
 
 
 class Pinholes(NamedTuple):
@@ -39,12 +41,15 @@ class Pinholes(NamedTuple):
     centre: Tensor  # b 2, pixels
     height: int
     width: int
-    blur: float = BLUR  # pixels², added to the variance of every projected Gaussian: none is thinner than a pixel
+    # pixels², added to the variance of every projected Gaussian: none is thinner than a pixel
+    blur: float = BLUR
 
     def of(self, index: Tensor) -> Pinholes:
         """The cameras of some pictures."""
         return self._replace(
-            world_to_camera=self.world_to_camera[index], focal=self.focal[index], centre=self.centre[index]
+            world_to_camera=self.world_to_camera[index],
+            focal=self.focal[index],
+            centre=self.centre[index],
         )
 
     def to(self, device: torch.device) -> Pinholes:
@@ -78,7 +83,9 @@ def ring_pinholes(cameras: Cameras, size: int) -> Pinholes:
         return Pinholes(torch.linalg.inv(poses).float(), focal, centre, size, size)
     focal = size / 2 / math.tan(math.radians(FOV_Y_DEG) / 2)
     origin = torch.zeros(3, dtype=torch.float64)
-    return orbit_pinholes(cameras.azimuth_rad, cameras.elevation_rad, origin, RADIUS, (focal, focal), (size, size))
+    return orbit_pinholes(
+        cameras.azimuth_rad, cameras.elevation_rad, origin, RADIUS, (focal, focal), (size, size)
+    )
 
 
 def orbit_pinholes(
@@ -89,7 +96,8 @@ def orbit_pinholes(
     focal: tuple[float, float],  # pixels, across and down
     size: tuple[int, int],  # pixels, height and width
 ) -> Pinholes:
-    """Cameras on a sphere, z up, that look at its centre in the middle of their pictures; float32."""
+    """Cameras on a sphere, z up, that look at its centre in the middle of their pictures;
+    float32."""
     a, e = azimuth_rad.double(), elevation_rad.double()
     outward = torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], dim=-1)
     right = torch.stack([-a.sin(), a.cos(), torch.zeros_like(a)], dim=-1)
@@ -99,24 +107,32 @@ def orbit_pinholes(
     matrix = torch.eye(4, dtype=torch.float64, device=a.device).repeat(len(a), 1, 1)
     matrix[:, :3, :3], matrix[:, :3, 3] = turn, -(turn @ position[..., None])[..., 0]
     height, width = size
-    lengths, centre = (torch.tensor(x, device=a.device).expand(len(a), 2) for x in (focal, (width / 2, height / 2)))
+    lengths, centre = (
+        torch.tensor(x, device=a.device).expand(len(a), 2) for x in (focal, (width / 2, height / 2))
+    )
     return Pinholes(matrix.float(), lengths, centre, height, width)
 
 
 def project(gaussians: Gaussians, cameras: Pinholes) -> Projected:
-    """The pictures of Gaussians: 2D Gaussians by the Jacobian of the projection at their centres."""
+    """The pictures of Gaussians: 2D Gaussians by the Jacobian of the projection at their
+    centres."""
     turn, shift = cameras.world_to_camera[:, None, :3, :3], cameras.world_to_camera[:, None, :3, 3]
     at = (turn @ gaussians.means[..., None])[..., 0] + shift
     x, y, depth = at.unbind(-1)
     z = depth.clamp(min=NEAR)
     f, c = cameras.focal[:, None], cameras.centre[:, None]
     centre = at[..., :2] / z[..., None] * f + c
-    # far outside the picture the Jacobian is taken at a margin of 0.15 of its side, as gsplat has it
+    # far outside the picture the Jacobian is taken at a margin of 0.15 of its side, as gsplat has
+    # it
     size = c.new_tensor([cameras.width, cameras.height])
     slope = torch.stack([x / z, y / z], dim=-1)
     slope = torch.minimum(torch.maximum(slope, -(c + 0.15 * size) / f), (1.15 * size - c) / f)
-    axes = turn @ (rotations(gaussians.quats) * gaussians.scales[..., None, :])  # b n 3 3, columns the axes
-    across = f[..., None] / z[..., None, None] * (axes[..., :2, :] - slope[..., None] * axes[..., 2:, :])  # b n 2 3
+    # b n 3 3, columns the axes
+    axes = turn @ (rotations(gaussians.quats) * gaussians.scales[..., None, :])
+    # b n 2 3
+    across = (
+        f[..., None] / z[..., None, None] * (axes[..., :2, :] - slope[..., None] * axes[..., 2:, :])
+    )
     xx, yy = (across.square().sum(-1) + cameras.blur).unbind(-1)
     xy = across.prod(dim=-2).sum(-1)
     determinant = xx * yy - xy.square()
@@ -141,6 +157,8 @@ def _colour(gaussians: Gaussians, cameras: Pinholes) -> Tensor:  # b n 3, not ne
     sh = gaussians.sh
     colour = SH_0 * sh[..., 0, :]
     if sh.shape[-2] > 1:
-        x, y, z = F.normalize(gaussians.means - cameras.positions[:, None], dim=-1)[..., None].unbind(-2)
+        x, y, z = F.normalize(gaussians.means - cameras.positions[:, None], dim=-1)[
+            ..., None
+        ].unbind(-2)
         colour = colour + SH_1 * (-y * sh[..., 1, :] + z * sh[..., 2, :] - x * sh[..., 3, :])
     return (colour + 0.5).clamp(min=0)

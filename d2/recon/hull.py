@@ -15,19 +15,26 @@ from d2.recon.gaussians import NEAR, Pinholes
 
 
 def common_ball(cameras: Pinholes) -> tuple[Tensor, float]:
-    """Centre (3) and radius of a ball that all cameras see: around the point nearest to their optical axes.
+    """Centre (3) and radius of a ball that all cameras see: around the point nearest to their
+    optical axes.
 
     ValueError where it lies behind a camera or outside a picture.
     """
     position, ahead = cameras.positions.double(), cameras.world_to_camera[:, 2, :3].double()
-    across = torch.eye(3, dtype=torch.float64, device=position.device) - ahead[:, :, None] * ahead[:, None]
+    across = (
+        torch.eye(3, dtype=torch.float64, device=position.device)
+        - ahead[:, :, None] * ahead[:, None]
+    )
     centre = torch.linalg.lstsq(across.sum(0), (across @ position[..., None]).sum(0)).solution[:, 0]
     distance = ((centre - position) * ahead).sum(-1)
     at = centre_in(centre, cameras)
     size = torch.tensor([cameras.width, cameras.height], device=at.device)
-    margin = torch.minimum(at, size - at).amin(dim=-1) / cameras.focal.double().amax(dim=-1)  # tangent of the angle
+    # tangent of the angle
+    margin = torch.minimum(at, size - at).amin(dim=-1) / cameras.focal.double().amax(dim=-1)
     if not ((distance > NEAR) & (margin > 0)).all():
-        raise InputError("scenes: the cameras do not see a common volume; give pictures that look at one object")
+        raise InputError(
+            "scenes: the cameras do not see a common volume; give pictures that look at one object"
+        )
     return centre.float(), float((distance * margin / (1 + margin.square()).sqrt()).min())
 
 
@@ -46,8 +53,8 @@ def hull_points(
 ) -> tuple[Tensor, Tensor]:  # n 3 twice
     """Boundary voxels of the visual hull, and their mean colours in the pictures.
 
-    A voxel is kept where every picture shows the object; if silhouettes disagree so much that nothing is left, where
-    the most of them do.
+    A voxel is kept where every picture shows the object; if silhouettes disagree so much that
+    nothing is left, where the most of them do.
     """
     axis = (torch.arange(resolution, device=centre.device) + 0.5) / resolution * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1) * radius + centre
@@ -57,7 +64,10 @@ def hull_points(
     size = torch.tensor([capture.cameras.width, capture.cameras.height], device=centre.device)
     for i, (pixels, mask) in enumerate(zip(capture.pixels, capture.masks, strict=True)):
         there = grid @ matrix[i, :3, :3].mT + matrix[i, :3, 3]
-        at = there[..., :2] / there[..., 2:].clamp(min=NEAR) * capture.cameras.focal[i] + capture.cameras.centre[i]
+        at = (
+            there[..., :2] / there[..., 2:].clamp(min=NEAR) * capture.cameras.focal[i]
+            + capture.cameras.centre[i]
+        )
         at = (at / size * 2 - 1)[None].flatten(2, 3)  # grid_sample's coordinates
         shown = torch.cat([mask, pixels * mask])[None]
         found = F.grid_sample(shown, at, mode="nearest", align_corners=False)[0]

@@ -1,4 +1,5 @@
-"""`d2 reconstruct`, and the end of a single run of `d2 sample`: matrices and folders to scenes of moving Gaussians."""
+"""`d2 reconstruct`, and the end of a single run of `d2 sample`: matrices and folders to scenes of
+moving Gaussians."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Source(NamedTuple):
 
     name: str  # a path relative to the output folder, empty for the folder itself
     label: str  # what people call it
-    read: Callable[[], tuple[Capture, Any]]  # the pictures, and what is measured besides, for `reconstruct`
+    # the pictures, and what is measured besides, for `reconstruct`
+    read: Callable[[], tuple[Capture, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def reconstruct_command(job: ReconstructJob) -> int:
     sources, folder = job.sources, job.folder
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    distances = [load_distance(name, torch.device("cpu")) for name in job.metrics]  # what is missing stops the run
+    # what is missing stops the run
+    distances = [load_distance(name, torch.device("cpu")) for name in job.metrics]
     ensure_writable(folder)
     loggers = start_loggers(job.logging, folder, job.label, job.told)
     for index, source in enumerate(sources):
@@ -73,7 +76,8 @@ def reconstruct_command(job: ReconstructJob) -> int:
                 name=source.label,
                 seed=job.seed,
                 accelerator=job.accelerator,
-                loggers=loggers if len(sources) == 1 else (),  # steps of several fits would be drawn over each other
+                # steps of several fits would be drawn over each other
+                loggers=loggers if len(sources) == 1 else (),
                 distances=distances,
                 more_figures=more_figures,
             )
@@ -85,8 +89,13 @@ def reconstruct_command(job: ReconstructJob) -> int:
             failures.append(f"{source.label}: {error}")
             continue
         log_videos(loggers, folder / source.name, source.label, ("orbit", "spiral"))
-        log_figures(loggers, {f"asset/{name}": value for name, value in done.figures.items()}, index)
-        rows += [{"object": source.label, "metric": name, "value": value} for name, value in done.figures.items()]
+        log_figures(
+            loggers, {f"asset/{name}": value for name, value in done.figures.items()}, index
+        )
+        rows += [
+            {"object": source.label, "metric": name, "value": value}
+            for name, value in done.figures.items()
+        ]
     if not rows:
         raise InputError(failures[0])
     write_text(folder / "results.csv", csv_text(rows))
@@ -96,10 +105,13 @@ def reconstruct_command(job: ReconstructJob) -> int:
     return 3 if failures else 0
 
 
-def after_sampling(folder: Path, recipe: Recipe, motion: Motion, *, required: bool, accelerator: str) -> None:
+def after_sampling(
+    folder: Path, recipe: Recipe, motion: Motion, *, required: bool, accelerator: str
+) -> None:
     """Make an asset of every matrix of a run, in SCENE/asset.
 
-    What cannot be made is raised where it is required, else said in one line; too few views are passed over.
+    What cannot be made is raised where it is required, else said in one line; too few views are
+    passed over.
     """
     if rank_zero_only.rank:
         return
@@ -137,7 +149,11 @@ def find_sources(runs: Sequence[Path], matrix: Path | None, pictures: Path | Non
         return [Source(f.name, f.name, partial(read_folder, f)) for f in folders]
     several = len(runs) > 1
     return [
-        source._replace(name=f"{run.name}/{source.name}", label=f"{run.name}/{source.label}") if several else source
+        (
+            source._replace(name=f"{run.name}/{source.name}", label=f"{run.name}/{source.label}")
+            if several
+            else source
+        )
         for run in runs
         for source in matrices_of(run, f"run={run}")
     ]
@@ -154,7 +170,11 @@ def matrices_of(run: Path, said: str) -> Sequence[Source]:
         raise InputError(f"{said}: holds no {MATRIX}; give the output_dir of d2 sample")
     names = [str(path.parent.relative_to(run)) for path in paths]
     return [
-        Source("" if name == "." else name, run.name if name == "." else name, partial(read_source, path))
+        Source(
+            "" if name == "." else name,
+            run.name if name == "." else name,
+            partial(read_source, path),
+        )
         for name, path in zip(names, paths, strict=True)
     ]
 

@@ -1,4 +1,5 @@
-"""A matrix as 4DGaussians' multi-view folder (hustvl/4DGaussians, scene/multipleview_dataset.py), for its training.
+"""A matrix as 4DGaussians' multi-view folder (hustvl/4DGaussians, scene/multipleview_dataset.py),
+for its training.
 
 cam01/frame_00001.jpg …            view by view, frame by frame, from 1
 sparse_/cameras.bin, images.bin    COLMAP's: one PINHOLE camera, one image a view
@@ -33,7 +34,9 @@ def write_multiview(folder: Path, capture: Capture, scene: MovingGaussians) -> N
     places = (capture.view * capture.num_frames + capture.frame).cpu()
     if not torch.equal(places.sort().values, torch.arange(count)):
         raise InputError("exports=[multiview]: wants every view at every frame; leave it out")
-    first = torch.stack([(places == v * capture.num_frames).nonzero()[0, 0] for v in range(capture.num_views)])
+    first = torch.stack(
+        [(places == v * capture.num_frames).nonzero()[0, 0] for v in range(capture.num_views)]
+    )
     poses = capture.cameras.to(torch.device("cpu")).of(first).world_to_camera.double()
     with staged_folder(folder) as partial:
         for place, pixels in zip(places.tolist(), capture.pixels.cpu(), strict=True):
@@ -50,7 +53,8 @@ def write_multiview(folder: Path, capture: Capture, scene: MovingGaussians) -> N
 
 
 def write_colmap(folder: Path, capture: Capture, poses: Tensor) -> None:
-    """cameras.bin and images.bin; every view has the camera of the first picture. `poses` v 4 4 world to camera."""
+    """cameras.bin and images.bin; every view has the camera of the first picture. `poses` v 4 4
+    world to camera."""
     folder.mkdir()
     cameras = capture.cameras
     pinhole = [*cameras.focal[0].tolist(), *cameras.centre[0].tolist()]
@@ -65,7 +69,8 @@ def write_colmap(folder: Path, capture: Capture, poses: Tensor) -> None:
 
 
 def quaternion(turn: Tensor) -> Tensor:  # 3 3 -> 4, (w, x, y, z), w not negative
-    """The quaternion of a rotation: the main eigenvector of Bar-Itzhack's symmetric matrix (2000)."""
+    """The quaternion of a rotation: the main eigenvector of Bar-Itzhack's symmetric matrix
+    (2000)."""
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = turn.double().tolist()
     rows = [
         [xx - yy - zz, xy + yx, xz + zx, zy - yz],
@@ -79,18 +84,22 @@ def quaternion(turn: Tensor) -> Tensor:  # 3 3 -> 4, (w, x, y, z), w not negativ
 
 
 def llff_poses(poses: Tensor, capture: Capture) -> np.ndarray:  # v 17
-    """LLFF's: a 3 × 5 matrix of the axes down, right, backward, the position, and height, width, focal; near, far."""
+    """LLFF's: a 3 × 5 matrix of the axes down, right, backward, the position, and height, width,
+    focal; near, far."""
     camera_to_world = torch.linalg.inv(poses)[:, :3]
     right, down, ahead, position = camera_to_world.unbind(-1)
     cameras = capture.cameras
-    size = torch.tensor([cameras.height, cameras.width, float(cameras.focal[0, 0])], dtype=torch.float64)
+    size = torch.tensor(
+        [cameras.height, cameras.width, float(cameras.focal[0, 0])], dtype=torch.float64
+    )
     axes = torch.stack([down, right, -ahead, position, size.expand(len(poses), 3)], dim=-1)
     away = position.norm(dim=-1, keepdim=True)
     return torch.cat([axes.flatten(1), 0.5 * away, 1.5 * away], dim=1).numpy()
 
 
 def write_points(path: Path, points: Tensor, colours: Tensor) -> None:
-    """A .ply of points n 3 in world units and colours n 3 in [0, 1], with normals, as the reader wants them."""
+    """A .ply of points n 3 in world units and colours n 3 in [0, 1], with normals, as the reader
+    wants them."""
     kinds = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     table = np.zeros(len(points), dtype=[*kinds, ("red", "u1"), ("green", "u1"), ("blue", "u1")])
     for axis, name in enumerate(("x", "y", "z")):

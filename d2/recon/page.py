@@ -13,11 +13,14 @@ from d2.recon.hull import common_ball
 from d2.recon.scene import MovingGaussians
 from d2.report.asset_page import TIMES_PER_FRAME, AssetScene, AssetView, write_asset_page
 
-SHOWN = ("self_psnr", "train_psnr", "held_psnr", "angle_psnr", "time_psnr")  # each with its masked twin and sharpness
+# each with its masked twin and sharpness
+SHOWN = ("self_psnr", "train_psnr", "held_psnr", "angle_psnr", "time_psnr")
 
 
 @torch.no_grad()
-def write_page(path: Path, name: str, scene: MovingGaussians, capture: Capture, figures: dict[str, float]) -> None:
+def write_page(
+    path: Path, name: str, scene: MovingGaussians, capture: Capture, figures: dict[str, float]
+) -> None:
     """index.html of a reconstruction."""
     last = capture.num_frames - 1
     times = torch.linspace(0, last, last * TIMES_PER_FRAME + 1, device=scene.means.device)
@@ -59,10 +62,13 @@ def write_page(path: Path, name: str, scene: MovingGaussians, capture: Capture, 
 
 
 def view_angles(capture: Capture, centre: Tensor) -> tuple[list[float], list[float]]:
-    """Azimuth and elevation of every view, seen from the centre; of one that moves, at its first picture."""
+    """Azimuth and elevation of every view, seen from the centre; of one that moves, at its first
+    picture."""
     first = torch.stack([(capture.view == v).nonzero()[0, 0] for v in range(capture.num_views)])
     away = (capture.cameras.positions[first] - centre).tolist()
-    return [math.atan2(y, x) for x, y, _ in away], [math.atan2(z, math.hypot(x, y)) for x, y, z in away]
+    return [math.atan2(y, x) for x, y, _ in away], [
+        math.atan2(z, math.hypot(x, y)) for x, y, z in away
+    ]
 
 
 def in_order(capture: Capture) -> Tensor:  # v f 3 h w

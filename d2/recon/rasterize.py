@@ -1,8 +1,9 @@
-"""`rasterize(gaussians, cameras, background) -> colour, alpha, depth`: in plain PyTorch, and by gsplat on CUDA.
+"""`rasterize(gaussians, cameras, background) -> colour, alpha, depth`: in plain PyTorch, and by
+gsplat on CUDA.
 
-The two have one signature and one meaning, so the first tests the second. A pixel is what its Gaussians make of it from
-front to back: with α = opacity · exp(−½ dᵀ Σ⁻¹ d), colour = Σ α T c + T background, T what is left of the light. An α
-below `CUT` is not drawn.
+The two have one signature and one meaning, so the first tests the second. A pixel is what its
+Gaussians make of it from front to back: with α = opacity · exp(−½ dᵀ Σ⁻¹ d), colour = Σ α T c + T
+background, T what is left of the light. An α below `CUT` is not drawn.
 
 Axes: b pictures, n Gaussians, t tiles, k Gaussians of one tile, p pixels of one tile, c h w.
 """
@@ -22,7 +23,8 @@ from d2.recon.gaussians import NEAR, Gaussians, Pinholes, Projected, project
 
 TILE = 4  # pixels a side: of 4, 8 and 16 the fastest on a CPU
 CUT, OPAQUE = 1 / 255, 0.999  # the least and the most that α may be, gsplat's
-GROUPS = (16, 32, 64, 128, 256)  # tiles of about as many Gaussians are drawn together, so that few are padding
+# tiles of about as many Gaussians are drawn together, so that few are padding
+GROUPS = (16, 32, 64, 128, 256)
 
 
 class Rendered(NamedTuple):
@@ -30,7 +32,8 @@ class Rendered(NamedTuple):
 
     colour: Tensor  # b 3 h w, on the background
     alpha: Tensor  # b 1 h w, coverage in [0, 1]
-    depth: Tensor  # b 1 h w, along the optical axis, weighted by α T: divide by alpha where that is not zero
+    # b 1 h w, along the optical axis, weighted by α T: divide by alpha where that is not zero
+    depth: Tensor
 
 
 Rasterize = Callable[[Gaussians, Pinholes, Tensor], Rendered]
@@ -43,17 +46,22 @@ def rasterize(
     *,
     cut: float = CUT,
 ) -> Rendered:
-    """In plain PyTorch, by tiles, differentiable by autograd. `cut` 0 draws every Gaussian everywhere."""
+    """In plain PyTorch, by tiles, differentiable by autograd. `cut` 0 draws every Gaussian
+    everywhere."""
     seen = project(gaussians, cameras)
     b, n = seen.depth.shape
     down, across = (math.ceil(side / TILE) for side in (cameras.height, cameras.width))
     lists = tile_lists(seen, gaussians.opacities, down, across, cut)
-    facts = torch.cat([seen.centre, seen.conic, gaussians.opacities.log()[..., None], seen.colour], dim=-1)
+    facts = torch.cat(
+        [seen.centre, seen.conic, gaussians.opacities.log()[..., None], seen.colour], dim=-1
+    )
     facts = torch.cat([facts, seen.depth[..., None]], dim=-1).flatten(0, 1)  # (b n) 10
     canvas = facts.new_zeros(b * down * across, 5, TILE * TILE)  # colour, coverage, depth
     for tiles, members, real in lists:
         corner = torch.stack([tiles % across, tiles // across % down], dim=-1).to(facts) * TILE
-        chosen = rearrange(facts.index_select(0, members.flatten()), "(t k) i -> i t k", k=members.shape[1])
+        chosen = rearrange(
+            facts.index_select(0, members.flatten()), "(t k) i -> i t k", k=members.shape[1]
+        )
         canvas = canvas.index_copy(0, tiles, _blend(chosen, corner, real, cut))
     canvas = rearrange(
         canvas, "(b y x) c (i j) -> b c (y i) (x j)", b=b, y=down, i=TILE, j=TILE
@@ -72,7 +80,8 @@ def rasterize_gsplat(
         from gsplat import rasterization  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
-            "recon.rasterizer=gsplat: not installed; pip install 'diffusion-squared[gsplat]', or take torch"
+            "recon.rasterizer=gsplat: not installed; pip install 'diffusion-squared[gsplat]', or"
+            " take torch"
         ) from error
     focal, centre = cameras.focal, cameras.centre
     intrinsics = torch.zeros_like(cameras.world_to_camera[:, :3, :3])
@@ -104,14 +113,20 @@ class TileList(NamedTuple):
 
 
 @torch.no_grad()
-def tile_lists(seen: Projected, opacities: Tensor, down: int, across: int, cut: float) -> list[TileList]:
+def tile_lists(
+    seen: Projected, opacities: Tensor, down: int, across: int, cut: float
+) -> list[TileList]:
     """The tiles that any Gaussian meets, those with lists of about the same length together."""
     device = seen.depth.device
     b, n = seen.depth.shape
     order = seen.depth.argsort(dim=-1, stable=True) + torch.arange(b, device=device)[:, None] * n
     order = order.flatten()  # front to back, picture by picture
     # where α falls to `cut`, in standard deviations; what is nowhere above it gets no tiles
-    extent = (2 * (opacities.flatten() / cut).log()).clamp(min=0).sqrt() if cut else torch.full_like(opacities, 1e9)
+    extent = (
+        (2 * (opacities.flatten() / cut).log()).clamp(min=0).sqrt()
+        if cut
+        else torch.full_like(opacities, 1e9)
+    )
     half = seen.reach.flatten(0, 1) * extent.flatten()[:, None]
     centre, limit = seen.centre.flatten(0, 1), torch.tensor([across, down], device=device)
     low = (((centre - half) / TILE).floor().clamp(min=0)).minimum(limit).long()[order]
@@ -133,7 +148,13 @@ def tile_lists(seen: Projected, opacities: Tensor, down: int, across: int, cut: 
         if len(chosen):
             slot = torch.arange(int(counts[chosen].max()), device=device)
             real = slot < counts[chosen, None]
-            lists.append(TileList(tiles[chosen].long(), member[torch.where(real, start[chosen, None] + slot, 0)], real))
+            lists.append(
+                TileList(
+                    tiles[chosen].long(),
+                    member[torch.where(real, start[chosen, None] + slot, 0)],
+                    real,
+                )
+            )
     return lists
 
 
@@ -147,7 +168,8 @@ def _blend(
     x, y, xx, xy, yy, log_opacity = facts[:6].unbind(0)
     x, y = x - corner[:, :1], y - corner[:, 1:]
     u, v = xx * x + xy * y, xy * x + yy * y
-    # the exponent is a polynomial of the pixel's place in the tile, so all pixels come from one matrix product
+    # the exponent is a polynomial of the pixel's place in the tile, so all pixels come from one
+    # matrix product
     constant = torch.where(real, log_opacity - 0.5 * (u * x + v * y), -1e4)
     exponent = torch.stack([-0.5 * xx, -0.5 * yy, -xy, u, v, constant], dim=1)  # t 6 k
     alpha = (_monomials(facts) @ exponent).exp().clamp(max=OPAQUE)  # t p k

@@ -40,7 +40,8 @@ from d2.recon.rasterize import Rasterize, rasterize, rasterize_gsplat
 from d2.recon.scene import MovingGaussians
 from d2.trainer import StopsAtOnce
 
-FILM_SIDE, FILM_PICTURES, FILM_FPS = 128, 48, 16  # a film's shorter side at least, its pictures a turn and a second
+# a film's shorter side at least, its pictures a turn and a second
+FILM_SIDE, FILM_PICTURES, FILM_FPS = 128, 48, 16
 LOG_EVERY = 10  # steps
 
 
@@ -62,10 +63,11 @@ def reconstruct(
     accelerator: str = "auto",  # as Lightning names it
     loggers: Sequence[Any] = (),
     distances: Sequence[ImageDistance] = (),  # measured beside PSNR and SSIM
-    more_figures: Callable[[Render, torch.device], dict[str, float]] | None = None,  # where the world is known
+    # where the world is known
+    more_figures: Callable[[Render, torch.device], dict[str, float]] | None = None,
 ) -> Reconstruction:
-    """Fit a scene and write it into `folder`. What is finished there of the same input is read and left as it is, what
-    was interrupted goes on. The same input gives the same scene."""
+    """Fit a scene and write it into `folder`. What is finished there of the same input is read and
+    left as it is, what was interrupted goes on. The same input gives the same scene."""
     digest = digest_of(capture, recipe, motion, seed, [distance.name for distance in distances])
     if (figures := finished(folder, digest)) is not None:
         return Reconstruction(read_scene(folder / "scene.safetensors", motion)[0], figures)
@@ -107,18 +109,26 @@ def rasterizer(kind: str, device: torch.device) -> Rasterize:
     return rasterize if kind == "torch" or device.type != "cuda" else rasterize_gsplat
 
 
-def digest_of(capture: Capture, recipe: Recipe, motion: Motion, seed: int, measured: Sequence[str]) -> str:
+def digest_of(
+    capture: Capture, recipe: Recipe, motion: Motion, seed: int, measured: Sequence[str]
+) -> str:
     """A hash of all that a fit and its figures depend on."""
     asked = vars(recipe) | {"motion": motion_named(motion), "seed": seed, "measured": [*measured]}
     asked.pop("save_every_seconds")
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for tensor in (capture.pixels, capture.cameras.world_to_camera, capture.cameras.focal, capture.frame):
+    for tensor in (
+        capture.pixels,
+        capture.cameras.world_to_camera,
+        capture.cameras.focal,
+        capture.frame,
+    ):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def finished(folder: Path, digest: str) -> dict[str, float] | None:
-    """The figures of a folder that holds the scene of this very input, else None; they are written last."""
+    """The figures of a folder that holds the scene of this very input, else None; they are written
+    last."""
     path = folder / "metrics.json"
     figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return figures if figures.pop("fingerprint", None) == digest else None
@@ -155,7 +165,8 @@ def write_outputs(
 
 
 def films(render: Render, capture: Capture) -> dict[str, Tensor]:
-    """orbit: one turn at the middle frame; spiral: one turn while time runs, at a height that goes down and up."""
+    """orbit: one turn at the middle frame; spiral: one turn while time runs, at a height that goes
+    down and up."""
     device, last = capture.pixels.device, capture.num_frames - 1
     turn = torch.arange(FILM_PICTURES, device=device) / FILM_PICTURES
     start, height = input_angles(capture)
@@ -170,8 +181,8 @@ def films(render: Render, capture: Capture) -> dict[str, Tensor]:
 
 
 def around(capture: Capture, azimuth: Tensor, elevation: Tensor) -> Pinholes:
-    """Cameras like the capture's on a sphere through them, with pictures large enough to watch; seen through those
-    cameras, a Gaussian is as soft as in the capture's."""
+    """Cameras like the capture's on a sphere through them, with pictures large enough to watch;
+    seen through those cameras, a Gaussian is as soft as in the capture's."""
     centre, _ = common_ball(capture.cameras)
     distance = float((capture.cameras.positions - centre).norm(dim=-1).mean())
     scale = max(1.0, FILM_SIDE / min(capture.cameras.height, capture.cameras.width))
@@ -182,7 +193,8 @@ def around(capture: Capture, azimuth: Tensor, elevation: Tensor) -> Pinholes:
 
 
 def input_angles(capture: Capture) -> tuple[float, float]:
-    """Azimuth and elevation of the input view (the first, where none is), seen from the common centre."""
+    """Azimuth and elevation of the input view (the first, where none is), seen from the common
+    centre."""
     centre, _ = common_ball(capture.cameras)
     first = int((capture.view == (capture.input_view or 0)).nonzero()[0])
     x, y, z = (capture.cameras.positions[first] - centre).tolist()
@@ -190,7 +202,8 @@ def input_angles(capture: Capture) -> tuple[float, float]:
 
 
 class KeepState(Callback):
-    """Writes a state to go on from, now and then, and when a signal stops the fit: after a step, never within."""
+    """Writes a state to go on from, now and then, and when a signal stops the fit: after a step,
+    never within."""
 
     def __init__(self, path: Path, every_seconds: float):
         self.path, self.every_seconds, self.last = path, every_seconds, time.monotonic()
@@ -206,7 +219,8 @@ class KeepState(Callback):
 
 
 class FitProgress(ProgressBar):
-    """A bar with the PSNR of the step's pictures and the time left; a line where there is no terminal."""
+    """A bar with the PSNR of the step's pictures and the time left; a line where there is no
+    terminal."""
 
     def __init__(self, name: str, max_steps: int):
         super().__init__()
@@ -222,4 +236,6 @@ class FitProgress(ProgressBar):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         psnr = trainer.callback_metrics.get("train/psnr")
         said = "" if psnr is None else f" {float(psnr):.1f} dB"
-        self.progress.update(self.task, completed=trainer.global_step, description=f"{self.name}{said}")
+        self.progress.update(
+            self.task, completed=trainer.global_step, description=f"{self.name}{said}"
+        )

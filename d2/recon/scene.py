@@ -16,7 +16,8 @@ COVER = 0.6  # first scale, of the distance to the neighbours: the surface close
 
 
 class MovingGaussians(nn.Module):
-    """n Gaussians with one shape, opacity and colour each, whose position and quaternion follow a motion."""
+    """n Gaussians with one shape, opacity and colour each, whose position and quaternion follow a
+    motion."""
 
     def __init__(self, motion: Motion, num_frames: int, num_gaussians: int, sh_degree: int):
         super().__init__()
@@ -67,6 +68,9 @@ def nearest(
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:  # n count twice
     """Distances and indices of the nearest other points."""
-    parts = [torch.cdist(part, points).topk(min(count + 1, len(points)), largest=False) for part in points.split(chunk)]
+    parts = [
+        torch.cdist(part, points).topk(min(count + 1, len(points)), largest=False)
+        for part in points.split(chunk)
+    ]
     distance, index = (torch.cat(part)[:, 1:] for part in zip(*parts, strict=True))
     return distance, index

@@ -1,7 +1,9 @@
-"""A matrix against its own fit: how nearly one scene of moving Gaussians can say what the matrix says.
+"""A matrix against its own fit: how nearly one scene of moving Gaussians can say what the matrix
+says.
 
-A figure of 4D consistency that needs no truth. The fit is always that of the default recipe, so that numbers of
-different runs mean the same. It costs as much as `d2 reconstruct`: at 8 × 8 cells of 64 pixels, a minute of a core.
+A figure of 4D consistency that needs no truth. The fit is always that of the default recipe, so
+that numbers of different runs mean the same. It costs as much as `d2 reconstruct`: at 8 × 8 cells
+of 64 pixels, a minute of a core.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def fitted_matrix(
     pixels: Tensor,  # v f 3 h w, in [0, 1], on white
     cameras: Cameras,
 ) -> Tensor | None:  # v f 3 h w, on the CPU
-    """The cells of the scene that is fitted to a matrix; None where none can be: too few views, nothing to be seen."""
+    """The cells of the scene that is fitted to a matrix; None where none can be: too few views,
+    nothing to be seen."""
     placed = Cameras(cameras.azimuth_rad.clone(), cameras.elevation_rad.clone(), cameras.input_view)
     try:
         capture = capture_matrix(ImageMatrix(pixels.clone(), placed, fps=1.0))

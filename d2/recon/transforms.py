@@ -1,4 +1,5 @@
-"""Pictures with cameras and times as nerfstudio and D-NeRF keep them: a folder with transforms.json.
+"""Pictures with cameras and times as nerfstudio and D-NeRF keep them: a folder with
+transforms.json.
 
 Axes: p pictures, c h w. Pixels are in [0, 1], composited on white.
 """
@@ -24,10 +25,18 @@ FPS = 8.0  # where a table gives none
 
 
 def capture_folders(root: Path) -> list[Path]:
-    """The folder itself, or those in it, that hold a table of cameras; ValueError where none does."""
-    folders = [root] if table_of(root) else [folder for folder in sorted(root.glob("[!.]*")) if table_of(folder)]
+    """The folder itself, or those in it, that hold a table of cameras; ValueError where none
+    does."""
+    folders = (
+        [root]
+        if table_of(root)
+        else [folder for folder in sorted(root.glob("[!.]*")) if table_of(folder)]
+    )
     if not folders:
-        raise InputError(f"scenes.path={root}: no cameras; a folder of pictures needs {TABLE} (nerfstudio's, D-NeRF's)")
+        raise InputError(
+            f"scenes.path={root}: no cameras; a folder of pictures needs {TABLE} (nerfstudio's,"
+            " D-NeRF's)"
+        )
     return folders
 
 
@@ -46,7 +55,9 @@ def read_capture(folder: Path) -> Capture:
         times = [float(frame.get("time", 0.0)) for frame in frames]
         files = [picture_file(folder, frame["file_path"]) for frame in frames]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a table of cameras ({error}); see docs of nerfstudio") from error
+        raise InputError(
+            f"{path}: not a table of cameras ({error}); see docs of nerfstudio"
+        ) from error
     pictures = [read_picture(file) for file in files]
     if len({picture.shape for picture in pictures}) != 1:
         raise InputError(f"{path}: its pictures have several sizes; give one")
@@ -79,17 +90,24 @@ def pinholes(
     """The cameras of a table: focal lengths in pixels, or angles of view."""
     scale = width / table.get("w", width)  # of pictures that were made smaller than the table says
     across = table.get("fl_x") or (
-        0.5 * table.get("w", width) / math.tan(table["camera_angle_x"] / 2) if "camera_angle_x" in table else None
+        0.5 * table.get("w", width) / math.tan(table["camera_angle_x"] / 2)
+        if "camera_angle_x" in table
+        else None
     )
     if across is None:
         raise InputError(f"{path}: neither fl_x nor camera_angle_x; add one")
     down = table.get("fl_y") or across
     flip = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
-    centre = torch.tensor([table.get("cx", width / scale / 2), table.get("cy", height / scale / 2)]) * scale
+    centre = (
+        torch.tensor([table.get("cx", width / scale / 2), table.get("cy", height / scale / 2)])
+        * scale
+    )
     focal = torch.tensor([across, down]) * scale
     count = len(poses)
     matrix = torch.linalg.inv(poses @ flip).float()
-    return Pinholes(matrix, focal.float().expand(count, 2), centre.float().expand(count, 2), height, width)
+    return Pinholes(
+        matrix, focal.float().expand(count, 2), centre.float().expand(count, 2), height, width
+    )
 
 
 def picture_file(folder: Path, name: str) -> Path:
@@ -102,5 +120,7 @@ def picture_file(folder: Path, name: str) -> Path:
 
 def read_picture(path: Path) -> Tensor:  # 4 h w, on white, with its alpha
     with Image.open(path) as image:
-        rgba = torch.from_numpy(np.asarray(image.convert("RGBA"), dtype=np.float32) / 255).permute(2, 0, 1)
+        rgba = torch.from_numpy(np.asarray(image.convert("RGBA"), dtype=np.float32) / 255).permute(
+            2, 0, 1
+        )
     return torch.cat([rgba[:3] * rgba[3:] + 1 - rgba[3:], rgba[3:]])

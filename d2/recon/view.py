@@ -45,24 +45,30 @@ def view_command(job: ViewJob) -> int:
 
 
 def find_scene(run: Path, matrix: Path | None) -> tuple[Path, Path | None]:
-    """The one scene under a folder, and the matrix that it is of: the one given, else one beside or above it."""
+    """The one scene under a folder, and the matrix that it is of: the one given, else one beside or
+    above it."""
     found = sorted(path for path in run.rglob(SCENE) if not path.parent.name.startswith("."))
     if not found:
         raise InputError(f"run={run}: holds no {SCENE}; make one with d2 reconstruct run=…")
     if len(found) > 1:
         names = ", ".join(str(path.parent) for path in found[:8])
-        raise InputError(f"run={run}: holds {len(found)} scenes; give the folder of one, as {names}")
+        raise InputError(
+            f"run={run}: holds {len(found)} scenes; give the folder of one, as {names}"
+        )
     beside = [found[0].parent / MATRIX, found[0].parent.parent / MATRIX]
     return found[0], matrix or next((path for path in beside if path.is_file()), None)
 
 
 def serve(job: ViewJob) -> Any:
-    """A viser server that shows the scene at a time of choice, the cameras of the matrix's cells, and a cell beside
-    what the scene looks like from its camera. InputError where viser is not installed."""
+    """A viser server that shows the scene at a time of choice, the cameras of the matrix's cells,
+    and a cell beside what the scene looks like from its camera. InputError where viser is not
+    installed."""
     try:
         import viser
     except ImportError as error:
-        raise InputError("d2 view: viser is not installed; pip install 'diffusion-squared[view]'") from error
+        raise InputError(
+            "d2 view: viser is not installed; pip install 'diffusion-squared[view]'"
+        ) from error
     scene, _ = read_scene(job.scene)
     capture = None if job.matrix is None else capture_matrix(read_matrix(job.matrix))
     server = viser.ViserServer(host=job.host, port=job.port, verbose=False)
@@ -80,7 +86,8 @@ def serve(job: ViewJob) -> Any:
 
 
 def show_cells(server: Any, scene: MovingGaussians, capture: Capture, time: Any) -> None:
-    """Frusta with the cells of the slider's frame, and one view's cell beside the render from its camera."""
+    """Frusta with the cells of the slider's frame, and one view's cell beside the render from its
+    camera."""
     matrix = in_order(capture)
     first = [int((capture.view == view).nonzero()[0]) for view in range(capture.num_views)]
     pose = torch.linalg.inv(capture.cameras.world_to_camera[first])
@@ -100,7 +107,9 @@ def show_cells(server: Any, scene: MovingGaussians, capture: Capture, time: Any)
     ]
     view = server.gui.add_slider("view", 0, capture.num_views - 1, 1, capture.input_view or 0)
     cell = server.gui.add_image(bytes_of(matrix[int(view.value), 0]), label="the matrix")
-    drawn = server.gui.add_image(cell_of(scene, capture, first[int(view.value)], 0.0), label="the scene")
+    drawn = server.gui.add_image(
+        cell_of(scene, capture, first[int(view.value)], 0.0), label="the scene"
+    )
 
     def update(_: Any) -> None:
         frame, chosen = round(time.value), int(view.value)
@@ -127,7 +136,8 @@ def cell_of(scene: MovingGaussians, capture: Capture, picture: int, time: float)
 
 
 def splat_arrays(gaussians: Gaussians) -> dict[str, Any]:
-    """What viser's splats are made of; they have one colour from everywhere, so harmonics of degree 0 alone."""
+    """What viser's splats are made of; they have one colour from everywhere, so harmonics of degree
+    0 alone."""
     means, quats, scales, opacities, sh = (part[0].detach() for part in gaussians)
     axes = rotations(quats) * scales[:, None]
     return {

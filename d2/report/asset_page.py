@@ -1,9 +1,11 @@
-"""The page of a scene of moving Gaussians: any angle by drag, any time by slider, in one file that asks no network.
+"""The page of a scene of moving Gaussians: any angle by drag, any time by slider, in one file that
+asks no network.
 
-The page projects and sorts the Gaussians itself, by the formulas of d2/recon, and WebGL2 blends them back to front; a
-few thousand take a millisecond, so there is no library to carry along.
+The page projects and sorts the Gaussians itself, by the formulas of d2/recon, and WebGL2 blends
+them back to front; a few thousand take a millisecond, so there is no library to carry along.
 
-Axes: n Gaussians, k control points, t sampled times, s spherical harmonics, v views, f frames, c h w.
+Axes: n Gaussians, k control points, t sampled times, s spherical harmonics, v views, f frames, c h
+w.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor
 from d2.files import write_text
 from d2.report.markup import data_uri, render
 
-TIMES_PER_FRAME = 32  # at which the page knows a motion's shares; between them it takes the straight line
+# at which the page knows a motion's shares; between them it takes the straight line
+TIMES_PER_FRAME = 32
 MAX_CELL = 160  # pixels of the longer side of an embedded cell
 
 
@@ -62,8 +65,9 @@ def write_asset_page(
     azimuth_rad: list[float],  # v
     elevation_rad: list[float],  # v
 ) -> None:
-    """Write the page. It takes the angles and the time in its address too: `#azimuth=…&elevation=…&time=…`, in radians
-    and frames. The file is replaced at once or not at all."""
+    """Write the page. It takes the angles and the time in its address too:
+    `#azimuth=…&elevation=…&time=…`, in radians and frames. The file is replaced at once or not at
+    all."""
     data = {
         "scene": {name: _packed(tensor) for name, tensor in scene._asdict().items()},
         "count": len(scene.means),
@@ -82,16 +86,22 @@ def write_asset_page(
 
 
 def link_asset(page: Path, href: str) -> None:
-    """A line under the heading of a page that leads to a scene's; nothing where there is no page, or it does so."""
+    """A line under the heading of a page that leads to a scene's; nothing where there is no page,
+    or it does so."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
-    line = f'<p><a href="{href}">The scene of moving Gaussians</a>: any angle at any time, beside the matrix.</p>'
+    line = (
+        f'<p><a href="{href}">The scene of moving Gaussians</a>: any angle at any time, beside the'
+        " matrix.</p>"
+    )
     if text and line not in text:
         write_text(page, text.replace("</h1>", f"</h1>\n{line}", 1))
 
 
 def _packed(tensor: Tensor) -> str:
     """float32, little-endian, base64."""
-    return base64.b64encode(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).decode()
+    return base64.b64encode(
+        tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
+    ).decode()
 
 
 def _cells(matrix: Tensor) -> dict[str, object]:
@@ -100,6 +110,18 @@ def _cells(matrix: Tensor) -> dict[str, object]:
     shrink = min(1.0, MAX_CELL / max(height, width))
     height, width = round(height * shrink), round(width * shrink)
     cells = matrix.detach().cpu().float().flatten(0, 1)
-    cells = cells if shrink == 1 else F.interpolate(cells, (height, width), mode="bilinear", antialias=True)
-    sheet = rearrange((cells.clamp(0, 1) * 255).round().to(torch.uint8), "(v f) c h w -> (v h) (f w) c", f=num_frames)
-    return {"image": data_uri(Image.fromarray(sheet.numpy()), "PNG"), "width": width, "height": height}
+    cells = (
+        cells
+        if shrink == 1
+        else F.interpolate(cells, (height, width), mode="bilinear", antialias=True)
+    )
+    sheet = rearrange(
+        (cells.clamp(0, 1) * 255).round().to(torch.uint8),
+        "(v f) c h w -> (v h) (f w) c",
+        f=num_frames,
+    )
+    return {
+        "image": data_uri(Image.fromarray(sheet.numpy()), "PNG"),
+        "width": width,
+        "height": height,
+    }

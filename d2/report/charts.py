@@ -1,7 +1,8 @@
-"""Small charts as SVG, one function for all of them: they need no library, follow a page's colours, and print.
+"""Small charts as SVG, one function for all of them: they need no library, follow a page's colours,
+and print.
 
-A variant is known by its number and its colour, the same in all charts of a page. A chart lies in a page as it is, and
-a sheet of them is a file of its own.
+A variant is known by its number and its colour, the same in all charts of a page. A chart lies in a
+page as it is, and a sheet of them is a file of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ NAME = 22  # letters of a variant's name that a ranking has room for
 LETTER = 6.2  # pixels of one
 SPREAD = 13  # pixels between points of the same cost, which would hide each other
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bdc", "#8c6bb1", "#7f7f7f")
-INK, SOFT, LINE = "var(--ink, #191b1f)", "var(--soft, #5c626d)", "var(--line, #e2e2dd)"  # of the page, or their own
+# of the page, or their own
+INK, SOFT, LINE = "var(--ink, #191b1f)", "var(--soft, #5c626d)", "var(--line, #e2e2dd)"
 
 
 class Point(NamedTuple):
-    """A variant with one figure: y at a cost x, and the bounds of y; those are NaN where there are none."""
+    """A variant with one figure: y at a cost x, and the bounds of y; those are NaN where there are
+    none."""
 
     number: int  # of the variant, from 1
     name: str
@@ -63,14 +66,24 @@ class Axis(NamedTuple):
         if self.names:
             return [float(index) for index in range(len(self.names))]
         if self.log:
-            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            powers = range(
+                math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1
+            )
             return [10.0**power for power in powers]
         step = nice(self.high - self.low)
-        return [k * step for k in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
+        return [
+            k * step
+            for k in range(
+                math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1
+            )
+        ]
 
     def labelled(self) -> list[dict[str, object]]:
         """Every tick's pixel and text."""
-        return [{"at": self(v), "label": self.names[int(v)] if self.names else f"{v:.6g}"} for v in self.ticks()]
+        return [
+            {"at": self(v), "label": self.names[int(v)] if self.names else f"{v:.6g}"}
+            for v in self.ticks()
+        ]
 
 
 class Mark(NamedTuple):
@@ -131,7 +144,7 @@ def chart(
     )
 
 
-# --- kinds of charts -------------------------------------------------------------------------------------------------
+# --- kinds of charts ------------------------------------------------------------------------------
 
 
 def scatter(
@@ -142,8 +155,11 @@ def scatter(
     badness: Callable[[float], float],  # of y: the less, the better
     ideal: float | None = None,  # a value of y to draw a line at
 ) -> Markup:
-    """Points with their intervals, and the front of those that no other beats in both y and cost x."""
-    ys = [v for p in points for v in (p.y, p.low, p.high) if math.isfinite(v)] + ([] if ideal is None else [ideal])
+    """Points with their intervals, and the front of those that no other beats in both y and cost
+    x."""
+    ys = [v for p in points for v in (p.y, p.low, p.high) if math.isfinite(v)] + (
+        [] if ideal is None else [ideal]
+    )
     x = Axis(*padded([0.0, *(p.x for p in points)]), LEFT, WIDTH - RIGHT)
     y = Axis(*padded(ys), HEIGHT - BOTTOM, TOP)
     guides = [] if ideal is None else [Guide("ideal", f"M{LEFT} {y(ideal)}H{WIDTH - RIGHT}", "2 4")]
@@ -159,7 +175,9 @@ def scatter(
         taken.append(left)
         bar = f"M{left} {y(p.low)}V{y(p.high)}" if math.isfinite(p.low) else ""
         said, label = f"{p.name}: {p.x:g}, {said_of(p)}", str(p.number)
-        marks.append(Mark("point", p.number, said, [(left, y(p.y))], 4, "", bar, label, left + 6, y(p.y) - 5))
+        marks.append(
+            Mark("point", p.number, said, [(left, y(p.y))], 4, "", bar, label, left + 6, y(p.y) - 5)
+        )
     return chart(title, marks, x, y, x_label=x_label, guides=guides)
 
 
@@ -171,7 +189,9 @@ def ranking(
     ideal: float | None = None,  # a value to draw a line at
 ) -> Markup:
     """Every variant's figure with its interval, one below the other."""
-    values = [v for p in points for v in (p.y, p.low, p.high) if math.isfinite(v)] + ([] if ideal is None else [ideal])
+    values = [v for p in points for v in (p.y, p.low, p.high) if math.isfinite(v)] + (
+        [] if ideal is None else [ideal]
+    )
     short = [name if len(name) <= NAME else f"{name[: NAME - 1]}…" for name in names]
     x = Axis(*padded(values), round(14 + LETTER * max(map(len, short))), WIDTH - RIGHT)
     y = Axis(-0.5, len(names) - 0.5, TOP, TOP + ROW * len(names), names=short)
@@ -180,12 +200,15 @@ def ranking(
     for p in points:
         row = y(p.number - 1)
         bar = f"M{x(p.low)} {row}H{x(p.high)}" if math.isfinite(p.low) else ""
-        marks.append(Mark("point", p.number, f"{p.name}: {said_of(p)}", [(x(p.y), row)], 4, "", bar))
+        marks.append(
+            Mark("point", p.number, f"{p.name}: {said_of(p)}", [(x(p.y), row)], 4, "", bar)
+        )
     return chart(title, marks, x, y, guides=guides)
 
 
 def lines(title: str, curves: Sequence[Curve], *, x_label: str) -> Markup:
-    """Curves over a logarithmic axis that falls from left to right, as noise does during sampling."""
+    """Curves over a logarithmic axis that falls from left to right, as noise does during
+    sampling."""
     xs = [px for c in curves for px, _ in c.points]
     ys = [py for c in curves for _, py in c.points]
     low, high = min(xs), max(xs)
@@ -196,26 +219,37 @@ def lines(title: str, curves: Sequence[Curve], *, x_label: str) -> Markup:
         dots = [(x(px), y(py)) for px, py in c.points]
         path = "M" + "L".join(f"{px} {py}" for px, py in dots)
         (label_x, label_y), label = dots[0], str(c.number) if len(curves) > 1 else ""
-        marks.append(Mark("curve", c.number, c.name, dots, 2.2, path, "", label, label_x + 3, label_y - 4))
+        marks.append(
+            Mark("curve", c.number, c.name, dots, 2.2, path, "", label, label_x + 3, label_y - 4)
+        )
     return chart(title, marks, x, y, x_label=x_label)
 
 
 def sheet(rankings: Sequence[Markup], num_variants: int) -> str:
     """Rankings of the same variants side by side, as an SVG file of its own on white."""
     height = TOP + ROW * num_variants + BOTTOM
-    places = [(index % ABREAST * WIDTH, index // ABREAST * height) for index in range(len(rankings))]
+    places = [
+        (index % ABREAST * WIDTH, index // ABREAST * height) for index in range(len(rankings))
+    ]
     width, height = WIDTH * min(len(rankings), ABREAST), height * -(-len(rankings) // ABREAST)
-    return render("sheet.svg", charts=list(zip(places, rankings, strict=True)), width=width, height=height) + "\n"
+    return (
+        render(
+            "sheet.svg", charts=list(zip(places, rankings, strict=True)), width=width, height=height
+        )
+        + "\n"
+    )
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of those that no other beats in both numbers, by the first: the less, the better."""
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: points[i]):
-        if math.isfinite(points[index][1]) and (not front or points[index][1] < points[front[-1]][1]):
+        if math.isfinite(points[index][1]) and (
+            not front or points[index][1] < points[front[-1]][1]
+        ):
             front.append(index)
     return front
 

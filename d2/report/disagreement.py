@@ -1,4 +1,5 @@
-"""How far two priors were from each other, in pictures: a curve over sigma and maps of the matrix."""
+"""How far two priors were from each other, in pictures: a curve over sigma and maps of the
+matrix."""
 
 from __future__ import annotations
 
@@ -19,12 +20,18 @@ def disagreement_figure(
     distance: Tensor,  # n v f, NaN where unknown
     input_view: int,
 ) -> dict[str, Any] | None:
-    """`curve`: the mean distance over the matrix against sigma, as SVG. `maps`: what a template draws of the cells.
+    """`curve`: the mean distance over the matrix against sigma, as SVG. `maps`: what a template
+    draws of the cells.
 
-    There is a map of the highest, the middle and the lowest third of the levels. None where nothing is known.
+    There is a map of the highest, the middle and the lowest third of the levels. None where nothing
+    is known.
     """
     distance = distance.cpu()
-    known = ~distance.flatten(1).isnan().all(dim=1) if distance.numel() else torch.zeros(0, dtype=torch.bool)
+    known = (
+        ~distance.flatten(1).isnan().all(dim=1)
+        if distance.numel()
+        else torch.zeros(0, dtype=torch.bool)
+    )
     if not known.any():
         return None
     sigma, distance = sigma.cpu()[known], distance[known].float()

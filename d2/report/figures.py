@@ -11,7 +11,10 @@ from d2.metrics.table import columns_of, is_ratio
 from d2.report.charts import Point, ranking, sheet
 from d2.report.page import Charts
 
-NOTE = "Means over scenes with their 95 % bootstrap intervals, none where a single scene has the figure."
+NOTE = (
+    "Means over scenes with their 95 % bootstrap intervals, none where a single scene has the"
+    " figure."
+)
 
 
 def rankings(found: Means) -> dict[str, Markup]:

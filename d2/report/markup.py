@@ -1,4 +1,5 @@
-"""What the offline pages are made of: Jinja2 templates, in which every text is escaped, and pictures as data URIs."""
+"""What the offline pages are made of: Jinja2 templates, in which every text is escaped, and
+pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def label(name: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A number in the digits that a reader compares; what is missing or not a number as a dash; text as it is."""
+    """A number in the digits that a reader compares; what is missing or not a number as a dash;
+    text as it is."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if not isinstance(value, float) or math.isinf(value):
@@ -47,7 +49,8 @@ def data_uri(image: Image.Image, kind: str) -> str:
     if kind == "PNG":
         image.save(buffer, "PNG", optimize=True)
     else:
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour: a prior's palette is judged here
+        # full colour: a prior's palette is judged here
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

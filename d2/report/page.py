@@ -1,8 +1,10 @@
-"""The offline pages: one scene's matrix to turn and play by hand, and the index of any set of figures.
+"""The offline pages: one scene's matrix to turn and play by hand, and the index of any set of
+figures.
 
-Axes: v views, f frames, h w; `matrix` means v f 3 h w, pixels in [0, 1]. A page is one file that asks the network for
-nothing: pictures travel as sprite atlases in data URIs. The look and the behaviour live in templates/, Jinja2's, in
-which every text is escaped; what is computed of figures comes as text, charts as SVG.
+Axes: v views, f frames, h w; `matrix` means v f 3 h w, pixels in [0, 1]. A page is one file that
+asks the network for nothing: pictures travel as sprite atlases in data URIs. The look and the
+behaviour live in templates/, Jinja2's, in which every text is escaped; what is computed of figures
+comes as text, charts as SVG.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from d2.report.charts import colour_of
 from d2.report.disagreement import disagreement_figure
 from d2.report.markup import JPEG_QUALITY, data_uri, render
 
-MAX_CELL = 256  # longest side of an embedded cell: 21 × 25 cells with their truth stay a page that a browser opens
+# longest side of an embedded cell: 21 × 25 cells with their truth stay a page that a browser opens
+MAX_CELL = 256
 MAX_THUMBNAIL = 128  # longest side of a cell of the index
 MAX_PNG_CELL = 128  # cells up to this size are embedded without loss, larger ones as JPEG
 MAX_GRID = 640  # longest side of an embedded grid
-ATLAS_WIDTH = 4096  # the widest texture that every browser, phones too, draws without scaling it down
+# the widest texture that every browser, phones too, draws without scaling it down
+ATLAS_WIDTH = 4096
 
 
 class Card(NamedTuple):
@@ -52,7 +56,8 @@ class Charts(NamedTuple):
     heading: str
     note: str
     drawn: Mapping[str, Markup]  # name -> svg
-    legend: Sequence[str] = ()  # the variants, in the order of their numbers; none where the charts name them
+    # the variants, in the order of their numbers; none where the charts name them
+    legend: Sequence[str] = ()
 
 
 class Picture(NamedTuple):
@@ -84,10 +89,12 @@ def write_scene_page(
     config: str,  # YAML
     disagreement: tuple[Tensor, Tensor] | None = None,  # sigma n, distance n v f
 ) -> None:
-    """Write the viewer of one matrix: drag across to change the view, up or down to change the time.
+    """Write the viewer of one matrix: drag across to change the view, up or down to change the
+    time.
 
-    With `truth`, the true picture and the absolute difference stand beside the sample. `metrics` also head the table of
-    `baselines`, where they have the same names. The file is replaced at once or not at all.
+    With `truth`, the true picture and the absolute difference stand beside the sample. `metrics`
+    also head the table of `baselines`, where they have the same names. The file is replaced at once
+    or not at all.
     """
     num_views, num_frames, _, height, width = sample.shape
     assert truth is None or truth.shape == sample.shape
@@ -103,12 +110,18 @@ def write_scene_page(
         "num_frames": num_frames,
         "fps": fps,
     }
-    facts = [f"{num_views} views × {num_frames} frames", f"{width} × {height} pixels", f"{fps:g} fps"]
+    facts = [
+        f"{num_views} views × {num_frames} frames",
+        f"{width} × {height} pixels",
+        f"{fps:g} fps",
+    ]
     if (atlas["width"], atlas["height"]) != (width, height):
         facts.append(f"shown at {atlas['width']} × {atlas['height']}")
     if atlas["format"] == "JPEG":
         facts.append(f"embedded as JPEG, quality {JPEG_QUALITY}")
-    shared = {name: value for name, value in metrics.items() if any(name in row for row in baselines)}
+    shared = {
+        name: value for name, value in metrics.items() if any(name in row for row in baselines)
+    }
     page = render(
         "scene.html",
         title=title,
@@ -116,7 +129,9 @@ def write_scene_page(
         scene=scene,
         metrics=metrics,
         baselines=[{"method": "this sample", **shared}, *baselines] if baselines else [],
-        disagreement=None if disagreement is None else disagreement_figure(*disagreement, input_view),
+        disagreement=(
+            None if disagreement is None else disagreement_figure(*disagreement, input_view)
+        ),
         config=config,
     )
     write_text(path, page)
@@ -133,7 +148,8 @@ def write_index_page(
     examples: Sequence[Example] = (),
     config: str,  # YAML
 ) -> None:
-    """Write the index of a run, a study or many: its scenes' orbiting thumbnails, then tables, charts and pictures.
+    """Write the index of a run, a study or many: its scenes' orbiting thumbnails, then tables,
+    charts and pictures.
 
     The file is replaced at once or not at all.
     """
@@ -161,17 +177,18 @@ def write_index_page(
     write_text(path, page)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def make_atlas(
     matrix: Tensor,  # v f 3 h w, in [0, 1]
     max_cell: int,
 ) -> dict[str, Any]:
-    """One image a view, as data URIs: its frames in raster order, `columns` to a line, `pitch` pixels apart.
+    """One image a view, as data URIs: its frames in raster order, `columns` to a line, `pitch`
+    pixels apart.
 
-    Cells longer than `max_cell` are scaled down. A JPEG's cells start on multiples of 8, the gap filled by their own
-    last row and column, so that no block of the code mixes two cells.
+    Cells longer than `max_cell` are scaled down. A JPEG's cells start on multiples of 8, the gap
+    filled by their own last row and column, so that no block of the code mixes two cells.
     """
     num_views, num_frames, _, height, width = matrix.shape
     shrink = min(1.0, max_cell / max(height, width))
@@ -182,18 +199,32 @@ def make_atlas(
     kind = "PNG" if lossless else "JPEG"
     images = []
     for row in matrix.detach().float().cpu():
-        cells = row if shrink == 1 else F.interpolate(row, (height, width), mode="bilinear", antialias=True)
+        cells = (
+            row
+            if shrink == 1
+            else F.interpolate(row, (height, width), mode="bilinear", antialias=True)
+        )
         cells = F.pad(cells, (0, pitch[0] - width, 0, pitch[1] - height), mode="replicate")
         cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, -num_frames % columns), value=1.0)
-        pixels = rearrange((cells.clamp(0, 1) * 255).round().byte(), "(y x) c h w -> (y h) (x w) c", x=columns)
+        pixels = rearrange(
+            (cells.clamp(0, 1) * 255).round().byte(), "(y x) c h w -> (y h) (x w) c", x=columns
+        )
         images.append(data_uri(Image.fromarray(pixels.numpy()), kind))
-    return {"images": images, "format": kind, "columns": columns, "pitch": pitch, "width": width, "height": height}
+    return {
+        "images": images,
+        "format": kind,
+        "columns": columns,
+        "pitch": pitch,
+        "width": width,
+        "height": height,
+    }
 
 
 def thumbnail(
     matrix: Tensor,  # v f 3 h w
 ) -> dict[str, Any]:
-    """A small atlas for the index: one turn around the scene while its clip runs once, as a matrix of one row."""
+    """A small atlas for the index: one turn around the scene while its clip runs once, as a matrix
+    of one row."""
     num_views, num_frames = matrix.shape[:2]
     steps = range(num_views)
     cells = matrix[list(steps), [step * num_frames // num_views for step in steps]]

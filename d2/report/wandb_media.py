@@ -25,7 +25,12 @@ def log_to_wandb(
             data = [[row[name] for name in columns] for row in table.rows]
             logged[f"report/{table.heading}"] = wandb.Table(columns=columns, data=data)
     for group in charts:
-        logged |= {f"report/{group.heading}/{name}": wandb.Html(drawn) for name, drawn in group.drawn.items()}
+        logged |= {
+            f"report/{group.heading}/{name}": wandb.Html(drawn)
+            for name, drawn in group.drawn.items()
+        }
     for one in examples:
-        logged[f"report/{one.heading}"] = [wandb.Image(shrunk(p.path), caption=p.caption) for p in one.pictures]
+        logged[f"report/{one.heading}"] = [
+            wandb.Image(shrunk(p.path), caption=p.caption) for p in one.pictures
+        ]
     run.log(logged)

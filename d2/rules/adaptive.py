@@ -14,15 +14,19 @@ from d2.sampling import Composition, Fields, Prediction, Step
 
 
 def adaptive(*, temperature: float = 1.0) -> Composition:
-    """The convex rule, its weights moved in every cell towards the prior that the neighbouring cells support.
+    """The convex rule, its weights moved in every cell towards the prior that the neighbouring
+    cells support.
 
-    A term's weight is multiplied by exp(−e / (temperature · ē)): e the mean square of its guided prediction minus the
-    mean of the convex result over the four neighbours, ē the mean of e over cells and terms of this evaluation, so that
-    a temperature means the same at every sigma. Infinite, it is the convex rule; towards 0 the better supported prior
-    alone. Weights by likeness to the neighbourhood are those of bilateral filters (Tomasi & Manduchi 1998).
+    A term's weight is multiplied by exp(−e / (temperature · ē)): e the mean square of its guided
+    prediction minus the mean of the convex result over the four neighbours, ē the mean of e over
+    cells and terms of this evaluation, so that a temperature means the same at every sigma.
+    Infinite, it is the convex rule; towards 0 the better supported prior alone. Weights by likeness
+    to the neighbourhood are those of bilateral filters (Tomasi & Manduchi 1998).
     """
     if not temperature > 0:
-        raise InputError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
+        raise InputError(
+            f"composition.temperature={temperature}: give a number above 0; inf for the convex rule"
+        )
     plain = linear(coefficients=convex)
 
     def combine(
@@ -34,10 +38,17 @@ def adaptive(*, temperature: float = 1.0) -> Composition:
         memory: dict[str, Any],
     ) -> tuple[Tensor, dict[str, Any]]:
         mean, memory = plain.combine(predictions, weights, scales, x, step, memory)
-        said = {name: guided(predictions[name], scales[name]) for name in weights if weights[name].any()}
+        said = {
+            name: guided(predictions[name], scales[name]) for name in weights if weights[name].any()
+        }
         terms = {name: denoised for name, denoised in said.items() if denoised is not None}
         support = neighbourhood(mean)
-        error = torch.stack([(denoised - support).square().mean(dim=(2, 3, 4)).double() for denoised in terms.values()])
+        error = torch.stack(
+            [
+                (denoised - support).square().mean(dim=(2, 3, 4)).double()
+                for denoised in terms.values()
+            ]
+        )
         weight = torch.stack([weights[name].to(error) for name in terms])
         shares = adapted(weight, error, temperature).to(x)
         return torch.einsum("kvf,kvfchw->vfchw", shares, torch.stack(list(terms.values()))), memory
@@ -50,7 +61,8 @@ def adapted(
     error: Tensor,  # k v f
     temperature: float,
 ) -> Tensor:  # k v f, summing to 1 over k
-    """Weights times exp(−error / (temperature · mean error)); errors of weight zero do not count."""
+    """Weights times exp(−error / (temperature · mean error)); errors of weight zero do not
+    count."""
     asked = (weight > 0).to(error)
     mean = (error * asked).sum() / asked.sum()
     return torch.softmax(weight.log() - error / (temperature * mean).clamp(min=1e-30), dim=0)
@@ -59,7 +71,8 @@ def adapted(
 def neighbourhood(
     matrix: Tensor,  # v f ...
 ) -> Tensor:  # v f ...
-    """The mean of the views beside a cell, around the ring, and of the frames before and after it, where there are."""
+    """The mean of the views beside a cell, around the ring, and of the frames before and after it,
+    where there are."""
     total = matrix.roll(1, dims=0) + matrix.roll(-1, dims=0)
     count = torch.full_like(total[:1, :, :1, :1, :1], 2)
     total[:, 1:] += matrix[:, :-1]

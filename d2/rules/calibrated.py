@@ -1,7 +1,9 @@
-"""Calibrated weights: for each level and each view's distance, the linear weights of the terms' halves that err least.
+"""Calibrated weights: for each level and each view's distance, the linear weights of the terms'
+halves that err least.
 
-With p the halves of a cell and x0 its truth, E|x0 − Σ w_k p_k|² = E x0² − 2 w·E[p x0] + w·E[p pᵀ] w: what is to be
-measured, once, on scenes whose truth is known, are these moments; the weights follow in closed form.
+With p the halves of a cell and x0 its truth, E|x0 − Σ w_k p_k|² = E x0² − 2 w·E[p x0] + w·E[p pᵀ]
+w: what is to be measured, once, on scenes whose truth is known, are these moments; the weights
+follow in closed form.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Grams(NamedTuple):
 
     halves: tuple[str, ...]  # k names: video.uncond, video.cond, multiview.uncond, …
     sigmas: Tensor  # s, ascending
-    turns: Tensor  # d, how far a view is from the input view, in turns of the ring, ascending from 0
+    # d, how far a view is from the input view, in turns of the ring, ascending from 0
+    turns: Tensor
     outer: Tensor  # s d k k, E[p pᵀ]
     with_truth: Tensor  # s d k, E[p x0]
     truth: Tensor  # s d, E[x0²]
@@ -46,16 +49,21 @@ class Table(NamedTuple):
     weights: Tensor  # s d k
 
 
-def fitted(*, file: Grams, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False) -> Composition:
-    """The composition calibrated by moments, which a configuration gives as a file; see `fit` for the numbers."""
+def fitted(
+    *, file: Grams, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
+) -> Composition:
+    """The composition calibrated by moments, which a configuration gives as a file; see `fit` for
+    the numbers."""
     return calibrated(table=fit(file, ridge=ridge, sum_to_one=sum_to_one, conditional=conditional))
 
 
 def calibrated(*, table: Table) -> Composition:
-    """The sum of the halves by a table's weights, linear in log σ and in the distance, constant beyond its ends.
+    """The sum of the halves by a table's weights, linear in log σ and in the distance, constant
+    beyond its ends.
 
-    The views are a ring of even steps that ends with the input view, as `camera_ring` makes it; weights and guidance
-    have no part in it. A term of the table that a run does not have is a ValueError, but for weights of zero.
+    The views are a ring of even steps that ends with the input view, as `camera_ring` makes it;
+    weights and guidance have no part in it. A term of the table that a run does not have is a
+    ValueError, but for weights of zero.
     """
 
     def combine(
@@ -71,7 +79,9 @@ def calibrated(*, table: Table) -> Composition:
         return rule.combine(predictions, weights, scales, x, step, memory)
 
     def needs(weights: Fields, scales: Fields) -> Needs:
-        at_all = coefficients(table._replace(weights=table.weights.abs()), 1.0, *next(iter(weights.values())).shape)
+        at_all = coefficients(
+            table._replace(weights=table.weights.abs()), 1.0, *next(iter(weights.values())).shape
+        )
         return {name: (uncond != 0, cond != 0) for name, (uncond, cond) in at_all.items()}
 
     return Composition(combine, needs)
@@ -85,7 +95,10 @@ def coefficients(table: Table, sigma: float, num_views: int, num_frames: int) ->
     cells = dict(zip(table.halves, of_views.T[:, :, None].expand(-1, -1, num_frames), strict=True))
     nothing = torch.zeros(num_views, num_frames, dtype=torch.float64)
     names = dict.fromkeys(half.split(".")[0] for half in table.halves)
-    return {name: (cells.get(f"{name}.uncond", nothing), cells.get(f"{name}.cond", nothing)) for name in names}
+    return {
+        name: (cells.get(f"{name}.uncond", nothing), cells.get(f"{name}.cond", nothing))
+        for name in names
+    }
 
 
 def between(
@@ -104,17 +117,20 @@ def between(
 
 
 def distances(num_views: int) -> Tensor:
-    """How far each view is from the input view, the last of an even ring, in turns from 0 to ½: v, float64."""
+    """How far each view is from the input view, the last of an even ring, in turns from 0 to ½: v,
+    float64."""
     steps = torch.arange(1, num_views + 1)
     return torch.minimum(steps, num_views - steps).double() / num_views
 
 
-def fit(grams: Grams, *, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False) -> Table:
+def fit(
+    grams: Grams, *, ridge: float = 1e-3, sum_to_one: bool = False, conditional: bool = False
+) -> Table:
     """The weights w that minimise E|x0 − w·p|² + ridge · e · |w − even|², of sum one where told.
 
-    `even` is half of each conditional half, to which a large ridge leads; e is the mean over the halves of their own
-    errors E|x0 − p|², so that the ridge means the same at every level. `conditional` leaves unconditional halves
-    out, and with them half of the network calls.
+    `even` is half of each conditional half, to which a large ridge leads; e is the mean over the
+    halves of their own errors E|x0 − p|², so that the ridge means the same at every level.
+    `conditional` leaves unconditional halves out, and with them half of the network calls.
     """
     if ridge < 0:
         raise InputError(f"composition.ridge={ridge}: give 0 or more")
@@ -201,7 +217,11 @@ def from_plain(found: Mapping[str, Any]) -> Grams:
     """Moments from what JSON holds of them; KeyError or ValueError if it is anything else."""
     if found["format"] != FORMAT:
         raise InputError(f"format={found['format']}: wanted {FORMAT!r}; calibrate anew")
-    tensors = {name: torch.tensor(found[name], dtype=torch.float64) for name in Grams._fields if name != "halves"}
+    tensors = {
+        name: torch.tensor(found[name], dtype=torch.float64)
+        for name in Grams._fields
+        if name != "halves"
+    }
     return Grams(halves=tuple(found["halves"]), **tensors)
 
 

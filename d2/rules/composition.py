@@ -2,8 +2,9 @@
 
     compose(predictions, weights, scales, x, step, memory) -> (denoised, memory)
 
-A linear rule is given by the coefficient of each half, (weights, scales) -> {term: (uncond v f, cond v f)}; `linear`
-makes the composition of it, which then evaluates a half only where its coefficient is not zero.
+A linear rule is given by the coefficient of each half, (weights, scales) -> {term: (uncond v f,
+cond v f)}; `linear` makes the composition of it, which then evaluates a half only where its
+coefficient is not zero.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from torch import Tensor
 
 from d2.errors import InputError
 from d2.rules.guidance import guided
-from d2.sampling import Combine, Composition, Fields, Needs, Prediction, State, Step, as_composition, wrapped
+from d2.sampling import (
+    Combine,
+    Composition,
+    Fields,
+    Needs,
+    Prediction,
+    State,
+    Step,
+    as_composition,
+    wrapped,
+)
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]  # term -> (of uncond, of cond): v f
 CoefficientRule = Callable[[Fields, Fields], Coefficients]
@@ -38,7 +49,8 @@ def linear(*, coefficients: CoefficientRule) -> Composition:
             if name not in predictions:
                 if any(factor.any() for factor in factors):
                     raise InputError(
-                        f"composition: the rule weighs a term {name}, and there is none; choose another rule"
+                        f"composition: the rule weighs a term {name}, and there is none; choose"
+                        " another rule"
                     )
                 continue
             for half, factor in zip(predictions[name], factors, strict=True):
@@ -53,11 +65,17 @@ def linear(*, coefficients: CoefficientRule) -> Composition:
 
 
 def convex(weights: Fields, scales: Fields, *, uncond: str = "default") -> Coefficients:
-    """The published rule: the weighted sum of the guided predictions (Diffusion², arXiv 2404.02148, eq. 9).
+    """The published rule: the weighted sum of the guided predictions (Diffusion², arXiv 2404.02148,
+    eq. 9).
 
-    With `uncond` video, multiview or mean, that unconditional result stands in for every prior's own.
+    With `uncond` video, multiview or mean, that unconditional result stands in for every prior's
+    own.
     """
-    shares = {"video": {"video": 1.0}, "multiview": {"multiview": 1.0}, "mean": {"video": 0.5, "multiview": 0.5}}
+    shares = {
+        "video": {"video": 1.0},
+        "multiview": {"multiview": 1.0},
+        "mean": {"video": 0.5, "multiview": 0.5},
+    }
     if uncond != "default" and uncond not in shares:
         raise InputError(f"composition.uncond={uncond}: choose default, video, multiview or mean")
     of_uncond = {name: weights[name] * (1 - scales[name]) for name in weights}
@@ -72,17 +90,24 @@ def inclusion_exclusion(
 ) -> Coefficients:
     """From the convex rule (alpha ½) to row + column − unary (alpha 1).
 
-    At even weights it is α(row + column) − (2α − 1) unary: what rows and columns both say of a cell counts twice in
-    their sum, and the term "unary", each cell by itself, takes it away (the Bethe form of DiffCollage, Zhang et al.
-    2023, arXiv 2303.17076, whose factors are rows and columns). Uneven weights fade out as alpha grows: a term
-    gets (2 − 2α)·weight + 2α − 1. Unbiased at alpha 1 where, given a cell, its row and its column are independent.
+    At even weights it is α(row + column) − (2α − 1) unary: what rows and columns both say of a cell
+    counts twice in their sum, and the term "unary", each cell by itself, takes it away (the Bethe
+    form of DiffCollage, Zhang et al. 2023, arXiv 2303.17076, whose factors are rows and columns).
+    Uneven weights fade out as alpha grows: a term gets (2 − 2α)·weight + 2α − 1. Unbiased at alpha
+    1 where, given a cell, its row and its column are independent.
     """
     if not 0.5 <= alpha <= 1:
-        raise InputError(f"composition.alpha={alpha}: give 0.5 (the convex rule) to 1 (row + column − unary)")
-    shares = {name: (2 - 2 * alpha) * weights[name] + (2 * alpha - 1) for name in ("video", "multiview")}
+        raise InputError(
+            f"composition.alpha={alpha}: give 0.5 (the convex rule) to 1 (row + column − unary)"
+        )
+    shares = {
+        name: (2 - 2 * alpha) * weights[name] + (2 * alpha - 1) for name in ("video", "multiview")
+    }
     shares["unary"] = torch.full_like(weights["video"], 1 - 2 * alpha)
     scales = {"unary": torch.full_like(weights["video"], unary_scale), **scales}
-    return {name: (share * (1 - scales[name]), share * scales[name]) for name, share in shares.items()}
+    return {
+        name: (share * (1 - scales[name]), share * scales[name]) for name, share in shares.items()
+    }
 
 
 def holding(
@@ -107,7 +132,10 @@ def holding(
             memory: dict[str, Any],
         ) -> tuple[Tensor, dict[str, Any]]:
             denoised, memory = combine(predictions, weights, scales, x, step, memory)
-            return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised), memory
+            return (
+                torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised),
+                memory,
+            )
 
         return held
 
@@ -124,13 +152,16 @@ def holding(
 def disagreement(
     state: State,
 ) -> Tensor | None:  # v f
-    """Root mean square of what rows and columns, each under its guidance, say of a cell: 0 where they agree.
+    """Root mean square of what rows and columns, each under its guidance, say of a cell: 0 where
+    they agree.
 
     NaN where the rule does not weigh both; None where not both are terms.
     """
     if not {"video", "multiview"} <= state.predictions.keys() & state.weights.keys():
         return None
-    row, column = (guided(state.predictions[name], state.scales[name]) for name in ("video", "multiview"))
+    row, column = (
+        guided(state.predictions[name], state.scales[name]) for name in ("video", "multiview")
+    )
     asked = (state.weights["video"] != 0) & (state.weights["multiview"] != 0)
     if row is None or column is None:
         return None

@@ -1,4 +1,5 @@
-"""Low frequencies from one prior, high frequencies from the other, along a chosen axis of the matrix."""
+"""Low frequencies from one prior, high frequencies from the other, along a chosen axis of the
+matrix."""
 
 from __future__ import annotations
 
@@ -29,18 +30,23 @@ def frequency_split(
     kind: str = "butterworth",
     order: int = 2,
 ) -> Composition:
-    """The guided prediction of the term `low` where frequencies are low, that of the other where they are high.
+    """The guided prediction of the term `low` where frequencies are low, that of the other where
+    they are high.
 
-    `along` space (h and w of the latents), views (around the ring) or frames (mirrored at their ends); `cutoff` in
-    cycles per sample, half a cycle being the highest. The weights have no part in it. The filter is that of FreeInit
-    (arXiv 2312.07537), here between two estimates instead of an estimate and noise; nobody is known to have tried it.
+    `along` space (h and w of the latents), views (around the ring) or frames (mirrored at their
+    ends); `cutoff` in cycles per sample, half a cycle being the highest. The weights have no part
+    in it. The filter is that of FreeInit (arXiv 2312.07537), here between two estimates instead of
+    an estimate and noise; nobody is known to have tried it.
     """
     if low not in OTHER or along not in PATTERNS:
-        raise InputError(f"composition.low={low}, along={along}: choose video or multiview, and space, views or frames")
+        raise InputError(
+            f"composition.low={low}, along={along}: choose video or multiview, and space, views or"
+            " frames"
+        )
     if kind not in ("butterworth", "gaussian") or cutoff <= 0 or order < 1:
         raise InputError(
-            f"composition.kind={kind}, cutoff={cutoff}, order={order}: "
-            "choose butterworth or gaussian, a cutoff above 0 (cycles per sample) and an order of 1 or more"
+            f"composition.kind={kind}, cutoff={cutoff}, order={order}: choose butterworth or"
+            " gaussian, a cutoff above 0 (cycles per sample) and an order of 1 or more"
         )
 
     def combine(
@@ -82,7 +88,8 @@ def split(
 
 
 def low_frequencies(sizes: tuple[int, ...], cutoff: float, kind: str, order: int) -> Tensor:
-    """How much of each frequency is low: float64, as torch.fft.fftn lays them out; 1 at 0, ½ or e^-½ at the cutoff."""
+    """How much of each frequency is low: float64, as torch.fft.fftn lays them out; 1 at 0, ½ or
+    e^-½ at the cutoff."""
     axes = [torch.fft.fftfreq(size, dtype=torch.float64) for size in sizes]
     square = sum(f.square() for f in torch.meshgrid(*axes, indexing="ij")) / cutoff**2
     assert isinstance(square, Tensor)

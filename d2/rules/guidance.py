@@ -1,6 +1,7 @@
 """Classifier-free guidance scales: (step, cameras, num_frames) -> {term: v f}, float64.
 
-A term's result is u + scale · (c − u) (Ho & Salimans 2022, arXiv 2207.12598); scale 1 is the conditional alone.
+A term's result is u + scale · (c − u) (Ho & Salimans 2022, arXiv 2207.12598); scale 1 is the
+conditional alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from torch import Tensor
 
 from d2.errors import InputError
 from d2.matrix import Cameras
-from d2.sampling import Combine, Composition, Fields, Needs, Prediction, Schedule, Step, as_composition, wrapped
+from d2.sampling import (
+    Combine,
+    Composition,
+    Fields,
+    Needs,
+    Prediction,
+    Schedule,
+    Step,
+    as_composition,
+    wrapped,
+)
 
 Curve = Callable[[int], Tensor]
 
@@ -27,12 +38,16 @@ def per_term(
     multiview: Curve,
     video_warmup: bool = False,
 ) -> Fields:
-    """A curve along each term's sequences; with `video_warmup` the video scale grows from 1 over the steps."""
+    """A curve along each term's sequences; with `video_warmup` the video scale grows from 1 over
+    the steps."""
     along_frames, along_views = video(num_frames), multiview(cameras.num_views)
     if video_warmup:
         along_frames = 1 + (along_frames - 1) * step.progress
     shape = (cameras.num_views, num_frames)
-    return {"video": along_frames[None, :].expand(shape), "multiview": along_views[:, None].expand(shape)}
+    return {
+        "video": along_frames[None, :].expand(shape),
+        "multiview": along_views[:, None].expand(shape),
+    }
 
 
 def constant(length: int, *, scale: float) -> Tensor:
@@ -41,7 +56,8 @@ def constant(length: int, *, scale: float) -> Tensor:
 
 
 def linear(length: int, *, first: float = 1.5, last: float = 3.0) -> Tensor:
-    """From `first` to `last` along the sequence; SVD's own (arXiv 2311.15127) is 1.5 to 3 over the frames."""
+    """From `first` to `last` along the sequence; SVD's own (arXiv 2311.15127) is 1.5 to 3 over the
+    frames."""
     return torch.linspace(first, last, length, dtype=torch.float64)
 
 
@@ -53,7 +69,8 @@ def triangle(
     periods: tuple[float, ...] = (1.0,),
     fuse: str = "max",
 ) -> Tensor:
-    """Triangle waves from `low` up to `high` and back over each period (in units of the sequence), fused into one.
+    """Triangle waves from `low` up to `high` and back over each period (in units of the sequence),
+    fused into one.
 
     SV3D_u's own (arXiv 2403.12008) rises from 1 at the input view to 2.5 behind the object.
     """
@@ -74,7 +91,8 @@ def interval(
     sigma_low: float = 0.0,
     sigma_high: float,
 ) -> Fields:
-    """A schedule's scales between two levels, 1 outside: no unconditional half there (arXiv 2404.07724)."""
+    """A schedule's scales between two levels, 1 outside: no unconditional half there (arXiv
+    2404.07724)."""
     scales = schedule(step, cameras, num_frames)
     if sigma_low <= step.sigma <= sigma_high:
         return scales
@@ -98,9 +116,11 @@ def guided_needs(scales: Fields, *, names: Iterable[str]) -> Needs:
 
 
 def rescaled(*, compose: Composition | Combine, share: float = 0.7) -> Composition:
-    """A linear composition whose guided results get the spread of their conditional halves (arXiv 2305.08891, 3.4).
+    """A linear composition whose guided results get the spread of their conditional halves (arXiv
+    2305.08891, 3.4).
 
-    Both halves of a cell are multiplied by share·std(cond)/std(guided) + 1 − share, standard deviations over c h w.
+    Both halves of a cell are multiplied by share·std(cond)/std(guided) + 1 − share, standard
+    deviations over c h w.
     """
 
     def spread(x: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
-"""Nested terms: one prior is evaluated on the other's answer, and the joint denoiser found as a linear system.
+"""Nested terms: one prior is evaluated on the other's answer, and the joint denoiser found as a
+linear system.
 
-At x of level σ let R and C be the derivatives of what rows and columns say (σ² times a Jacobian is the covariance that
-a prior leaves of its sequences), and u = w / (w + σ²) that of a cell of variance w by itself. Where views and frames
-covary separately, Σ = A ⊗ B with cells of variance w, the joint denoiser J is the solution of
+At x of level σ let R and C be the derivatives of what rows and columns say (σ² times a Jacobian is
+the covariance that a prior leaves of its sequences), and u = w / (w + σ²) that of a cell of
+variance w by itself. Where views and frames covary separately, Σ = A ⊗ B with cells of variance w,
+the joint denoiser J is the solution of
 
     M J = (1 − u) R C,   M = R C + u (1 − R − C),
 
-which no weighted sum of R, C and u is, but a few steps of a Krylov method find. docs/rules.md derives it, and says
-what becomes of means and conditions. A network is only asked about inputs of its own level: R d is the difference
-quotient (D(x + ε d) − D(x)) / ε, where ε d is a share of the noise that x has.
+which no weighted sum of R, C and u is, but a few steps of a Krylov method find. docs/rules.md
+derives it, and says what becomes of means and conditions. A network is only asked about inputs of
+its own level: R d is the difference quotient (D(x + ε d) − D(x)) / ε, where ε d is a share of the
+noise that x has.
 """
 
 from __future__ import annotations
@@ -40,19 +43,21 @@ def nested(
 ) -> Composition:
     """The joint denoiser of rows and columns by `steps` of a Krylov method, from the rows' answer.
 
-    A step evaluates rows and columns once more, and the first residual does too: steps + 2 evaluations in all. `keep`
-    is how many directions a step is made conjugate to: none of them is Richardson's iteration with the step length
-    that leaves the least residual, all of them (None) is GCR, on a symmetric system the conjugate residual method.
-    `reach` is the standard deviation of ε d in units of σ. `cell_variance` is that of a latent under no condition.
-    Below `sigma_low` it is the convex rule, whose weights have no other part in it.
+    A step evaluates rows and columns once more, and the first residual does too: steps + 2
+    evaluations in all. `keep` is how many directions a step is made conjugate to: none of them is
+    Richardson's iteration with the step length that leaves the least residual, all of them (None)
+    is GCR, on a symmetric system the conjugate residual method. `reach` is the standard deviation
+    of ε d in units of σ. `cell_variance` is that of a latent under no condition. Below `sigma_low`
+    it is the convex rule, whose weights have no other part in it.
 
-    With `unary` the term "unary", told what rows and columns are both told, tells them apart where their means differ
-    (see docs/rules.md); it costs an evaluation of columns and two of cells more. Without it both means count half.
+    With `unary` the term "unary", told what rows and columns are both told, tells them apart where
+    their means differ (see docs/rules.md); it costs an evaluation of columns and two of cells more.
+    Without it both means count half.
     """
     if steps < 1 or not reach > 0 or not cell_variance > 0 or (keep is not None and keep < 0):
         raise InputError(
-            f"composition.steps={steps}, keep={keep}, reach={reach}, cell_variance={cell_variance}: give steps ≥ 1, "
-            "keep ≥ 0 or null, and a reach and a variance above 0"
+            f"composition.steps={steps}, keep={keep}, reach={reach}, cell_variance={cell_variance}:"
+            " give steps ≥ 1, keep ≥ 0 or null, and a reach and a variance above 0"
         )
     plain = linear(coefficients=convex)
 
@@ -70,7 +75,11 @@ def nested(
             said = {name: answer(name, predictions[name], scales) for name in names}
 
             def derivative(name: str, d: Tensor) -> Tensor:
-                share = reach * step.sigma / d.square().mean().sqrt().clamp(min=torch.finfo(d.dtype).tiny)
+                share = (
+                    reach
+                    * step.sigma
+                    / d.square().mean().sqrt().clamp(min=torch.finfo(d.dtype).tiny)
+                )
                 return (answer(name, ask(name, x + share * d), scales) - said[name]) / share
 
             of = {name: partial(derivative, name) for name in names}
@@ -112,10 +121,11 @@ def beginning(
     of: dict[str, Operator],  # term -> the derivative of what it says
     u: float,
 ) -> tuple[Tensor, Tensor]:
-    """Where the solution d = y − x starts, at the rows' answer, and −u (1 − R)(1 − C)(x − μ) − M d: matrices.
+    """Where the solution d = y − x starts, at the rows' answer, and −u (1 − R)(1 − C)(x − μ) − M d:
+    matrices.
 
-    (1 − R)(x − μ) is x − a with the mean of the rows, (1 − C)(x − μ) is x − b with the columns'; μ is half of both, or
-    their sum without that of the unary term.
+    (1 − R)(x − μ) is x − a with the mean of the rows, (1 − C)(x − μ) is x − b with the columns'; μ
+    is half of both, or their sum without that of the unary term.
     """
     rows, columns = said["video"], said["multiview"]
     start = rows - x
@@ -136,7 +146,8 @@ def krylov(
     steps: int,
     keep: int | None,
 ) -> Tensor:  # matrix
-    """The solution of apply(d) = residual by GCR (Eisenstat, Elman & Schultz 1983), orthogonal to `keep` before."""
+    """The solution of apply(d) = residual by GCR (Eisenstat, Elman & Schultz 1983), orthogonal to
+    `keep` before."""
     d, least = torch.zeros_like(residual), torch.finfo(residual.dtype).tiny
     known: list[tuple[Tensor, Tensor]] = []
     for _ in range(steps):

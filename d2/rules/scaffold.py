@@ -1,8 +1,10 @@
-"""Scaffold, then detail: a first pass agrees on what is coarse, and a second, from noise in the middle, does the rest.
+"""Scaffold, then detail: a first pass agrees on what is coarse, and a second, from noise in the
+middle, does the rest.
 
-Two passes of the levels, in the manner of arXiv 2606.00837 and of SDEdit (2108.01073): few steps of the joint rule,
-whose estimates may be low-passed, then noise of standard deviation `level`, and from there one prior alone, or both
-without guidance. The passes are told apart by the step's `repeat`; a plan without repeats has but the last.
+Two passes of the levels, in the manner of arXiv 2606.00837 and of SDEdit (2108.01073): few steps of
+the joint rule, whose estimates may be low-passed, then noise of standard deviation `level`, and
+from there one prior alone, or both without guidance. The passes are told apart by the step's
+`repeat`; a plan without repeats has but the last.
 """
 
 from __future__ import annotations
@@ -34,15 +36,17 @@ FINISHERS = ("video", "multiview", "both")
 
 
 def plan(sigmas: Sequence[float], *, level: float = 2.0, steps: int = 6) -> list[Step]:
-    """`steps` levels down to level/2 and the estimate there, noised to `level`; then `level` and the sigmas below it.
+    """`steps` levels down to level/2 and the estimate there, noised to `level`; then `level` and
+    the sigmas below it.
 
-    The estimate at s' = (level/2)² lacks the variance that it does not know: of a mode of variance λ, under the exact
-    denoiser, λs'/(λ + s'), which is at most a ninth of what x has at `level` (at λ = level²/2).
+    The estimate at s' = (level/2)² lacks the variance that it does not know: of a mode of variance
+    λ, under the exact denoiser, λs'/(λ + s'), which is at most a ninth of what x has at `level` (at
+    λ = level²/2).
     """
     if steps < 1 or not 0 < level < sigmas[0]:
         raise InputError(
-            f"renoise.level={level}, steps={steps}: give steps ≥ 1 and a level above 0, below sampler.sigma_max "
-            f"({sigmas[0]:.4g})"
+            f"renoise.level={level}, steps={steps}: give steps ≥ 1 and a level above 0, below"
+            f" sampler.sigma_max ({sigmas[0]:.4g})"
         )
     first = karras_sigmas(steps, sigma_min=END * level, sigma_max=sigmas[0])
     last = [level, *(sigma for sigma in sigmas if sigma < level)]
@@ -58,8 +62,11 @@ def is_last_pass(step: Step) -> bool:
     return step.repeat + 1 == step.num_repeats
 
 
-def finished(step: Step, cameras: Cameras, num_frames: int, *, schedule: Schedule, by: str = "multiview") -> Fields:
-    """Weights: a schedule's, but in the last pass those of one prior alone; the schedule's to the end with by=both."""
+def finished(
+    step: Step, cameras: Cameras, num_frames: int, *, schedule: Schedule, by: str = "multiview"
+) -> Fields:
+    """Weights: a schedule's, but in the last pass those of one prior alone; the schedule's to the
+    end with by=both."""
     if by not in FINISHERS:
         raise InputError(f"weights.by={by}: choose {', '.join(FINISHERS)}")
     if by == "both" or not is_last_pass(step):
@@ -68,20 +75,29 @@ def finished(step: Step, cameras: Cameras, num_frames: int, *, schedule: Schedul
 
 
 def guided_first(step: Step, cameras: Cameras, num_frames: int, *, schedule: Schedule) -> Fields:
-    """Guidance: a schedule's scales, and none in the last pass, which then evaluates conditional halves alone."""
+    """Guidance: a schedule's scales, and none in the last pass, which then evaluates conditional
+    halves alone."""
     scales = schedule(step, cameras, num_frames)
-    return {name: torch.ones_like(scale) for name, scale in scales.items()} if is_last_pass(step) else scales
+    return (
+        {name: torch.ones_like(scale) for name, scale in scales.items()}
+        if is_last_pass(step)
+        else scales
+    )
 
 
-def coarse(*, compose: Composition | Combine, strength: float = 1.0, cutoff: float = 0.125) -> Composition:
-    """A composition whose estimates lose a share `strength` of their high frequencies in all passes but the last.
+def coarse(
+    *, compose: Composition | Combine, strength: float = 1.0, cutoff: float = 0.125
+) -> Composition:
+    """A composition whose estimates lose a share `strength` of their high frequencies in all passes
+    but the last.
 
-    The filter is Butterworth's of second order over h and w of the latents; `cutoff` is in cycles per sample. At
-    strength 0 it is the composition itself.
+    The filter is Butterworth's of second order over h and w of the latents; `cutoff` is in cycles
+    per sample. At strength 0 it is the composition itself.
     """
     if not 0 <= strength <= 1 or not cutoff > 0:
         raise InputError(
-            f"composition.strength={strength}, cutoff={cutoff}: give a strength from 0 to 1 and a cutoff above 0"
+            f"composition.strength={strength}, cutoff={cutoff}: give a strength from 0 to 1 and a"
+            " cutoff above 0"
         )
 
     def filtering(combine: Combine) -> Combine:
@@ -96,7 +112,9 @@ def coarse(*, compose: Composition | Combine, strength: float = 1.0, cutoff: flo
             denoised, memory = combine(predictions, weights, scales, x, step, memory)
             if strength == 0 or is_last_pass(step):
                 return denoised, memory
-            low = low_frequencies((denoised.shape[-2], denoised.shape[-1]), cutoff, "butterworth", 2).to(denoised)
+            low = low_frequencies(
+                (denoised.shape[-2], denoised.shape[-1]), cutoff, "butterworth", 2
+            ).to(denoised)
             spectrum = torch.fft.fft2(denoised) * (1 - strength * (1 - low))
             return torch.fft.ifft2(spectrum).real, memory
 

@@ -21,7 +21,8 @@ def heun(
     step: Step,
     memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Euler's step, done again with the mean of the slopes at its two ends (arXiv 2206.00364, algorithm 1).
+    """Euler's step, done again with the mean of the slopes at its two ends (arXiv 2206.00364,
+    algorithm 1).
 
     Second order for two evaluations; the step to zero, where there is no slope, takes one.
     """
@@ -40,19 +41,28 @@ def dpmpp_2m(
     step: Step,
     memory: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order for one evaluation.
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order for one
+    evaluation.
 
-    In λ = −log σ the step for a constant D is exact, x_next = r·x + (1 − r)·D with r = σ_next/σ; D is taken from the
-    line through its last two values at the middle of the step. A value from before x was renoised is not used, nor one
-    of the same level, through which there is no line.
+    In λ = −log σ the step for a constant D is exact, x_next = r·x + (1 − r)·D with r = σ_next/σ; D
+    is taken from the line through its last two values at the middle of the step. A value from
+    before x was renoised is not used, nor one of the same level, through which there is no line.
     """
     denoised = evaluate(x, step)
     middle = denoised
     above = memory.get("sigma", 0.0)
-    if above > step.sigma == memory.get("sigma_next") and not step.noise_before and step.sigma_next > 0:
+    if (
+        above > step.sigma == memory.get("sigma_next")
+        and not step.noise_before
+        and step.sigma_next > 0
+    ):
         ahead = math.log(step.sigma / step.sigma_next)
         behind = math.log(above / step.sigma)
         middle = denoised + (denoised - memory["denoised"]) * ahead / (2 * behind)
     r = step.sigma_next / step.sigma
-    left = {} if step.noise_after else {"denoised": denoised, "sigma": step.sigma, "sigma_next": step.sigma_next}
+    left = (
+        {}
+        if step.noise_after
+        else {"denoised": denoised, "sigma": step.sigma, "sigma_next": step.sigma_next}
+    )
     return r * x + (1 - r) * middle, left

@@ -1,17 +1,21 @@
-"""Superposition of two densities over the whole matrix, either or both (SuperDiff, Skreta et al., arXiv 2412.17762).
+"""Superposition of two densities over the whole matrix, either or both (SuperDiff, Skreta et al.,
+arXiv 2412.17762).
 
-The rows make a density of the matrix, the product of the video prior's over all rows; the columns make another. Their
-logarithms are followed along the trajectory without a divergence, for no network call more. Guided predictions stand
-for scores as if guidance made a density of its own.
+The rows make a density of the matrix, the product of the video prior's over all rows; the columns
+make another. Their logarithms are followed along the trajectory without a divergence, for no
+network call more. Guided predictions stand for scores as if guidance made a density of its own.
 
-From x at σ to x' at σ', with s, s' the scores D − x over σ², δ = x' − x and τ = σ² − σ'², the heat equation gives
+From x at σ to x' at σ', with s, s' the scores D − x over σ², δ = x' − x and τ = σ² − σ'², the heat
+equation gives
 
-    log p'(x') − log p(x) = ½⟨s + s', δ⟩ − ½τ(|s|² + Δ log p),        ½n Δ log p = ½⟨s' − s, δ⟩ on average,
+    log p'(x') − log p(x) = ½⟨s + s', δ⟩ − ½τ(|s|² + Δ log p),        ½n Δ log p = ½⟨s' − s, δ⟩ on
+    average,
 
-where n is the variance of the noise in δ: noise measures the Laplacian by itself. At n = τ, the reverse SDE, this is
-the Itô estimator of the paper. So a plan must add noise between any two levels, by churn for example; a level that is
-reached again by noise alone (τ = 0) needs no Laplacian. A solver's further evaluations within a step use the shares of
-its first and are no points of the chain; what memory keeps is x and both scores of a step's first evaluation.
+where n is the variance of the noise in δ: noise measures the Laplacian by itself. At n = τ, the
+reverse SDE, this is the Itô estimator of the paper. So a plan must add noise between any two
+levels, by churn for example; a level that is reached again by noise alone (τ = 0) needs no
+Laplacian. A solver's further evaluations within a step use the shares of its first and are no
+points of the chain; what memory keeps is x and both scores of a step's first evaluation.
 """
 
 from __future__ import annotations
@@ -37,20 +41,27 @@ class Point(NamedTuple):
     step: Step
     x: Tensor  # matrix
     scores: dict[str, Tensor]  # term -> matrix
-    logs: dict[str, Tensor]  # term -> log density, a float64 number, from 0 at the first step: there both are the same
+    # term -> log density, a float64 number, from 0 at the first step: there both are the same
+    logs: dict[str, Tensor]
     share: Tensor  # v f, of the video prior
 
 
 def logical_or(*, temperature: float = 1.0) -> Composition:
-    """Samples of one density or of the other (arXiv 2412.17762, OR): shares as weight · density^(1/temperature).
+    """Samples of one density or of the other (arXiv 2412.17762, OR): shares as weight ·
+    density^(1/temperature).
 
-    At temperature 1 and weights w that are the same in all cells this is the score of the mixture w · rows +
-    (1 − w) · columns; infinite, it is the convex rule. In many dimensions one of the two soon takes everything.
+    At temperature 1 and weights w that are the same in all cells this is the score of the mixture w
+    · rows + (1 − w) · columns; infinite, it is the convex rule. In many dimensions one of the two
+    soon takes everything.
     """
     if not temperature > 0:
-        raise InputError(f"composition.temperature={temperature}: give a number above 0; inf for the convex rule")
+        raise InputError(
+            f"composition.temperature={temperature}: give a number above 0; inf for the convex rule"
+        )
 
-    def share(denoised: dict[str, Tensor], weights: Fields, logs: dict[str, Tensor], step: Step) -> Tensor:
+    def share(
+        denoised: dict[str, Tensor], weights: Fields, logs: dict[str, Tensor], step: Step
+    ) -> Tensor:
         odds = (logs["video"] - logs["multiview"]) / temperature
         return torch.sigmoid((weights["video"].log() - weights["multiview"].log()).to(odds) + odds)
 
@@ -58,22 +69,29 @@ def logical_or(*, temperature: float = 1.0) -> Composition:
 
 
 def logical_and(*, reach: float = math.inf) -> Composition:
-    """Samples equally likely under both densities (arXiv 2412.17762, AND): the convex rule with a shift of all weights.
+    """Samples equally likely under both densities (arXiv 2412.17762, AND): the convex rule with a
+    shift of all weights.
 
-    The shift is what makes both logarithms equal after the step, on average over its noise, if the step is one of the
-    reverse SDE; where it is not, the next one mends what is left. Whatever weights are the same in all cells, they end
-    up at ½ − (log rows − log columns) / (τ |difference of scores|²). `reach` bounds the shift; 0 is the convex rule.
+    The shift is what makes both logarithms equal after the step, on average over its noise, if the
+    step is one of the reverse SDE; where it is not, the next one mends what is left. Whatever
+    weights are the same in all cells, they end up at ½ − (log rows − log columns) / (τ |difference
+    of scores|²). `reach` bounds the shift; 0 is the convex rule.
     """
     if not reach >= 0:
         raise InputError(f"composition.reach={reach}: give 0 (the convex rule) to inf (no bound)")
 
-    def share(denoised: dict[str, Tensor], weights: Fields, logs: dict[str, Tensor], step: Step) -> Tensor:
+    def share(
+        denoised: dict[str, Tensor], weights: Fields, logs: dict[str, Tensor], step: Step
+    ) -> Tensor:
         square = (denoised["video"] - denoised["multiview"]).double().square().sum(dim=(2, 3, 4))
         given = weights["video"].to(square)
         to_even = ((0.5 - given) * square).sum()
-        gap = (logs["video"] - logs["multiview"]) * step.sigma**2 / (1 - step.sigma_next / step.sigma)
+        gap = (
+            (logs["video"] - logs["multiview"]) * step.sigma**2 / (1 - step.sigma_next / step.sigma)
+        )
         shift = (to_even - gap) / square.sum()
-        return given + shift.nan_to_num(0.0).clamp(-reach, reach)  # not a number where both say the same
+        # not a number where both say the same
+        return given + shift.nan_to_num(0.0).clamp(-reach, reach)
 
     return superposed(share=share)
 
@@ -139,8 +157,9 @@ def log_densities(
 
 def no_noise(above: float, below: float) -> str:
     return (
-        f"renoise: no noise is added between levels {above:.4g} and {below:.4g}, without which log densities are "
-        "unknown; take renoise=churn renoise.sigma_low=0 renoise.sigma_high=inf, or another composition"
+        f"renoise: no noise is added between levels {above:.4g} and {below:.4g}, without which log"
+        " densities are unknown; take renoise=churn renoise.sigma_low=0 renoise.sigma_high=inf, or"
+        " another composition"
     )
 
 

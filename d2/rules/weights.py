@@ -1,6 +1,8 @@
-"""Weights of the terms in every cell: (step, cameras, num_frames) -> {term: v f}, float64, summing to 1 in a cell.
+"""Weights of the terms in every cell: (step, cameras, num_frames) -> {term: v f}, float64, summing
+to 1 in a cell.
 
-`s` is the weight of the multi-view prior at the cells that a view's profile leaves free (Diffusion², eq. 12-13).
+`s` is the weight of the multi-view prior at the cells that a view's profile leaves free
+(Diffusion², eq. 12-13).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def scheduled(
     profile: Profile,
     video_only_from: float = math.inf,
 ) -> Fields:
-    """The published weights (arXiv 2404.02148, eq. 12-13): multi-view gets 1 − e + e·s, with e of the view profile.
+    """The published weights (arXiv 2404.02148, eq. 12-13): multi-view gets 1 − e + e·s, with e of
+    the view profile.
 
     Video gets the rest, e·(1 − s), and where the progress is above `video_only_from`, everything.
     """
@@ -42,7 +45,9 @@ def alone(step: Step, cameras: Cameras, num_frames: int, *, term: str) -> Fields
     if term not in ("video", "multiview"):
         raise InputError(f"weights.term={term}: choose video or multiview")
     ones = torch.ones(cameras.num_views, num_frames, dtype=torch.float64)
-    return {name: ones if name == term else torch.zeros_like(ones) for name in ("video", "multiview")}
+    return {
+        name: ones if name == term else torch.zeros_like(ones) for name in ("video", "multiview")
+    }
 
 
 def constant(step: Step, *, scale: float = 0.6) -> float:
@@ -60,13 +65,16 @@ def cosine(step: Step, *, low: float = 0.0, high: float = 1.0) -> float:
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * step.progress))
 
 
-def logistic(step: Step, *, low: float = 0.0, high: float = 1.0, middle: float = 0.6, steepness: float = 15.0) -> float:
+def logistic(
+    step: Step, *, low: float = 0.0, high: float = 1.0, middle: float = 0.6, steepness: float = 15.0
+) -> float:
     """A logistic curve falling through its middle at progress `middle`."""
     return low + (high - low) * 0.5 * (1 - math.tanh(0.5 * steepness * (step.progress - middle)))
 
 
 def side_views(cameras: Cameras, *, depth: float = 0.75) -> Tensor:
-    """1 − depth · sin²(azimuth): front and back are free, side views lean on the multi-view prior: v."""
+    """1 − depth · sin²(azimuth): front and back are free, side views lean on the multi-view prior:
+    v."""
     return 1 - depth * cameras.azimuth_rad.sin().square()
 
 
@@ -79,19 +87,21 @@ def listed(cameras: Cameras, *, values: Sequence[float]) -> Tensor:
     """An explicit list, one number a view: v."""
     if len(values) != cameras.num_views:
         raise InputError(
-            f"weights.profile.values={list(values)}: {len(values)} numbers for matrix.num_views={cameras.num_views}; "
-            "give one a view"
+            f"weights.profile.values={list(values)}: {len(values)} numbers for"
+            f" matrix.num_views={cameras.num_views}; give one a view"
         )
     return torch.tensor(list(values), dtype=torch.float64)
 
 
 def alternating(step: Step, cameras: Cameras, num_frames: int, *, first: str = "video") -> Fields:
-    """The terms in turn, one an evaluation: rows at even ones, columns at odd ones, or `first` the other way round.
+    """The terms in turn, one an evaluation: rows at even ones, columns at odd ones, or `first` the
+    other way round.
 
-    Only the prior whose turn it is is evaluated, so that an evaluation costs half; made for plans that return exactly
-    to their levels between the turns (Zero4D, arXiv 2503.22622; ViBiDSampler, arXiv 2410.05651). An evaluation's number
-    is index · num_repeats + repeat, as if all levels were passed as often as this one. In short steps the turns
-    average: on exact Gaussian worlds, with returns or without, it errs as the even convex rule does.
+    Only the prior whose turn it is is evaluated, so that an evaluation costs half; made for plans
+    that return exactly to their levels between the turns (Zero4D, arXiv 2503.22622; ViBiDSampler,
+    arXiv 2410.05651). An evaluation's number is index · num_repeats + repeat, as if all levels were
+    passed as often as this one. In short steps the turns average: on exact Gaussian worlds, with
+    returns or without, it errs as the even convex rule does.
     """
     if first not in ("video", "multiview"):
         raise InputError(f"weights.first={first}: choose video or multiview")

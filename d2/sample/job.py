@@ -23,7 +23,15 @@ from d2.metrics.suite import Suite
 from d2.networks import load_priors
 from d2.plan.planner import out_of_memory_advice
 from d2.plan.planning import cells_of_methods, choice_of
-from d2.sample.earlier import begin, clear_another, end, has_begun, held, refuse_another, was_finished
+from d2.sample.earlier import (
+    begin,
+    clear_another,
+    end,
+    has_begun,
+    held,
+    refuse_another,
+    was_finished,
+)
 from d2.sample.log import Log
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sample.measure import Measure
@@ -45,10 +53,11 @@ def sample(job: Job) -> int:
 
 
 def run(jobs: Sequence[Job], references: Path | None = None) -> list[str]:
-    """Sample jobs of the same networks and scenes in turn; what was finished before is left as it is.
+    """Sample jobs of the same networks and scenes in turn; what was finished before is left as it
+    is.
 
-    `references` is a folder for what all jobs' scenes are told, made once. Returns one line for each scene that could
-    not be read.
+    `references` is a folder for what all jobs' scenes are told, made once. Returns one line for
+    each scene that could not be read.
     """
     first = jobs[0]
     if first.source.cut_out:
@@ -77,11 +86,15 @@ def run(jobs: Sequence[Job], references: Path | None = None) -> list[str]:
 def run_share(jobs: Sequence[Job], references: Path | None) -> list[str]:
     """Sample this worker's share of all jobs' scenes; the tables are made when all are there.
 
-    A scene's variants fall to one worker where the number of scenes is a multiple of the workers: it makes their orbit
-    once.
+    A scene's variants fall to one worker where the number of scenes is a multiple of the workers:
+    it makes their orbit once.
     """
     number, count = launch.worker()
-    left = [job for job in jobs if not was_finished(job.folder, job.text, Stream(list_scenes(job.source)))]
+    left = [
+        job
+        for job in jobs
+        if not was_finished(job.folder, job.text, Stream(list_scenes(job.source)))
+    ]
     for job in left:
         if number == 0:
             clear_another(job.folder, job.text)
@@ -91,7 +104,9 @@ def run_share(jobs: Sequence[Job], references: Path | None) -> list[str]:
     module = None
     for place, job in enumerate(jobs):
         scenes = list_scenes(job.source)
-        mine = [scene for i, scene in enumerate(scenes) if (i + place * len(scenes)) % count == number]
+        mine = [
+            scene for i, scene in enumerate(scenes) if (i + place * len(scenes)) % count == number
+        ]
         if job in left and mine:
             module = module or MatrixSampler(jobs[0], load_priors(jobs[0].networks), references)
             predict(job, module, Stream(mine), whole=False)
@@ -104,19 +119,24 @@ def say_finished(job: Job) -> None:
 
 
 def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = True) -> None:
-    """Run one predict loop over the scenes, everything into the job's folder; what is finished there stays.
+    """Run one predict loop over the scenes, everything into the job's folder; what is finished
+    there stays.
 
     Where the scenes are not the whole of the job's, nothing is logged, and no table made.
     """
     module.take(job)
     particles = 1 if job.rules.choose is None else job.rules.choose.particles
-    evaluations = len(job.rules.renoise(job.settings.sigmas)) * (particles + (2 if job.baselines else 0))
+    evaluations = len(job.rules.renoise(job.settings.sigmas)) * (
+        particles + (2 if job.baselines else 0)
+    )
     name, costs = job.folder.resolve().name, cells_of_methods(job)
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)
     measure = Measure(partial(load_metrics, job), job.folder, whole=whole)
     write = Write(job.folder, measure, origin, pages=job.pages)
     callbacks = [SamplerProgress(len(stream.scenes), evaluations), measure, write]
-    trainer = make_trainer(job.devices, job.folder, [], [*callbacks, *([Log(job.folder, measure)] if whole else [])])
+    trainer = make_trainer(
+        job.devices, job.folder, [], [*callbacks, *([Log(job.folder, measure)] if whole else [])]
+    )
     ensure_writable(job.folder)
     if whole:
         begin(job.folder, job.text)
@@ -130,8 +150,9 @@ def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = Tr
         if not waited_too_long(error):
             raise
         raise InputError(
-            f"trainer.timeout_seconds={job.devices.timeout_seconds:g}: a process has not answered for so long; "
-            "start the same command again to go on from the last state, or give more seconds"
+            f"trainer.timeout_seconds={job.devices.timeout_seconds:g}: a process has not answered"
+            " for so long; start the same command again to go on from the last state, or give more"
+            " seconds"
         ) from error
 
 

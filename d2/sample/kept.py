@@ -1,7 +1,7 @@
 """SCENE/.measured.safetensors: what the tables, the index and the loggers want of a finished scene.
 
-It stays until all scenes of the run are finished, so that whoever goes on with a run that was stopped, or finishes it
-on other processes, makes the same of it.
+It stays until all scenes of the run are finished, so that whoever goes on with a run that was
+stopped, or finishes it on other processes, makes the same of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def write_kept(folder: Path, kept: Kept) -> None:
         method: {"figures": [dataclasses.asdict(f) for f in each.figures], "shape": each.shape}
         for method, each in kept.methods.items()
     }
-    write_tensors(folder / KEPT, tensors, {"methods": json.dumps(methods), "card": json.dumps(kept.card)})
+    write_tensors(
+        folder / KEPT, tensors, {"methods": json.dumps(methods), "card": json.dumps(kept.card)}
+    )
 
 
 def read_kept(folder: Path) -> Kept:
@@ -50,13 +52,20 @@ def read_kept(folder: Path) -> Kept:
     tensors, metadata = read_tensors(folder / KEPT)
     methods = {}
     for method, each in json.loads(metadata["methods"]).items():
-        own = {name.partition(" ")[2]: t for name, t in tensors.items() if name.partition(" ")[0] == method}
-        methods[method] = Measured([Figure(**f) for f in each["figures"]], own, tuple(each["shape"]))
+        own = {
+            name.partition(" ")[2]: t
+            for name, t in tensors.items()
+            if name.partition(" ")[0] == method
+        }
+        methods[method] = Measured(
+            [Figure(**f) for f in each["figures"]], own, tuple(each["shape"])
+        )
     card = json.loads(metadata["card"])
     return Kept(methods, card and Card(*card))
 
 
 def is_finished(folder: Path, of: str) -> bool:
-    """Whether a scene was finished from this input, under the configuration that its run's folder is of."""
+    """Whether a scene was finished from this input, under the configuration that its run's folder
+    is of."""
     matrix = folder / "matrix.safetensors"
     return (folder / KEPT).exists() and matrix.exists() and read_metadata(matrix).get("input") == of

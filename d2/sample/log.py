@@ -1,4 +1,5 @@
-"""The callback that logs: every scene as soon as it is written, and at the end the figures of all."""
+"""The callback that logs: every scene as soon as it is written, and at the end the figures of
+all."""
 
 from __future__ import annotations
 
@@ -17,14 +18,21 @@ from d2.scene import Scene
 
 
 class Log(L.Callback):
-    """Hands what `Measure` found and `Write` wrote to the loggers, which work on the first rank alone."""
+    """Hands what `Measure` found and `Write` wrote to the loggers, which work on the first rank
+    alone."""
 
     def __init__(self, folder: Path, measure: Measure):
         self.folder, self.measure = folder, measure
         self.logged: set[int] = set()
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Scene, batch_idx: int, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Scene,
+        batch_idx: int,
+        *_: Any,
     ) -> None:
         if trainer.is_global_zero and is_mine(trainer, batch_idx):
             self.hand_over(trainer, batch_idx)
@@ -43,7 +51,10 @@ class Log(L.Callback):
             self.hand_over(trainer, index)
         sets = own_figures(figures, ALL)
         own = means(figures, seed=0).get(JOINT, {})
-        summary = {f"{'set' if name in sets else 'mean'}/{name}": interval.mean for name, interval in own.items()}
+        summary = {
+            f"{'set' if name in sets else 'mean'}/{name}": interval.mean
+            for name, interval in own.items()
+        }
         log_figures(trainer.loggers, summary)
         log_table(trainer.loggers, "figures", scene_rows(figures))
         finish_loggers(trainer.loggers)

@@ -1,4 +1,5 @@
-"""The LightningModule that holds both frozen priors and the rules, and samples one scene a predict step."""
+"""The LightningModule that holds both frozen priors and the rules, and samples one scene a predict
+step."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from d2.files import read_tensors, write_tensors
 from d2.job import Job
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.passes import Journal, Run, straight
-from d2.pipeline import Rules, Sampled, make_clip, make_orbits, sample_scene, to_pixels, under_one_prior
+from d2.pipeline import (
+    Rules,
+    Sampled,
+    make_clip,
+    make_orbits,
+    sample_scene,
+    to_pixels,
+    under_one_prior,
+)
 from d2.priors.placement import place
 from d2.sample.kept import is_finished
 from d2.sample.state import input_of, journal
@@ -39,8 +48,8 @@ class SceneResult(NamedTuple):
 class MatrixSampler(L.LightningModule):
     """Samples image matrices in `Trainer.predict`, job by job.
 
-    Orbits and clips of reference are made under the job's own `reference`, once a scene, so that variants of the joint
-    sampling are compared under the same conditions.
+    Orbits and clips of reference are made under the job's own `reference`, once a scene, so that
+    variants of the joint sampling are compared under the same conditions.
     """
 
     priors: Priors
@@ -49,20 +58,24 @@ class MatrixSampler(L.LightningModule):
         self,
         job: Job,
         priors: Priors,
-        references: Path | None = None,  # a folder that keeps them from one predict loop to the next
+        # a folder that keeps them from one predict loop to the next
+        references: Path | None = None,
     ):
         super().__init__()
         self.offload, self.placed = job.offload, False
         if self.offload == "none":
             self.networks = nn.ModuleList(priors.present)  # Lightning moves them
-        object.__setattr__(self, "priors", priors)  # else they are placed where the offload wants them
+        # else they are placed where the offload wants them
+        object.__setattr__(self, "priors", priors)
         self.rules, self.settings, self.baselines = job.rules, job.settings, job.baselines
         self.reference_rules, self.reference_settings = job.reference
         self.num_frames, self.references = job.size.num_frames, references
-        self.folder: Path | None = None  # where scenes are kept: what is finished there is not sampled again
+        # where scenes are kept: what is finished there is not sampled again
+        self.folder: Path | None = None
         self.save_every_seconds = 0.0  # of a scene that is being sampled; 0: never
         self.starts: list[Callable[[Scene, int], None]] = []  # called before a scene is sampled
-        self.listeners: list[Callable[[str, State], None]] = []  # called with the pass's name after every step
+        # called with the pass's name after every step
+        self.listeners: list[Callable[[str, State], None]] = []
 
     def take(self, job: Job) -> None:
         """Go on with this job, keeping scenes in its folder."""
@@ -85,9 +98,12 @@ class MatrixSampler(L.LightningModule):
             return self.sample_all(batch.observed(), passes)
 
     def is_finished(self, scene: Scene) -> bool:
-        """Whether an earlier run of the same configuration finished it, as every process is told by the first."""
+        """Whether an earlier run of the same configuration finished it, as every process is told by
+        the first."""
         folder = self.folder
-        return folder is not None and from_first(lambda: is_finished(folder / scene.name, input_of(scene)))
+        return folder is not None and from_first(
+            lambda: is_finished(folder / scene.name, input_of(scene))
+        )
 
     def sample_all(self, scene: Scene, passes: Journal) -> SceneResult:
         """The matrix of a scene, and the baselines that are sampled."""
@@ -96,7 +112,13 @@ class MatrixSampler(L.LightningModule):
         if not self.baselines:
             return SceneResult(sampled, {})
         columns, rows = (
-            self.sample(scene, orbits, under_one_prior(self.rules, term), f"{term} alone", passes.named(term))
+            self.sample(
+                scene,
+                orbits,
+                under_one_prior(self.rules, term),
+                f"{term} alone",
+                passes.named(term),
+            )
             for term in ("multiview", "video")
         )
         matrices = (
@@ -107,10 +129,14 @@ class MatrixSampler(L.LightningModule):
         )
         return SceneResult(sampled, dict(zip(BASELINES, matrices, strict=True)))
 
-    def sample(self, scene: Scene, orbits: Tensor, rules: Rules, name: str, run: Run = straight) -> Sampled:
+    def sample(
+        self, scene: Scene, orbits: Tensor, rules: Rules, name: str, run: Run = straight
+    ) -> Sampled:
         """One pass of joint sampling."""
         told = partial(self.tell, name)
-        return sample_scene(scene, self.priors, rules, self.settings, orbits=orbits, on_step=told, run=run)
+        return sample_scene(
+            scene, self.priors, rules, self.settings, orbits=orbits, on_step=told, run=run
+        )
 
     def reference(self, scene: Scene, run: Run = straight) -> tuple[Scene, Tensor]:
         """The scene as a whole clip, and the orbits of its anchor frames: a v 3 h w."""
@@ -121,7 +147,9 @@ class MatrixSampler(L.LightningModule):
         file = self.references / f"{whose}" / f"{scene.name}.{scene.seed}.safetensors"
         kept = from_first(lambda: read_tensors(file)[0] if file.exists() else {})
         if kept:
-            return scene._replace(pixels=kept["clip"].to(self.device)), kept["orbits"].to(self.device)
+            return scene._replace(pixels=kept["clip"].to(self.device)), kept["orbits"].to(
+                self.device
+            )
         made, orbits = self.make_reference(scene, run)
         if rank == 0:
             write_tensors(file, {"clip": made.pixels, "orbits": orbits}, {})
@@ -131,10 +159,15 @@ class MatrixSampler(L.LightningModule):
         """Sample what `reference` gives."""
         settings, rules, given = self.reference_settings, self.reference_rules, scene.pixels
         if len(scene.pixels) == 1 and self.num_frames > 1:
-            clip = make_clip(scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings, run=run)
+            clip = make_clip(
+                scene.pixels[0], self.num_frames, scene.seed, self.priors, rules, settings, run=run
+            )
             scene = scene._replace(pixels=clip)
-        pictures = torch.cat([given, scene.pixels[len(given) :]])  # what was given, not what was made of it
-        return scene, make_orbits(pictures, scene.cameras, scene.seed, self.priors, rules, settings, run=run)
+        # what was given, not what was made of it
+        pictures = torch.cat([given, scene.pixels[len(given) :]])
+        return scene, make_orbits(
+            pictures, scene.cameras, scene.seed, self.priors, rules, settings, run=run
+        )
 
     def tell(self, name: str, state: State) -> None:
         for listener in self.listeners:
@@ -145,11 +178,14 @@ class MatrixSampler(L.LightningModule):
         self,
         pixels: Tensor,  # v f 3 h w
     ) -> Tensor:
-        """The truth through the autoencoder and back: the most that any sampler reaches in this latent space."""
+        """The truth through the autoencoder and back: the most that any sampler reaches in this
+        latent space."""
         latents = self.priors.first_stage.encode(to_images(pixels.to(self.device)).flatten(0, 1))
         images = self.priors.first_stage.decode(latents, num_frames=pixels.shape[1])
         return to_pixels(images).unflatten(0, pixels.shape[:2])
 
-    def transfer_batch_to_device(self, batch: Scene, device: torch.device, dataloader_idx: int) -> Scene:
+    def transfer_batch_to_device(
+        self, batch: Scene, device: torch.device, dataloader_idx: int
+    ) -> Scene:
         """The input goes to the device, the truth stays where it is."""
         return batch._replace(pixels=batch.pixels.to(device), masks=batch.masks.to(device))

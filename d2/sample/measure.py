@@ -16,7 +16,15 @@ from torch import Tensor
 
 from d2.metrics.baselines import true_orbit_repeated
 from d2.metrics.figures import JOINT, Figure
-from d2.metrics.suite import Measured, Suite, encoded, measure, seen_pairs, set_figures, without_truth
+from d2.metrics.suite import (
+    Measured,
+    Suite,
+    encoded,
+    measure,
+    seen_pairs,
+    set_figures,
+    without_truth,
+)
 from d2.recon.self_fit import fitted_matrix
 from d2.sample.kept import Kept, read_kept
 from d2.sample.matrix_sampler import MatrixSampler, SceneResult
@@ -27,8 +35,9 @@ from d2.shard import meet
 class Measure(L.Callback):
     """Measures scenes; `Write` and `Log` take what it found.
 
-    After a scene, its rank has its figures and features in `of_scene`. At the end the first rank has `scenes`, what is
-    kept of all by their names, in order, and `figures`, those of every scene and then those of all together.
+    After a scene, its rank has its figures and features in `of_scene`. At the end the first rank
+    has `scenes`, what is kept of all by their names, in order, and `figures`, those of every scene
+    and then those of all together.
     """
 
     def __init__(
@@ -36,7 +45,8 @@ class Measure(L.Callback):
         load_suite: Callable[[torch.device], Suite | None],  # None: nothing is measured
         folder: Path,
         *,
-        whole: bool = True,  # whether all scenes of a run come by, so that there are figures of all together
+        # whether all scenes of a run come by, so that there are figures of all together
+        whole: bool = True,
     ):
         self.load_suite, self.folder, self.whole = load_suite, folder, whole
         self.suite: Suite | None = None
@@ -49,11 +59,21 @@ class Measure(L.Callback):
         self.suite = self.load_suite(pl_module.device)
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Scene, batch_idx: int, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Scene,
+        batch_idx: int,
+        *_: Any,
     ) -> None:
         assert isinstance(pl_module, MatrixSampler)
         self.names[batch_idx], self.of_scene = batch.name, {}
-        if self.suite is not None and isinstance(outputs, SceneResult) and is_mine(trainer, batch_idx):
+        if (
+            self.suite is not None
+            and isinstance(outputs, SceneResult)
+            and is_mine(trainer, batch_idx)
+        ):
             methods = all_methods(pl_module, outputs, batch, self.suite.metrics)
             self.of_scene = measure_scene(self.suite, methods, batch)
 
@@ -69,15 +89,21 @@ def is_mine(trainer: L.Trainer, index: int) -> bool:
     return index % trainer.world_size == trainer.global_rank
 
 
-def all_methods(module: MatrixSampler, result: SceneResult, scene: Scene, metrics: Sequence[str]) -> dict[str, Tensor]:
-    """The sample, and where truth is known the baselines, the oracle and the ceiling: name -> v f 3 h w."""
+def all_methods(
+    module: MatrixSampler, result: SceneResult, scene: Scene, metrics: Sequence[str]
+) -> dict[str, Tensor]:
+    """The sample, and where truth is known the baselines, the oracle and the ceiling: name -> v f 3
+    h w."""
     methods = {JOINT: result.sampled.matrix.pixels}
     if scene.truth is not None and result.baselines:
         methods |= result.baselines
-        methods["true_orbit_repeated"] = true_orbit_repeated(scene.truth, module.settings.anchor_frames[0])
+        methods["true_orbit_repeated"] = true_orbit_repeated(
+            scene.truth, module.settings.anchor_frames[0]
+        )
         methods["autoencoder_ceiling"] = module.ceiling(scene.truth.pixels)
         if "self_psnr" in metrics:
-            methods["truth"] = scene.truth.pixels  # what the scene of a matrix without fault is worth
+            # what the scene of a matrix without fault is worth
+            methods["truth"] = scene.truth.pixels
     return methods
 
 
@@ -101,7 +127,8 @@ def measure_scene(suite: Suite, methods: Mapping[str, Tensor], scene: Scene) -> 
 
 
 def run_figures(suite: Suite | None, scenes: Sequence[Mapping[str, Measured]]) -> list[Figure]:
-    """The figures of all scenes, and every method's distances between the sets of those scenes whose truth is known."""
+    """The figures of all scenes, and every method's distances between the sets of those scenes
+    whose truth is known."""
     figures = [figure for methods in scenes for each in methods.values() for figure in each.figures]
     if suite is None:
         return figures

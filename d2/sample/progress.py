@@ -12,7 +12,8 @@ from d2.scene import Scene
 
 
 class SamplerProgress(ProgressBar):
-    """A progress bar with the scene, the step, its sigma and the time left; plain lines where there is no terminal."""
+    """A progress bar with the scene, the step, its sigma and the time left; plain lines where there
+    is no terminal."""
 
     def __init__(self, num_scenes: int, evaluations: int):
         super().__init__()
@@ -31,11 +32,15 @@ class SamplerProgress(ProgressBar):
     def start(self, scene: Scene, index: int) -> None:
         self.scene = scene.name
         if self.told:
-            self.console.print(f"sampling {scene.name} ({index + 1} of {self.num_scenes})", highlight=False)
+            self.console.print(
+                f"sampling {scene.name} ({index + 1} of {self.num_scenes})", highlight=False
+            )
 
     def advance(self, name: str, state: State) -> None:
         step = state.step
-        description = f"{self.scene} {name} step {step.index + 1}/{step.num_steps} σ {step.sigma:.3g}"
+        description = (
+            f"{self.scene} {name} step {step.index + 1}/{step.num_steps} σ {step.sigma:.3g}"
+        )
         self.progress.update(self.task, advance=1, description=description)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

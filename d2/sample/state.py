@@ -1,7 +1,9 @@
-"""SCENE/state.safetensors: where the samplings of a scene stand, so that the same command goes on there.
+"""SCENE/state.safetensors: where the samplings of a scene stand, so that the same command goes on
+there.
 
-It is written by one process now and then, and when the run is stopped or fails; a scene that is finished takes its
-place. What memory holds has to be tensors, numbers, strings, None, and dictionaries, lists and tuples of them.
+It is written by one process now and then, and when the run is stopped or fails; a scene that is
+finished takes its place. What memory holds has to be tensors, numbers, strings, None, and
+dictionaries, lists and tuples of them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ FORMAT = "1"
 def input_of(scene: Scene) -> str:
     """Twelve digits that tell what a scene is sampled from: its pixels, cameras and seed."""
     cameras = (scene.cameras.azimuth_rad, scene.cameras.elevation_rad)
-    return digest_of(*(tensor.cpu().numpy().tobytes() for tensor in (scene.pixels, *cameras)), str(scene.seed).encode())
+    return digest_of(
+        *(tensor.cpu().numpy().tobytes() for tensor in (scene.pixels, *cameras)),
+        str(scene.seed).encode(),
+    )
 
 
 @contextmanager
@@ -41,7 +46,8 @@ def journal(
 ) -> Iterator[Journal]:
     """The journal of a scene, from where an earlier run of the same configuration stopped.
 
-    Every process has the same, the first one reads and writes it. After an error it holds the last step that was done.
+    Every process has the same, the first one reads and writes it. After an error it holds the last
+    step that was done.
     """
     if folder is None or not every:
         yield Journal({}, lambda: None)
@@ -70,7 +76,8 @@ def journal(
 
 
 def read_state(folder: Path, of: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The file's tensors and metadata; both empty where there is none, or one of another input or format."""
+    """The file's tensors and metadata; both empty where there is none, or one of another input or
+    format."""
     settle(folder)
     if not (folder / STATE).exists():
         return {}, {}
@@ -79,7 +86,7 @@ def read_state(folder: Path, of: str) -> tuple[dict[str, Tensor], dict[str, str]
     return (tensors, metadata) if same else ({}, {})
 
 
-# --- passes as named tensors and the text that says where they belong ------------------------------------------------
+# --- passes as named tensors and the text that says where they belong -----------------------------
 
 
 def packed(passes: dict[str, Pass]) -> tuple[dict[str, Tensor], str]:
@@ -93,12 +100,15 @@ def packed(passes: dict[str, Pass]) -> tuple[dict[str, Tensor], str]:
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {"dict": {key: pack(item, f"{place}/{key}") for key, item in value.items()}}
         if type(value) in (list, tuple):
-            return {type(value).__name__: [pack(item, f"{place}/{i}") for i, item in enumerate(value)]}
+            return {
+                type(value).__name__: [pack(item, f"{place}/{i}") for i, item in enumerate(value)]
+            }
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise InputError(
-            f"{place}: memory holds a {type(value).__name__}, which cannot be saved; keep tensors, numbers, strings, "
-            "and dictionaries, lists and tuples of them, or give save_every_seconds=0"
+            f"{place}: memory holds a {type(value).__name__}, which cannot be saved; keep tensors,"
+            " numbers, strings, and dictionaries, lists and tuples of them, or give"
+            " save_every_seconds=0"
         )
 
     found = {name: pack(tuple(each), name) for name, each in passes.items()}

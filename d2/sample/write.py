@@ -1,4 +1,5 @@
-"""The callback that writes: a folder for every scene, and at the end the run's tables and its index."""
+"""The callback that writes: a folder for every scene, and at the end the run's tables and its
+index."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ import torch
 from d2.files import commit, csv_text, staged_folder, write_json, write_text
 from d2.io import write_disagreement, write_matrix
 from d2.matrix import ImageMatrix
-from d2.metrics.figures import ALL, COST, JOINT, Figure, deciding, hash_of, owned, weights_hash, write_figures
+from d2.metrics.figures import (
+    ALL,
+    COST,
+    JOINT,
+    Figure,
+    deciding,
+    hash_of,
+    owned,
+    weights_hash,
+    write_figures,
+)
 from d2.metrics.intervals import means
 from d2.metrics.table import by_method, columns_of, mean_rows, scene_rows
 from d2.pipeline import Sampled
@@ -37,27 +48,42 @@ class Origin(NamedTuple):
 
 
 class Write(L.Callback):
-    """Writes every scene's folder, each on one rank, and the run's tables and index on the first at the end."""
+    """Writes every scene's folder, each on one rank, and the run's tables and index on the first at
+    the end."""
 
     def __init__(self, folder: Path, measure: Measure, origin: Origin, *, pages: bool):
         self.folder, self.measure, self.origin, self.pages = folder, measure, origin, pages
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Scene, batch_idx: int, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Scene,
+        batch_idx: int,
+        *_: Any,
     ) -> None:
         if not isinstance(outputs, SceneResult) or not is_mine(trainer, batch_idx):
             return
         sampled, measured = outputs.sampled, self.measure.of_scene
-        rows = scene_figures([figure for each in measured.values() for figure in each.figures], batch.name)
+        rows = scene_figures(
+            [figure for each in measured.values() for figure in each.figures], batch.name
+        )
         matrix, facts = on_cpu(sampled.matrix), {"seed": str(batch.seed), "input": input_of(batch)}
-        card = Card(batch.name, f"{batch.name}/index.html", thumbnail(matrix.pixels)) if self.pages else None
+        card = (
+            Card(batch.name, f"{batch.name}/index.html", thumbnail(matrix.pixels))
+            if self.pages
+            else None
+        )
         with staged_folder(self.folder / batch.name) as partial:
             write_matrix(partial, matrix, batch.truth, {**self.origin.facts, **facts})
             write_json(partial / "metrics.json", rows)
             write_disagreement(partial, *sampled.disagreement)
             write_kept(partial, Kept(measured, card))
             if self.pages:
-                write_page(partial / "index.html", batch, sampled, rows, deciding(self.origin.config))
+                write_page(
+                    partial / "index.html", batch, sampled, rows, deciding(self.origin.config)
+                )
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (trainer.is_global_zero and self.measure.whole):
@@ -89,7 +115,9 @@ def write_tables(folder: Path, figures: list[Figure], origin: Origin) -> None:
 
 def run_results(figures: list[Figure], origin: Origin) -> list[Figure]:
     """A run's figures with their origin, and what each method costs a scene."""
-    scenes = dict.fromkeys((figure.variant, figure.scene) for figure in figures if figure.scene != ALL)
+    scenes = dict.fromkeys(
+        (figure.variant, figure.scene) for figure in figures if figure.scene != ALL
+    )
     costs = [
         Figure(variant=method, scene=scene, metric=COST, value=origin.costs[method])
         for method, scene in scenes
@@ -106,15 +134,19 @@ def run_results(figures: list[Figure], origin: Origin) -> list[Figure]:
     )
 
 
-# --- pages -----------------------------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------
 
 
 def write_index(path: Path, cards: list[Card], figures: list[Figure], origin: Origin) -> None:
-    """The index of a run: its scenes to look at, the means of all methods, and every scene's own figures."""
+    """The index of a run: its scenes to look at, the means of all methods, and every scene's own
+    figures."""
     found = means(run_results(figures, origin), seed=0)
     own = by_method(figures).get(JOINT, {})
     scenes = [{"scene": card.name, **shown(own.get(card.name, {}))} for card in cards]
-    note = "Means over scenes with their 95 % bootstrap intervals. PSNR rewards blur: read it beside the others."
+    note = (
+        "Means over scenes with their 95 % bootstrap intervals. PSNR rewards blur: read it beside"
+        " the others."
+    )
     write_index_page(
         path,
         title="d2: sampled image matrices",
@@ -129,7 +161,9 @@ def write_index(path: Path, cards: list[Card], figures: list[Figure], origin: Or
     )
 
 
-def write_page(path: Path, scene: Scene, sampled: Sampled, rows: dict[str, dict[str, float]], config: str) -> None:
+def write_page(
+    path: Path, scene: Scene, sampled: Sampled, rows: dict[str, dict[str, float]], config: str
+) -> None:
     """The viewer of one scene."""
     write_scene_page(
         path,
@@ -153,4 +187,6 @@ def shown(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def on_cpu(matrix: ImageMatrix) -> ImageMatrix:
-    return matrix._replace(pixels=matrix.pixels.cpu(), latents=None if matrix.latents is None else matrix.latents.cpu())
+    return matrix._replace(
+        pixels=matrix.pixels.cpu(), latents=None if matrix.latents is None else matrix.latents.cpu()
+    )

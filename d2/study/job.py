@@ -1,8 +1,9 @@
-"""A study: jobs sampled in one process, the priors loaded once, under the same noise and conditions.
+"""A study: jobs sampled in one process, the priors loaded once, under the same noise and
+conditions.
 
-Every variant's folder holds its scenes, or a folder seed_N for each seed; results.csv holds every figure in long
-format, and table.md the means with their bootstrap intervals and paired differences. What a single run and a sweep
-leave is the same.
+Every variant's folder holds its scenes, or a folder seed_N for each seed; results.csv holds every
+figure in long format, and table.md the means with their bootstrap intervals and paired differences.
+What a single run and a sweep leave is the same.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from d2.sample.earlier import held
 from d2.sample.job import run
 from d2.study.results import OF_SAMPLES, study_figures, sweep_figures, write_summary
 
-REFERENCES = ".references"  # orbits and clips of reference, which all variants share, while a study runs
+# orbits and clips of reference, which all variants share, while a study runs
+REFERENCES = ".references"
 
 
 def study(jobs: Sequence[Job], folder: Path, compare_to: str | None) -> int:
-    """Sample every job and write results.csv, table.md and a plot into `folder`. Returns the exit code.
+    """Sample every job and write results.csv, table.md and a plot into `folder`. Returns the exit
+    code.
 
     What was sampled to its end by the same configuration is not run again.
     """
@@ -51,7 +54,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- what is left behind ---------------------------------------------------------------------------------------------
+# --- what is left behind --------------------------------------------------------------------------
 
 
 def rename(folder: Path, variant: str) -> None:
@@ -59,7 +62,9 @@ def rename(folder: Path, variant: str) -> None:
     path = folder / "results.csv"
     if path.exists():
         figures = read_figures(path)
-        write_figures(path, [dataclasses.replace(f, variant=variant) if f.config else f for f in figures])
+        write_figures(
+            path, [dataclasses.replace(f, variant=variant) if f.config else f for f in figures]
+        )
 
 
 def sweep_results(folder: Path) -> None:
@@ -69,18 +74,21 @@ def sweep_results(folder: Path) -> None:
         write_summary(folder, figures, None)
 
 
-# --- what a sweeper tunes --------------------------------------------------------------------------------------------
+# --- what a sweeper tunes -------------------------------------------------------------------------
 
 
 def check_objective(wanted: str, *, num_variants: int, num_seeds: int) -> None:
     """Refuse a figure that no point will have."""
     if num_variants:
-        raise InputError(f"objective={wanted}: of which variant? give no variants to a sweep that tunes")
+        raise InputError(
+            f"objective={wanted}: of which variant? give no variants to a sweep that tunes"
+        )
     if wanted in OF_SAMPLES and num_seeds < 2:
         raise InputError(f"objective={wanted}: wants several samples of a scene; give seeds=[0,1]")
     if wanted not in (*OF_SAMPLES, *METRIC_NAMES, COST):
         raise InputError(
-            f"objective={wanted}: no such figure; choose {' or '.join((*OF_SAMPLES, *METRIC_NAMES, COST))}"
+            f"objective={wanted}: no such figure; choose"
+            f" {' or '.join((*OF_SAMPLES, *METRIC_NAMES, COST))}"
         )
 
 

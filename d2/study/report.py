@@ -1,4 +1,5 @@
-"""`d2 report`: any set of runs, sweeps and studies on one offline page, and in W&B where that is the logger."""
+"""`d2 report`: any set of runs, sweeps and studies on one offline page, and in W&B where that is
+the logger."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from d2.report.page import Charts, Example, Picture, Table, write_index_page
 from d2.report.wandb_media import log_to_wandb
 from d2.study.results import place_of
 
-COMPANIONS = ("energy", "psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")  # none is shown alone
+# none is shown alone
+COMPANIONS = ("energy", "psnr_masked", "sharpness", "own_view_unseen", "own_frame_unseen")
 CURVES = "disagreement.csv"  # of a scene: step, sigma and what is drawn against it
 
 
@@ -55,13 +57,19 @@ def report(job: ReportJob) -> int:
     found, values = means(runs.figures, seed=job.seed), by_scene(runs.figures)
     quality = quality_of(job.quality, found)
     if job.compare_to is not None and job.compare_to not in found:
-        raise InputError(f"compare_to={job.compare_to}: choose one of the variants, {', '.join(found)}")
+        raise InputError(
+            f"compare_to={job.compare_to}: choose one of the variants, {', '.join(found)}"
+        )
     folder = job.folder
     ensure_writable(folder)
     wanted = job.logging.kind == "wandb"
     loggers = start_loggers(job.logging, folder, job.label, job.told) if wanted else []
     tables = make_tables(found, runs, job.compare_to, job.seed)
-    charts = [ranking_charts(found), cost_charts(found, quality), sigma_charts(list(found), runs.places)]
+    charts = [
+        ranking_charts(found),
+        cost_charts(found, quality),
+        sigma_charts(list(found), runs.places),
+    ]
     examples = make_examples(values, runs.places, quality, job.shown_scenes)
     write_figures(folder / "results.csv", runs.figures)
     scenes = len({figure.scene for figure in runs.figures} - {ALL})
@@ -80,11 +88,12 @@ def report(job: ReportJob) -> int:
     return 0
 
 
-# --- what there is ---------------------------------------------------------------------------------------------------
+# --- what there is --------------------------------------------------------------------------------
 
 
 def read_runs(folders: Mapping[str, Path]) -> Runs:
-    """All figures, a variant that two runs have under names of its own, and where the scenes of each lie."""
+    """All figures, a variant that two runs have under names of its own, and where the scenes of
+    each lie."""
     if not folders:
         raise InputError("runs=[]: give folders that d2 sample wrote, runs=[DIR,DIR]")
     tables = {given: read_figures(folder / "results.csv") for given, folder in folders.items()}
@@ -99,7 +108,9 @@ def read_runs(folders: Mapping[str, Path]) -> Runs:
     for folder, figures in tables.items():
         names = {v: f"{short[folder]}/{v}" if len(of) > 1 else v for v, of in owners.items()}
         found += [replace(figure, variant=names[figure.variant]) for figure in figures]
-        for variant, run in dict.fromkeys((f.variant, f.run) for f in figures if f.config and f.sample != ALL):
+        for variant, run in dict.fromkeys(
+            (f.variant, f.run) for f in figures if f.config and f.sample != ALL
+        ):
             places.setdefault(names[variant], []).append(place_of(folders[folder], run))
     return Runs(found, places)
 
@@ -115,7 +126,8 @@ def quality_of(given: str | None, found: Means) -> str:
 
 
 def badness(name: str, value: float) -> float:
-    """The less, the better: errors and costs as they are, ratios by their distance from 1, the rest negated."""
+    """The less, the better: errors and costs as they are, ratios by their distance from 1, the rest
+    negated."""
     if name.startswith("energy") or name == COST:
         return value
     if is_ratio(name):
@@ -123,13 +135,17 @@ def badness(name: str, value: float) -> float:
     return -value
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def make_tables(found: Means, runs: Runs, compare_to: str | None, seed: int) -> list[Table]:
-    said = "Means over scenes, a scene's seeds averaged first, with their 95 % bootstrap intervals; N: scenes. "
+    said = (
+        "Means over scenes, a scene's seeds averaged first, with their 95 % bootstrap intervals; N:"
+        " scenes. "
+    )
     said += (
-        "PSNR alone rewards blur: read it beside sharpness (1 is ideal), retrieval and the energy score (low is good)."
+        "PSNR alone rewards blur: read it beside sharpness (1 is ideal), retrieval and the energy"
+        " score (low is good)."
     )
     tables = [Table("Figures", said, numbered(mean_rows(found), found))]
     if compare_to is not None:
@@ -140,9 +156,16 @@ def make_tables(found: Means, runs: Runs, compare_to: str | None, seed: int) -> 
     made = []
     for variant in found:
         own = [figure for figure in runs.figures if figure.variant == variant]
-        seeds = sorted({figure.sample for figure in own} - {ALL}, key=lambda sample: (len(sample), sample))
+        seeds = sorted(
+            {figure.sample for figure in own} - {ALL}, key=lambda sample: (len(sample), sample)
+        )
         origin = {
-            name: ", ".join(dict.fromkeys(getattr(figure, name) for figure in own if getattr(figure, name))) or "–"
+            name: (
+                ", ".join(
+                    dict.fromkeys(getattr(figure, name) for figure in own if getattr(figure, name))
+                )
+                or "–"
+            )
             for name in ("config", "weights", "commit")
         }
         made.append({"variant": variant, "seeds": ", ".join(seeds), **origin})
@@ -176,8 +199,14 @@ def cost_charts(found: Means, quality: str) -> Charts:
                 badness=lambda value, name=name: badness(name, value),
                 ideal=1.0 if is_ratio(name) else None,
             )
-    said = "A cell through a network once, each half of guidance for itself, is one evaluation. The dashed line joins "
-    said += "what no other variant beats in both; points of equal cost stand side by side. Bars: 95 % intervals."
+    said = (
+        "A cell through a network once, each half of guidance for itself, is one evaluation. The"
+        " dashed line joins "
+    )
+    said += (
+        "what no other variant beats in both; points of equal cost stand side by side. Bars: 95 %"
+        " intervals."
+    )
     return Charts("Cost and quality", said, drawn, legend=list(found))
 
 
@@ -186,7 +215,9 @@ def sigma_charts(names: Sequence[str], places: Mapping[str, Sequence[Path]]) -> 
     curves: dict[str, list[Curve]] = {}
     for number, variant in enumerate(names, start=1):
         sums: dict[str, dict[float, list[float]]] = {}
-        for path in (file for place in places.get(variant, ()) for file in sorted(place.glob(f"*/{CURVES}"))):
+        for path in (
+            file for place in places.get(variant, ()) for file in sorted(place.glob(f"*/{CURVES}"))
+        ):
             with path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
                     sigma = float(row["sigma"])
@@ -197,26 +228,39 @@ def sigma_charts(names: Sequence[str], places: Mapping[str, Sequence[Path]]) -> 
             points = [(sigma, sum(v) / len(v)) for sigma, v in sorted(values.items(), reverse=True)]
             curves.setdefault(name, []).append(Curve(number, variant, points))
     drawn = {name: lines(name, of, x_label="σ") for name, of in sorted(curves.items())}
-    said = "How far rows and columns are from each other at each noise level: root mean square over cells and scenes."
+    said = (
+        "How far rows and columns are from each other at each noise level: root mean square over"
+        " cells and scenes."
+    )
     return Charts("Disagreement", said, drawn, legend=names)
 
 
-def make_examples(values: Values, places: Mapping[str, Sequence[Path]], quality: str, count: int) -> list[Example]:
-    """The scenes that all variants together did best and worst, by every variant whose pictures are there."""
+def make_examples(
+    values: Values, places: Mapping[str, Sequence[Path]], quality: str, count: int
+) -> list[Example]:
+    """The scenes that all variants together did best and worst, by every variant whose pictures are
+    there."""
     shown = {variant: found for variant in values if (found := grids(places.get(variant, ())))}
     if not shown or not count:
         return []
     of = {variant: values[variant].get(quality, {}) for variant in shown}
-    common = [s for s in next(iter(shown.values())) if all(s in shown[v] and s in of[v] for v in shown)]
+    common = [
+        s for s in next(iter(shown.values())) if all(s in shown[v] and s in of[v] for v in shown)
+    ]
     scores = {s: sum(badness(quality, of[v][s]) for v in shown) / len(shown) for s in common}
     ranked = sorted((s for s in common if not math.isnan(scores[s])), key=lambda s: scores[s])
     best = ranked[:count]
     worst = [scene for scene in ranked[-count:] if scene not in best]
-    captions = [name for name in dict.fromkeys((quality, *COMPANIONS)) if name in COLUMNS or name == quality]
+    captions = [
+        name for name in dict.fromkeys((quality, *COMPANIONS)) if name in COLUMNS or name == quality
+    ]
     return [
         Example(
             f"{kind}: {scene}",
-            [Picture(caption(variant, values[variant], scene, captions), shown[variant][scene]) for variant in shown],
+            [
+                Picture(caption(variant, values[variant], scene, captions), shown[variant][scene])
+                for variant in shown
+            ],
         )
         for kind, scenes in (("best", best), ("worst", worst))
         for scene in scenes
@@ -232,6 +276,12 @@ def grids(places: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def caption(variant: str, figures: Mapping[str, Mapping[str, float]], scene: str, names: Sequence[str]) -> str:
-    own = [f"{name.replace('_', ' ')} {figures[name][scene]:.3g}" for name in names if scene in figures.get(name, {})]
+def caption(
+    variant: str, figures: Mapping[str, Mapping[str, float]], scene: str, names: Sequence[str]
+) -> str:
+    own = [
+        f"{name.replace('_', ' ')} {figures[name][scene]:.3g}"
+        for name in names
+        if scene in figures.get(name, {})
+    ]
     return f"{variant}: {', '.join(own)}"

@@ -1,4 +1,5 @@
-"""What a study and a sweep leave: the figures of all their runs in one table, and what is made of it."""
+"""What a study and a sweep leave: the figures of all their runs in one table, and what is made of
+it."""
 
 from __future__ import annotations
 
@@ -21,17 +22,21 @@ OF_SAMPLES = ("energy", "energy_error", "energy_spread", "psnr_masked_of_mean", 
 
 
 def study_figures(folder: Path, runs: Sequence[Path]) -> list[Figure]:
-    """The figures of a study's runs, which lie under `folder`, and of their samples together, variant by variant."""
+    """The figures of a study's runs, which lie under `folder`, and of their samples together,
+    variant by variant."""
     own = [figure for run in runs for figure in figures_of_run(folder, run)]
     return in_order([*own, *of_samples(folder, own)])
 
 
 def sweep_figures(folder: Path) -> list[Figure]:
-    """The figures of a sweep's points, which lie in `folder`; points that differ by their seed alone are one variant.
+    """The figures of a sweep's points, which lie in `folder`; points that differ by their seed
+    alone are one variant.
 
     A point that is a study has variants of its own, which may be those of another point.
     """
-    places = sorted((path.parent for path in folder.glob("*/results.csv")), key=lambda p: (len(p.name), p.name))
+    places = sorted(
+        (path.parent for path in folder.glob("*/results.csv")), key=lambda p: (len(p.name), p.name)
+    )
     found: dict[tuple[str, ...], Figure] = {}
     singles: list[Figure] = []
     for place in places:
@@ -56,7 +61,8 @@ def figures_of_run(folder: Path, run: Path) -> list[Figure]:
 
 
 def of_samples(folder: Path, figures: Sequence[Figure]) -> list[Figure]:
-    """Figures of several samples of each scene, one a run: the energy score, and what their mean scores.
+    """Figures of several samples of each scene, one a run: the energy score, and what their mean
+    scores.
 
     A scene that some run of its variant lacks is left out, and so are baselines.
     """
@@ -80,7 +86,8 @@ def of_samples(folder: Path, figures: Sequence[Figure]) -> list[Figure]:
 
 
 def scene_of_samples(places: Sequence[Path]) -> tuple[float, ...]:
-    """`OF_SAMPLES` of one scene's folders; nothing where one lacks its matrix, or where there is no truth."""
+    """`OF_SAMPLES` of one scene's folders; nothing where one lacks its matrix, or where there is no
+    truth."""
     if len(places) < 2 or not all((place / "matrix.safetensors").exists() for place in places):
         return ()
     truth = read_truth(places[0])
@@ -94,13 +101,17 @@ def scene_of_samples(places: Sequence[Path]) -> tuple[float, ...]:
 
 
 def place_of(folder: Path, run: str) -> Path:
-    """Where the scenes of a run lie, which is named as seen from `folder`, or is what lies there itself."""
+    """Where the scenes of a run lie, which is named as seen from `folder`, or is what lies there
+    itself."""
     return folder / run if (folder / run).is_dir() else folder
 
 
 def in_order(figures: Sequence[Figure]) -> list[Figure]:
     """The figures of a variant together, in the order of variants."""
-    order = {variant: place for place, variant in enumerate(dict.fromkeys(figure.variant for figure in figures))}
+    order = {
+        variant: place
+        for place, variant in enumerate(dict.fromkeys(figure.variant for figure in figures))
+    }
     return sorted(figures, key=lambda figure: order[figure.variant])
 
 
@@ -115,5 +126,8 @@ def table_text(figures: Sequence[Figure], compare_to: str | None) -> str:
     """table.md: of how many scenes and which seeds it is, then the means and the differences."""
     seeds = sorted({figure.sample for figure in figures if figure.sample.isdigit()}, key=int)
     scenes = len({figure.scene for figure in figures} - {ALL})
-    head = f"N = {scenes} scenes, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}; means [95 % bootstrap intervals]."
+    head = (
+        f"N = {scenes} scenes, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}; means [95 %"
+        " bootstrap intervals]."
+    )
     return f"{head}\n\n{tables(figures, compare_to=compare_to)}\n"

@@ -1,4 +1,5 @@
-"""What happens around a training step: checkpoints to go on from, weights, a bar of steps with the time left."""
+"""What happens around a training step: checkpoints to go on from, weights, a bar of steps with the
+time left."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Checkpoints(L.Callback):
         overdue, ended = now - self.saved > self.every_seconds, now > self.ends
         if trainer.world_size > 1:  # all ranks save, and stop, at the same step
             stopped, overdue, ended = (
-                trainer.strategy.reduce_boolean_decision(of, all=False) for of in (stopped, overdue, ended)
+                trainer.strategy.reduce_boolean_decision(of, all=False)
+                for of in (stopped, overdue, ended)
             )
         trainer.should_stop = trainer.should_stop or ended
         due = trainer.global_step % trainer.val_check_batch == 0  # type: ignore[operator]
@@ -57,14 +59,23 @@ class WeightsWriter(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (trainer.global_step and trainer.is_global_zero and isinstance(pl_module, Trained)):
             return
-        figures = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        meta = self.meta | {"steps": trainer.global_step, "phases": pl_module.phases, "validation": figures}
+        figures = {
+            k: round(float(v), 5)
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith("val/")
+        }
+        meta = self.meta | {
+            "steps": trainer.global_step,
+            "phases": pl_module.phases,
+            "validation": figures,
+        }
         network = pl_module.ema.encoder if isinstance(pl_module, EncoderTrainer) else pl_module.ema
         tiny.save_weights(self.path, self.kind, network, meta)
 
 
 class TrainingProgress(ProgressBar):
-    """A bar of steps with the loss and the time left; where there is no terminal, a line at every validation."""
+    """A bar of steps with the loss and the time left; where there is no terminal, a line at every
+    validation."""
 
     def __init__(self, name: str, max_steps: int):
         super().__init__()
@@ -73,14 +84,18 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first, self.began = trainer.global_step, time.monotonic()
-        self.task = self.progress.add_task(f"training {self.name}", total=self.max_steps, completed=self.first)
+        self.task = self.progress.add_task(
+            f"training {self.name}", total=self.max_steps, completed=self.first
+        )
         if trainer.is_global_zero and self.console.is_terminal:
             self.progress.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         if self.progress.live.is_started:
             loss = float(outputs["loss"])
-            self.progress.update(self.task, completed=trainer.global_step, description=f"{self.name} loss {loss:.4g}")
+            self.progress.update(
+                self.task, completed=trainer.global_step, description=f"{self.name} loss {loss:.4g}"
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         told = trainer.is_global_zero and trainer.state.fn == "fit" and not self.console.is_terminal
@@ -88,8 +103,14 @@ class TrainingProgress(ProgressBar):
             return
         done = trainer.global_step
         seconds = (time.monotonic() - self.began) * (self.max_steps - done) / (done - self.first)
-        figures = ", ".join(f"{k} {float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith("val/"))
+        figures = ", ".join(
+            f"{k} {float(v):.4g}"
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith("val/")
+        )
         left = f"{seconds / 60:.0f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
         self.console.print(
-            f"{self.name}: step {done} of {self.max_steps}, {left}; {figures}", highlight=False, soft_wrap=True
+            f"{self.name}: step {done} of {self.max_steps}, {left}; {figures}",
+            highlight=False,
+            soft_wrap=True,
         )

@@ -1,4 +1,5 @@
-"""Training of the tiny prior of any cameras: frozen scenes from anywhere, of which one to three cells are known.
+"""Training of the tiny prior of any cameras: frozen scenes from anywhere, of which one to three
+cells are known.
 
 Axes: b sequences, t cells, c h w.
 """
@@ -21,7 +22,8 @@ MOST_KNOWN = 3
 
 
 class CameraTrainer(Trained):
-    """EDM training on the cells that are not known; the first cell always is, and is the reference of the rays."""
+    """EDM training on the cells that are not known; the first cell always is, and is the reference
+    of the rays."""
 
     network: CameraPrior
     ema: CameraPrior
@@ -35,7 +37,9 @@ class CameraTrainer(Trained):
         condition = condition_of(self.network, batch, int(torch.randint(1, MOST_KNOWN + 1, (1,))))
         dropped = torch.rand(b, device=self.device) < self.loss.drop
         condition = where(dropped, condition.drop(), condition)
-        value = self.v_loss(self.network, batch["latents"], condition, draw_sigma(self.loss, b).to(self.device))
+        value = self.v_loss(
+            self.network, batch["latents"], condition, draw_sigma(self.loss, b).to(self.device)
+        )
         self.log("train/loss", value)
         return value
 
@@ -47,7 +51,8 @@ class CameraTrainer(Trained):
         sigma: Tensor,  # b
         noise: Tensor | None = None,
     ) -> Tensor:
-        """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over the cells that are not known (Karras et al. 2022, eq. 8)."""
+        """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over the cells that are not known (Karras et al.
+        2022, eq. 8)."""
         noise = torch.randn_like(x0) if noise is None else noise
         s = sigma[:, None, None, None, None]
         denoised = network(x0 + s * noise, sigma[:, None].expand(x0.shape[:2]), condition)
@@ -61,7 +66,9 @@ class CameraTrainer(Trained):
         condition, b = condition_of(self.ema, batch, 1), len(batch["latents"])
         edges = (0.01, *BANDS[1:-1], 700.0)
         for low, high in zip(edges[:-1], edges[1:], strict=True):
-            sigma = ((torch.rand(b, generator=g) * math.log(high / low)).exp() * low).to(self.device)
+            sigma = ((torch.rand(b, generator=g) * math.log(high / low)).exp() * low).to(
+                self.device
+            )
             noise = torch.randn(batch["latents"].shape, generator=g).to(self.device)
             value = self.v_loss(self.ema, batch["latents"], condition, sigma, noise)
             self.log(f"val/loss_{low:g}_{high:g}", value, batch_size=b)
@@ -76,10 +83,14 @@ def condition_of(network: CameraPrior, batch: dict[str, Tensor], known: int) -> 
     mask = latents.new_zeros(b, t, 1, h, w)
     mask[:, :known] = 1
     embedded = network.embed(to_images(batch["pixels"][:, :known]))
-    return CameraCondition(embedded[:, None, None].expand(-1, t, -1, -1), latents * mask, mask, every)
+    return CameraCondition(
+        embedded[:, None, None].expand(-1, t, -1, -1), latents * mask, mask, every
+    )
 
 
 def where(chosen: Tensor, these: CameraCondition, those: CameraCondition) -> CameraCondition:
     """Some sequences' conditions from one, the others' from another; `chosen` b, bool."""
     pairs = zip(these, those, strict=True)
-    return CameraCondition(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
+    return CameraCondition(
+        *(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs)
+    )

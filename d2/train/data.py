@@ -1,8 +1,8 @@
 """Training data: world4d rendered once into memory-mapped files, and batches drawn from them.
 
-A set of views is N sequences of T pictures: frozen orbits for the multi-view prior, single-camera clips for the video
-prior; neither holds more than one axis of a matrix. Pairs, a first picture and a few cells from anywhere, are 4D
-data, for the unary term that is a ceiling.
+A set of views is N sequences of T pictures: frozen orbits for the multi-view prior, single-camera
+clips for the video prior; neither holds more than one axis of a matrix. Pairs, a first picture and
+a few cells from anywhere, are 4D data, for the unary term that is a ceiling.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def render_shard(
 def open_files(folder: Path, mode: Literal["r", "r+"]) -> ViewSet:
     """Map the arrays of a folder."""
     pixels, elevation, azimuth = (
-        np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("pixels", "elevation_rad", "azimuth_rad")
+        np.load(folder / f"{name}.npy", mmap_mode=mode)
+        for name in ("pixels", "elevation_rad", "azimuth_rad")
     )
     frame = folder / "frame.npy"
     frames = np.load(frame, mmap_mode=mode) if frame.exists() else np.zeros_like(azimuth)
@@ -105,7 +106,11 @@ def rendered(
         progress = folder / "progress.json"
         if not progress.exists():
             angles = (num_scenes, length)
-            shapes = {"pixels": (*angles, 3, size, size), "elevation_rad": angles, "azimuth_rad": angles}
+            shapes = {
+                "pixels": (*angles, 3, size, size),
+                "elevation_rad": angles,
+                "azimuth_rad": angles,
+            }
             if kind == "pairs":
                 shapes["frame"] = angles
             if kind == "walks":
@@ -116,8 +121,16 @@ def rendered(
             write_text(progress, "[]")
         done = set(json.loads(progress.read_text()))
         todo = [s for s in range(-(-num_scenes // SHARD)) if s not in done]
-        work = partial(render_shard, folder=folder, kind=kind, split=split, num_scenes=num_scenes, device=device)
-        spawn = get_context("spawn")  # one thread a process; a single shard is not worth another process
+        work = partial(
+            render_shard,
+            folder=folder,
+            kind=kind,
+            split=split,
+            num_scenes=num_scenes,
+            device=device,
+        )
+        # one thread a process; a single shard is not worth another process
+        spawn = get_context("spawn")
         with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
             here = len(todo) == 1 or device != CPU
             for shard in map(work, todo) if here else pool.map(work, todo):
@@ -128,7 +141,9 @@ def rendered(
 
 
 @torch.no_grad()
-def encoded(views: ViewSet, first_stage: nn.Module, name: str, *, device: torch.device = CPU) -> np.ndarray:
+def encoded(
+    views: ViewSet, first_stage: nn.Module, name: str, *, device: torch.device = CPU
+) -> np.ndarray:
     """Latents of every picture, float16, n t c h w, made once for the first stage called `name`."""
     path = views.folder / f"latents_{name}.npy"
     if not path.exists():
@@ -204,25 +219,44 @@ class Pictures(Dataset):
 
 
 class RandomBatches(Sampler[list[int]]):
-    """Endless batches of indices; a rank's batch k depends on (seed, k, rank) alone, so that a resumed run goes on."""
+    """Endless batches of indices; a rank's batch k depends on (seed, k, rank) alone, so that a
+    resumed run goes on."""
 
     def __init__(self, length: int, batch_size: int, *, seed: int, start: int, rank: int = 0):
-        self.length, self.batch_size, self.seed, self.start, self.rank = length, batch_size, seed, start, rank
+        self.length, self.batch_size, self.seed, self.start, self.rank = (
+            length,
+            batch_size,
+            seed,
+            start,
+            rank,
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         for k in count(self.start):
-            yield np.random.default_rng((self.seed, k, self.rank)).integers(self.length, size=self.batch_size).tolist()
+            yield (
+                np.random.default_rng((self.seed, k, self.rank))
+                .integers(self.length, size=self.batch_size)
+                .tolist()
+            )
 
 
 class WorldData(L.LightningDataModule):
-    """Batches for training a tiny network: endless random training batches, the whole validation set in order."""
+    """Batches for training a tiny network: endless random training batches, the whole validation
+    set in order."""
 
     def __init__(self, train: Dataset, validation: Dataset, *, batch_size: int, seed: int):
         super().__init__()
-        self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
+        self.train, self.validation, self.batch_size, self.seed = (
+            train,
+            validation,
+            batch_size,
+            seed,
+        )
 
     def train_dataloader(self) -> DataLoader:
-        start, rank = (self.trainer.global_step, self.trainer.global_rank) if self.trainer else (0, 0)
+        start, rank = (
+            (self.trainer.global_step, self.trainer.global_rank) if self.trainer else (0, 0)
+        )
         size = len(self.train)  # type: ignore[arg-type]
         batches = RandomBatches(size, self.batch_size, seed=self.seed, start=start, rank=rank)
         return DataLoader(self.train, batch_sampler=batches)

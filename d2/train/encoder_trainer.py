@@ -1,8 +1,9 @@
 """Training of the video encoder, between whose features the Fréchet distances on world4d are taken.
 
-A linear head reads three things off every frame's embedding, so that the embedding holds them, and a video's, which is
-the mean, moves with them: how blurred and noisy it is, in what order its frames come, and what they show. As the
-priors, it is trained on frozen orbits and single-camera clips of training scenes: diagonals and rasters are new to it.
+A linear head reads three things off every frame's embedding, so that the embedding holds them, and
+a video's, which is the mean, moves with them: how blurred and noisy it is, in what order its frames
+come, and what they show. As the priors, it is trained on frozen orbits and single-camera clips of
+training scenes: diagonals and rasters are new to it.
 
 Axes: b videos, t frames, c h w, n scenes, k targets. Pixels are in [0, 1].
 """
@@ -28,8 +29,10 @@ from d2.train.prior_trainer import OptimizerConfig, Trained
 MAX_BLUR, MAX_NOISE = 2.0, 0.25  # standard deviations: in pixels, and of what is added to them
 KERNEL_RADIUS = 6  # pixels, three standard deviations of the widest blur
 SHORTEST = 4  # frames of a video in training
-BLOCKS = {"blur": 1, "noise": 1, "order": 4, "colour": 6, "angle": 3, "gait": 2}  # targets, as `targets` stacks them
-WEIGHTS = {"blur": 2.0, "noise": 2.0, "order": 4.0, "colour": 1.0, "angle": 2.0, "gait": 1.0}  # of their mean errors
+# targets, as `targets` stacks them
+BLOCKS = {"blur": 1, "noise": 1, "order": 4, "colour": 6, "angle": 3, "gait": 2}
+# of their mean errors
+WEIGHTS = {"blur": 2.0, "noise": 2.0, "order": 4.0, "colour": 1.0, "angle": 2.0, "gait": 1.0}
 RIDGE = 0.01  # of the mean variance: directions of less than that hold nothing that was asked for
 Batch = dict[str, Tensor]
 
@@ -46,11 +49,17 @@ class Videos(Dataset):
     def __getitem__(self, index: int) -> Batch:
         kind, scene = divmod(index, len(self.facts))
         views = self.sets[kind]
-        azimuth, elevation = (torch.from_numpy(a[scene].copy()) for a in (views.azimuth_rad, views.elevation_rad))
+        azimuth, elevation = (
+            torch.from_numpy(a[scene].copy()) for a in (views.azimuth_rad, views.elevation_rad)
+        )
         colour, cycles, heading = self.facts[scene].split([6, 3, 1])
         frequency, start, still = cycles
         frames = torch.arange(len(azimuth)) / len(azimuth)
-        gait = 2 * torch.pi * (start + frequency * (still.expand(len(frames)) if kind == 0 else frames))
+        gait = (
+            2
+            * torch.pi
+            * (start + frequency * (still.expand(len(frames)) if kind == 0 else frames))
+        )
         turned = heading - azimuth
         return {
             "pixels": torch.from_numpy(views.pixels[scene].copy()),  # t 3 h w, uint8
@@ -62,12 +71,22 @@ class Videos(Dataset):
 
 
 def facts_of_views(views: ViewSet, split: world4d.Split) -> Tensor:
-    """Both colours of the body; the gait's cycles a clip, its start, the orbit's moment; the heading: n 10, kept."""
+    """Both colours of the body; the gait's cycles a clip, its start, the orbit's moment; the
+    heading: n 10, kept."""
     path = views.folder / "facts.npy"
     if not path.exists():
-        parts = [sample_creatures(split, part.tolist()) for part in torch.arange(len(views.pixels)).split(256)]
+        parts = [
+            sample_creatures(split, part.tolist())
+            for part in torch.arange(len(views.pixels)).split(256)
+        ]
         facts = [
-            torch.cat([c.colours[:, 0].flatten(1), torch.stack([c.frequency, c.start, c.still_time, c.yaw], 1)], dim=1)
+            torch.cat(
+                [
+                    c.colours[:, 0].flatten(1),
+                    torch.stack([c.frequency, c.start, c.still_time, c.yaw], 1),
+                ],
+                dim=1,
+            )
             for c in parts
         ]
         write_array(path, torch.cat(facts).float().numpy())
@@ -75,7 +94,8 @@ def facts_of_views(views: ViewSet, split: world4d.Split) -> Tensor:
 
 
 class Reader(nn.Module):
-    """A video encoder and the head that reads its frames' embeddings; of the two the encoder alone is kept."""
+    """A video encoder and the head that reads its frames' embeddings; of the two the encoder alone
+    is kept."""
 
     def __init__(self, encoder: VideoEncoder):
         super().__init__()
@@ -87,7 +107,9 @@ class Reader(nn.Module):
         videos: Tensor,  # b t 3 h w
     ) -> Tensor:  # b t k
         maps = self.encoder.encode_images(rearrange(videos, "b t c h w -> (b t) c h w"))
-        return self.head(self.encoder.embed_frames(rearrange(maps, "(b t) c h w -> b t c h w", b=len(videos))))
+        return self.head(
+            self.encoder.embed_frames(rearrange(maps, "(b t) c h w -> b t c h w", b=len(videos)))
+        )
 
 
 class EncoderTrainer(Trained):
@@ -118,7 +140,8 @@ class EncoderTrainer(Trained):
         self.seen.append((self.ema(videos).mean(dim=1), wanted.mean(dim=1)))
 
     def on_validation_epoch_end(self) -> None:
-        """The share of every block's variance over videos that is read off: 1 is all, 0 what the mean explains."""
+        """The share of every block's variance over videos that is read off: 1 is all, 0 what the
+        mean explains."""
         told, wanted = (torch.cat(part) for part in zip(*self.seen, strict=True))
         errors = block_means((told - wanted).square())
         spreads = block_means((wanted - wanted.mean(dim=0)).square())
@@ -127,10 +150,11 @@ class EncoderTrainer(Trained):
 
     @torch.no_grad()
     def whiten(self, videos: Dataset, count: int = 2048) -> None:
-        """Centre the averaged encoder's embeddings of `count` corrupted videos, and give them unit covariance.
+        """Centre the averaged encoder's embeddings of `count` corrupted videos, and give them unit
+        covariance.
 
-        Without, few directions of great spread, colours and blur among them, hide what is read off the others. The head
-        takes it back, so that what is read does not change.
+        Without, few directions of great spread, colours and blur among them, hide what is read off
+        the others. The head takes it back, so that what is read does not change.
         """
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -150,20 +174,26 @@ class EncoderTrainer(Trained):
 def ridged_roots(
     covariance: Tensor,  # d d
 ) -> tuple[Tensor, Tensor]:  # d d each
-    """The symmetric root of a covariance whose small eigenvalues are lifted, and the inverse of this root."""
+    """The symmetric root of a covariance whose small eigenvalues are lifted, and the inverse of
+    this root."""
     values, vectors = torch.linalg.eigh(covariance.double())
     scale = (values.clamp(min=0) + RIDGE * values.mean()).sqrt()
-    return ((vectors * scale) @ vectors.mT).to(covariance), ((vectors / scale) @ vectors.mT).to(covariance)
+    return ((vectors * scale) @ vectors.mT).to(covariance), ((vectors / scale) @ vectors.mT).to(
+        covariance
+    )
 
 
 def block_means(
     values: Tensor,  # ... k
 ) -> dict[str, Tensor]:
     """The mean over each block of targets."""
-    return {name: part.mean() for name, part in zip(BLOCKS, values.split(list(BLOCKS.values()), dim=-1), strict=True)}
+    return {
+        name: part.mean()
+        for name, part in zip(BLOCKS, values.split(list(BLOCKS.values()), dim=-1), strict=True)
+    }
 
 
-# --- corruption ------------------------------------------------------------------------------------------------------
+# --- corruption -----------------------------------------------------------------------------------
 
 
 class Drawn(NamedTuple):
@@ -175,9 +205,12 @@ class Drawn(NamedTuple):
 
 
 def corrupted(batch: Batch, *, shortest: int = SHORTEST) -> tuple[Tensor, Tensor]:
-    """Videos b t 3 h w and their targets b t k: shortened together; some reversed, displaced, blurred, made noisy."""
+    """Videos b t 3 h w and their targets b t k: shortened together; some reversed, displaced,
+    blurred, made noisy."""
     count, frames = batch["pixels"].shape[:2]
-    drawn = Drawn(*(part.to(batch["pixels"].device) for part in draw(count, frames, shortest=shortest)))
+    drawn = Drawn(
+        *(part.to(batch["pixels"].device) for part in draw(count, frames, shortest=shortest))
+    )
     videos = shown(batch["pixels"], drawn.order).float() / 255
     if (some := drawn.blur > 0).any():
         videos[some] = blurred(videos[some], drawn.blur[some])
@@ -194,12 +227,17 @@ def shown(
 
 
 def draw(count: int, frames: int, *, shortest: int) -> Drawn:
-    """Half of the videos of a batch come reversed, half displaced, half blurred, half noisy, and all equally long."""
+    """Half of the videos of a batch come reversed, half displaced, half blurred, half noisy, and
+    all equally long."""
     length = int(torch.randint(min(shortest, frames), frames + 1, ()))
     order = int(torch.randint(frames - length + 1, ())) + torch.arange(length).expand(count, -1)
     order = torch.where(torch.rand(count, 1) < 0.5, order, order.flip(1))
-    order = torch.stack([displaced(row, float(share)) for row, share in zip(order, _strengths(count), strict=True)])
-    return Drawn(order, MAX_BLUR * _strengths(count).square(), MAX_NOISE * _strengths(count).square())
+    order = torch.stack(
+        [displaced(row, float(share)) for row, share in zip(order, _strengths(count), strict=True)]
+    )
+    return Drawn(
+        order, MAX_BLUR * _strengths(count).square(), MAX_NOISE * _strengths(count).square()
+    )
 
 
 def displaced(
@@ -217,7 +255,8 @@ def blurred(
     videos: Tensor,  # b t 3 h w
     blur: Tensor,  # b, standard deviation in pixels; 0 for none
 ) -> Tensor:  # b t 3 h w
-    """Every video under a Gaussian of its own; pictures go on beyond their borders as they end there."""
+    """Every video under a Gaussian of its own; pictures go on beyond their borders as they end
+    there."""
     b, t, c = videos.shape[:3]
     tap = torch.arange(-KERNEL_RADIUS, KERNEL_RADIUS + 1, device=videos.device)
     kernel = (-0.5 * (tap / blur.clamp(min=1e-3)[:, None]).square()).exp()
@@ -228,7 +267,8 @@ def blurred(
 
 
 def targets(batch: Batch, drawn: Drawn, frames: int) -> Tensor:  # b t k
-    """What is to be read off, each near unit spread. Strengths enter by their root, so that the weak ones count."""
+    """What is to be read off, each near unit spread. Strengths enter by their root, so that the
+    weak ones count."""
     b, t = drawn.order.shape
     orbit = batch["orbit"].float()[:, None, None]
     around, along = (steps(drawn.order, ring) for ring in (frames, None))
@@ -247,7 +287,8 @@ def steps(
     order: Tensor,  # b t
     ring: int | None,
 ) -> Tensor:  # b t 2
-    """Mean step to a frame and from it on, and mean size of these steps less 1; around a ring the shorter way."""
+    """Mean step to a frame and from it on, and mean size of these steps less 1; around a ring the
+    shorter way."""
     step = order.diff(dim=1)
     if ring is not None:
         step = (step + ring // 2) % ring - ring // 2

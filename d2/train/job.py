@@ -33,11 +33,18 @@ from d2.train.data import Kind as ViewKind
 from d2.train.data import Pictures, Sequences, ViewSet, Walks, WorldData, encoded, rendered
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
-from d2.train.prior_trainer import AutoencoderTrainer, LossConfig, OptimizerConfig, PriorTrainer, Trained
+from d2.train.prior_trainer import (
+    AutoencoderTrainer,
+    LossConfig,
+    OptimizerConfig,
+    PriorTrainer,
+    Trained,
+)
 from d2.trainer import Devices, StopsAtOnce, environment, make_trainer
 
 Kind = Literal["autoencoder", "video", "multiview", "camera", "cell", "video_encoder"]
-VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}  # what each trains on
+# what each trains on
+VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +77,9 @@ class TrainJob:
     @property
     def device(self) -> torch.device:
         """Where the world is rendered and encoded."""
-        cuda = self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+        cuda = self.accelerator in ("gpu", "cuda") or (
+            self.accelerator == "auto" and torch.cuda.is_available()
+        )
         return torch.device("cuda" if cuda else "cpu")
 
     @property
@@ -83,7 +92,8 @@ StartLoggers = Callable[[int], list[Any]]  # from the step that a training goes 
 
 
 def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> Path:
-    """Run a training job, going on from its last checkpoint when there is one; returns the weights file.
+    """Run a training job, going on from its last checkpoint when there is one; returns the weights
+    file.
 
     The loggers are started once all that the job needs is there.
     """
@@ -94,9 +104,15 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     refuse_fewer_steps(weights, job.kind, past)
     config = _plain(dataclasses.asdict(job))
     del config["max_minutes"]  # how a training is cut into calls is no part of it
-    started = None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
+    started = (
+        None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
+    )
     phases = next_phases(past, config, started)
-    builders = {"autoencoder": build_autoencoder, "camera": build_camera, "video_encoder": build_video_encoder}
+    builders = {
+        "autoencoder": build_autoencoder,
+        "camera": build_camera,
+        "video_encoder": build_video_encoder,
+    }
     module, data = builders.get(job.kind, build_prior)(job)
     module.phases = phases
     trainer = make_training_trainer(
@@ -126,8 +142,10 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
 
 
 def weights_meta(module: Trained, config: dict[str, Any]) -> dict[str, Any]:
-    """What the header of a weights file says from the start; steps, phases and validation come when it is written."""
-    if isinstance(module, EncoderTrainer):  # its file is read without the schema: the network's sizes come with it
+    """What the header of a weights file says from the start; steps, phases and validation come when
+    it is written."""
+    # its file is read without the schema: the network's sizes come with it
+    if isinstance(module, EncoderTrainer):
         sizes = dataclasses.asdict(module.network.encoder.config)
         return {"world": world4d.WORLD_VERSION, "config": sizes, "training": config}
     return {"world": world4d.WORLD_VERSION, "config": config}
@@ -140,7 +158,9 @@ def tell_going_on(past: Past, phases: Sequence[dict[str, Any]]) -> None:
     say(f"d2: going on at step {past.step}{''.join(f', {change}' for change in changed)}")
 
 
-def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
+def make_training_trainer(
+    job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]
+) -> L.Trainer:
     """Lightning's Trainer of a job, counted in steps."""
     return L.Trainer(
         accelerator=job.accelerator,
@@ -167,7 +187,8 @@ def make_training_trainer(job: TrainJob, loggers: list[Any], callbacks: list[L.C
 
 
 def train_command(job: TrainJob, logging: Logging, label: Label, told: Mapping[str, Any]) -> int:
-    """`d2 train`; `label` and `told` are what loggers call the run and are told of its configuration."""
+    """`d2 train`; `label` and `told` are what loggers call the run and are told of its
+    configuration."""
     devices = Devices(job.accelerator, job.devices, job.strategy, job.num_nodes)
     make_trainer(devices, job.output_dir, [], [])  # refuses a device before anything is rendered
 
@@ -203,17 +224,25 @@ def build_video_encoder(job: TrainJob) -> tuple[EncoderTrainer, WorldData]:
     encoder = VideoEncoder()
     _warm_start(encoder, job)
     ensure_writable(job.output_dir)
-    sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
+    sizes: dict[world4d.Split, int] = {
+        "train": job.num_scenes,
+        "validation": job.num_validation_scenes,
+    }
     render = partial(rendered, job.cache_dir, device=job.device)
-    train, held = (Videos(render("orbits", split, n), render("clips", split, n), split) for split, n in sizes.items())
+    train, held = (
+        Videos(render("orbits", split, n), render("clips", split, n), split)
+        for split, n in sizes.items()
+    )
     module = EncoderTrainer(Reader(encoder), job.optimizer)
     return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
 
 def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
-    """A prior's module and its sequences: clips for the video prior, frozen orbits for the multi-view prior.
+    """A prior's module and its sequences: clips for the video prior, frozen orbits for the
+    multi-view prior.
 
-    Cells train on pairs, which are 4D data: a ceiling for the unary terms of priors that never saw any.
+    Cells train on pairs, which are 4D data: a ceiling for the unary terms of priors that never saw
+    any.
     """
     assert job.kind in ("video", "multiview", "cell")
     refuse_unsettled(job.autoencoder)
@@ -223,7 +252,10 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     ensure_writable(job.output_dir)
     name = fingerprint(job.autoencoder)
     parts: list[Sequences] = []
-    sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
+    sizes: dict[world4d.Split, int] = {
+        "train": job.num_scenes,
+        "validation": job.num_validation_scenes,
+    }
     for split, count in sizes.items():
         views = rendered(job.cache_dir, VIEWS[job.kind], split, count, device=job.device)
         latents = encoded(views, stage, name, device=job.device)
@@ -241,15 +273,22 @@ def build_camera(job: TrainJob) -> tuple[CameraTrainer, WorldData]:
     _warm_start(prior, job)
     ensure_writable(job.output_dir)
     name = fingerprint(job.autoencoder)
-    sizes: dict[world4d.Split, int] = {"train": job.num_scenes, "validation": job.num_validation_scenes}
-    sets = [rendered(job.cache_dir, "walks", split, count, device=job.device) for split, count in sizes.items()]
+    sizes: dict[world4d.Split, int] = {
+        "train": job.num_scenes,
+        "validation": job.num_validation_scenes,
+    }
+    sets = [
+        rendered(job.cache_dir, "walks", split, count, device=job.device)
+        for split, count in sizes.items()
+    ]
     train, held = (Walks(views, encoded(views, stage, name, device=job.device)) for views in sets)
     module = CameraTrainer(prior, job.optimizer, job.loss)
     return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
 
 def refuse_unsettled(autoencoder: Path) -> None:
-    """Raise an InputError where latents will change yet: the training stopped before they settled."""
+    """Raise an InputError where latents will change yet: the training stopped before they
+    settled."""
     meta = tiny.read_weights(autoencoder, "autoencoder").meta
     training = meta.get("config", {})
     decoder_steps = training.get("decoder_steps", 0)
@@ -258,8 +297,8 @@ def refuse_unsettled(autoencoder: Path) -> None:
     settled = training["optimizer"]["max_steps"] - decoder_steps
     if meta["steps"] < settled:
         raise InputError(
-            f"autoencoder={autoencoder}: its training stopped at step {meta['steps']}, and its latents "
-            f"settle at {settled}; let the `d2 train` of it go on first"
+            f"autoencoder={autoencoder}: its training stopped at step {meta['steps']}, and its"
+            f" latents settle at {settled}; let the `d2 train` of it go on first"
         )
 
 
@@ -268,7 +307,9 @@ def motion_of(views: ViewSet) -> torch.Tensor:
     path = views.folder / "motion.npy"
     if not path.exists():
         values = [
-            tiny.motion_bucket(torch.from_numpy(views.pixels[i : i + 64].copy()).float() / 255).numpy()
+            tiny.motion_bucket(
+                torch.from_numpy(views.pixels[i : i + 64].copy()).float() / 255
+            ).numpy()
             for i in range(0, len(views.pixels), 64)
         ]
         write_array(path, np.concatenate(values))

@@ -1,6 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024), at AdamW's learning rates (Liu et al. 2025).
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024), at AdamW's learning rates
+(Liu et al. 2025).
 
-PyTorch's own takes matrices alone; a UNet's convolutions are matrices too once their kernels are flattened.
+PyTorch's own takes matrices alone; a UNet's convolutions are matrices too once their kernels are
+flattened.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al.: singular values from (0, 1] to about 1 in five steps
+# Jordan et al.: singular values from (0, 1] to about 1 in five steps
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
@@ -30,7 +33,9 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             groups[p.ndim >= 2 and min(p.flatten(1).shape) > 1].append(p)
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
-        super().__init__([{"params": ps, "matrices": kind} for kind, ps in groups.items() if ps], defaults)
+        super().__init__(
+            [{"params": ps, "matrices": kind} for kind, ps in groups.items() if ps], defaults
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -46,7 +51,8 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def step_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Nesterov momentum, made orthogonal, scaled to the size that AdamW's updates have; alike shapes together."""
+        """Nesterov momentum, made orthogonal, scaled to the size that AdamW's updates have; alike
+        shapes together."""
         alike: dict[torch.Size, list[nn.Parameter]] = {}
         for p in parameters:
             alike.setdefault(p.flatten(1).shape, []).append(p)
@@ -67,7 +73,9 @@ class Muon(torch.optim.Optimizer):
             assert p.grad is not None
             state = self.state[p]
             state["step"] = state.get("step", 0) + 1
-            mean, square = (state.setdefault(name, torch.zeros_like(p)) for name in ("mean", "square"))
+            mean, square = (
+                state.setdefault(name, torch.zeros_like(p)) for name in ("mean", "square")
+            )
             mean.lerp_(p.grad, 1 - group["betas"][0])
             square.lerp_(p.grad.square(), 1 - group["betas"][1])
             unbiased = [1 - beta ** state["step"] for beta in group["betas"]]
@@ -77,7 +85,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(
     matrices: Tensor,  # n rows columns
 ) -> Tensor:  # n rows columns
-    """The nearest matrices with singular values about 1, by five Newton–Schulz steps; zero stays zero."""
+    """The nearest matrices with singular values about 1, by five Newton–Schulz steps; zero stays
+    zero."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

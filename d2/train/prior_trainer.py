@@ -1,4 +1,5 @@
-"""Training of the tiny tier: the autoencoder, then both priors under the EDM loss with SVD's v-preconditioning.
+"""Training of the tiny tier: the autoencoder, then both priors under the EDM loss with SVD's
+v-preconditioning.
 
 Axes: b sequences, t along a sequence, c h w.
 """
@@ -26,7 +27,8 @@ BANDS = (0.0, 0.1, 1.0, 10.0, 188.0, float("inf"))  # of sigma; published VRS wo
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Muon or AdamW with a linear warm-up, a plateau and a linear decay to zero over the last `decay_steps`."""
+    """Muon or AdamW with a linear warm-up, a plateau and a linear decay to zero over the last
+    `decay_steps`."""
 
     lr: float = 6e-4
     muon: bool = False
@@ -40,11 +42,15 @@ class OptimizerConfig:
 
 def lr_factor(step: int, config: OptimizerConfig) -> float:
     """Learning rate at `step` as a share of `lr`."""
-    return max(0.0, min(1.0, (step + 1) / config.warmup_steps, (config.max_steps - step) / config.decay_steps))
+    return max(
+        0.0,
+        min(1.0, (step + 1) / config.warmup_steps, (config.max_steps - step) / config.decay_steps),
+    )
 
 
 class Trained(L.LightningModule):
-    """What the autoencoder's and the priors' training share: the optimiser and an exponential moving average."""
+    """What the autoencoder's and the priors' training share: the optimiser and an exponential
+    moving average."""
 
     def __init__(self, network: nn.Module, kind: str, optimizer: OptimizerConfig):
         super().__init__()
@@ -58,18 +64,27 @@ class Trained(L.LightningModule):
     def configure_optimizers(self) -> Any:
         c = self.optimizer
         kind = Muon if c.muon else torch.optim.AdamW
-        optimizer = kind(self.network.parameters(), c.lr, betas=c.betas, weight_decay=c.weight_decay)
+        optimizer = kind(
+            self.network.parameters(), c.lr, betas=c.betas, weight_decay=c.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, c))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """A step's noise depends on (seed, step, rank) alone, as its batch does: a resumed run goes on alike."""
+        """A step's noise depends on (seed, step, rank) alone, as its batch does: a resumed run goes
+        on alike."""
         torch.manual_seed(hash((self.trainer.datamodule.seed, self.global_step, self.global_rank)))  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         """The optimiser's state is that of the checkpoint, its numbers are those of this run."""
-        c, optimizer, schedule = self.optimizer, self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        c, optimizer, schedule = (
+            self.optimizer,
+            self.optimizers(use_pl_optimizer=False),
+            self.lr_schedulers(),
+        )
+        assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(
+            schedule, torch.optim.lr_scheduler.LambdaLR
+        )
         schedule.base_lrs = [c.lr] * len(optimizer.param_groups)
         for group in optimizer.param_groups:
             group |= {"betas": c.betas, "weight_decay": c.weight_decay, "initial_lr": c.lr}
@@ -89,12 +104,14 @@ class Trained(L.LightningModule):
 
 
 class AutoencoderTrainer(Trained):
-    """KL autoencoder on single pictures: squared error, heavier on the creature, and a light KL term.
+    """KL autoencoder on single pictures: squared error, heavier on the creature, and a light KL
+    term.
 
-    For the last `decoder_steps` the latents are settled: the encoder is frozen, its basis chosen, and the decoder alone
-    learns to keep edges and to bear the noise that samplers leave. Noise and edges in the encoder's own training would
-    flatten the latents' spectrum, and priors denoise such latents worse. Where all steps are the decoder's, latents
-    stay as they are, and so do priors trained on them.
+    For the last `decoder_steps` the latents are settled: the encoder is frozen, its basis chosen,
+    and the decoder alone learns to keep edges and to bear the noise that samplers leave. Noise and
+    edges in the encoder's own training would flatten the latents' spectrum, and priors denoise such
+    latents worse. Where all steps are the decoder's, latents stay as they are, and so do priors
+    trained on them.
     """
 
     network: FirstStage
@@ -126,7 +143,8 @@ class AutoencoderTrainer(Trained):
         self.network.autoencoder.encoder.requires_grad_(not self.settled)
 
     def settle(self) -> None:
-        """Bring the averaged autoencoder's latents to the basis that priors are trained in, and go on from there."""
+        """Bring the averaged autoencoder's latents to the basis that priors are trained in, and go
+        on from there."""
         data = self.trainer.datamodule.train  # type: ignore[attr-defined]
         pictures = torch.stack([data[i] for i in range(0, len(data), max(1, len(data) // 4096))])
         orient(self.ema, pictures.to(self.device))
@@ -152,14 +170,17 @@ class AutoencoderTrainer(Trained):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         there = creature(batch)
-        error = (self.ema.decode(self.ema(to_images(batch))).clamp(-1, 1) - to_images(batch)).square() / 4
+        error = (
+            self.ema.decode(self.ema(to_images(batch))).clamp(-1, 1) - to_images(batch)
+        ).square() / 4
         self.log("val/psnr_masked", -10 * torch.log10(error.masked_select(there).mean()))
 
 
 def edges(
     images: Tensor,  # n 3 h w
 ) -> Tensor:
-    """Root of the gradient energy in windows of 8 × 8 pixels, which squared error alone leaves too low: n 3 h' w'."""
+    """Root of the gradient energy in windows of 8 × 8 pixels, which squared error alone leaves too
+    low: n 3 h' w'."""
     dx, dy = images[..., 1:, 1:] - images[..., 1:, :-1], images[..., 1:, 1:] - images[..., :-1, 1:]
     return (F.avg_pool2d(dx.square() + dy.square(), 8, stride=4) + 1e-4).sqrt()
 
@@ -189,9 +210,11 @@ class LossConfig:
 
 
 class PriorTrainer(Trained):
-    """EDM training of a prior on sequences, and on single images with the temporal branch switched off.
+    """EDM training of a prior on sequences, and on single images with the temporal branch switched
+    off.
 
-    A batch holds sequences; the last `loss.singles` of them give one element each. Of pairs all are single images.
+    A batch holds sequences; the last `loss.singles` of them give one element each. Of pairs all are
+    single images.
     """
 
     network: Prior
@@ -219,8 +242,12 @@ class PriorTrainer(Trained):
         condition = self.condition(
             self.network, batch, cond_aug, torch.randn(batch["reference"].shape, device=self.device)
         )
-        keep = (torch.rand(len(cond_aug), device=self.device) > self.loss.drop).float()[:, None, None, None]
-        condition = condition._replace(crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None])
+        keep = (torch.rand(len(cond_aug), device=self.device) > self.loss.drop).float()[
+            :, None, None, None
+        ]
+        condition = condition._replace(
+            crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None]
+        )
         if self.kind == "cell":
             return self.cell_loss(batch["latents"], condition)
         sequences, singles = torch.arange(n), torch.arange(n, len(cond_aug))
@@ -231,7 +258,9 @@ class PriorTrainer(Trained):
         if len(singles):
             losses.append(self.v_loss(x0[singles, element][:, None], single, image_only=True))
         elements = [n * x0.shape[1], len(singles)]
-        total = sum((v.mean() * m for v, m in zip(losses, elements, strict=False)), x0.new_zeros(())) / sum(elements)
+        total = sum(
+            (v.mean() * m for v, m in zip(losses, elements, strict=False)), x0.new_zeros(())
+        ) / sum(elements)
         self.log("train/loss", losses[0].mean())
         return total
 
@@ -256,7 +285,8 @@ class PriorTrainer(Trained):
         network: Prior | None = None,
         noise: Tensor | None = None,  # b t c h w
     ) -> Tensor:
-        """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over elements: b. Equals the error of v (Karras et al. 2022, eq. 8)."""
+        """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over elements: b. Equals the error of v (Karras et
+        al. 2022, eq. 8)."""
         sigma = draw_sigma(self.loss, len(x0)).to(self.device) if sigma is None else sigma
         noise = torch.randn_like(x0) if noise is None else noise
         s = sigma[:, None, None, None, None]
@@ -265,11 +295,15 @@ class PriorTrainer(Trained):
         denoised = (network or self.network)(x0 + s * noise, levels, condition, flags)
         return ((s**2 + 1) / s**2 * (denoised - x0).square()).mean(dim=(1, 2, 3, 4))
 
-    def condition(self, network: Prior, batch: dict[str, Tensor], cond_aug: Tensor, noise: Tensor) -> Any:
+    def condition(
+        self, network: Prior, batch: dict[str, Tensor], cond_aug: Tensor, noise: Tensor
+    ) -> Any:
         """The condition of every sequence of a batch."""
         t = batch["latents"].shape[1]
         scalars = sequence_scalars(self.kind, batch, cond_aug, t)
-        return network.condition(to_images(batch["reference"]), noise, scalars, t, self.first_stage)[0]
+        return network.condition(
+            to_images(batch["reference"]), noise, scalars, t, self.first_stage
+        )[0]
 
     def draw_cond_aug(self, b: int) -> Tensor:
         """Standard deviations of the noise on the reference pictures: b."""
@@ -281,7 +315,10 @@ class PriorTrainer(Trained):
         """The EMA network's loss in every band of sigma, on fixed noise."""
         g = torch.Generator().manual_seed(batch_idx)
         b = len(batch["latents"])
-        clean = torch.zeros(b, device=self.device), torch.zeros(batch["reference"].shape, device=self.device)
+        clean = (
+            torch.zeros(b, device=self.device),
+            torch.zeros(batch["reference"].shape, device=self.device),
+        )
         condition = self.condition(self.ema, batch, *clean)
         edges = (0.01, *BANDS[1:-1], 700.0)
         for low, high in zip(edges[:-1], edges[1:], strict=True):
@@ -307,7 +344,9 @@ def draw_sigma(c: LossConfig, b: int) -> Tensor:
     return torch.where(torch.rand(b) < c.high_share, high, low.clamp(min=0.002))
 
 
-def sequence_scalars(kind: str, batch: dict[str, Tensor], cond_aug: Tensor, t: int) -> dict[str, Tensor]:
+def sequence_scalars(
+    kind: str, batch: dict[str, Tensor], cond_aug: Tensor, t: int
+) -> dict[str, Tensor]:
     """The scalar conditions of training sequences: name -> b t."""
     scalars = {"cond_aug": cond_aug[:, None].expand(-1, t)}
     if kind == "video":

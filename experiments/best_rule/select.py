@@ -1,9 +1,11 @@
-"""Which preset should be the default: python experiments/best_rule/select.py RESULTS.csv ... [--columns NAME].
+"""Which preset should be the default: python experiments/best_rule/select.py RESULTS.csv ...
+[--columns NAME].
 
-The criterion, written before the tables are there: of the variants of validation studies, those that keep 0.9 of the
-ceiling's sharpness (the autoencoder's, 1 where a table has none) and do not find fewer own frames than columns alone,
-which is to say that the interval of the paired difference is not below zero; of them the one with the least energy.
-Where none qualifies, the one with the least energy of all is named with what it lacks.
+The criterion, written before the tables are there: of the variants of validation studies, those
+that keep 0.9 of the ceiling's sharpness (the autoencoder's, 1 where a table has none) and do not
+find fewer own frames than columns alone, which is to say that the interval of the paired difference
+is not below zero; of them the one with the least energy. Where none qualifies, the one with the
+least energy of all is named with what it lacks.
 """
 
 from __future__ import annotations
@@ -33,12 +35,19 @@ class Candidate(NamedTuple):
     def lacks(self) -> list[str]:
         """What it falls short of."""
         frames = self.own_frames.mean if math.isnan(self.own_frames.high) else self.own_frames.high
-        sharp = [] if self.sharpness >= SHARPNESS else [f"sharpness {self.sharpness:.2f} of the ceiling's"]
-        return sharp + ([] if frames >= 0 else [f"own frames {self.own_frames.mean:+.3f} against columns alone"])
+        sharp = (
+            []
+            if self.sharpness >= SHARPNESS
+            else [f"sharpness {self.sharpness:.2f} of the ceiling's"]
+        )
+        return sharp + (
+            [] if frames >= 0 else [f"own frames {self.own_frames.mean:+.3f} against columns alone"]
+        )
 
 
 def candidates(figures: Sequence[Figure], columns: str) -> list[Candidate]:
-    """All variants with an energy score, the best first; an earlier table's figures come before a later one's."""
+    """All variants with an energy score, the best first; an earlier table's figures come before a
+    later one's."""
     found, apart = means(figures, seed=0), differences(figures, columns, seed=0)
     ceiling = found.get(CEILING, {}).get("sharpness", Interval(1.0, math.nan, math.nan, 0)).mean
     none = Interval(0.0, math.nan, math.nan, 0)
@@ -62,10 +71,19 @@ def chosen(ranked: Sequence[Candidate]) -> Candidate:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Which preset should be the default.")
-    parser.add_argument("tables", nargs="+", type=Path, help="results.csv of validation studies, same scenes and seeds")
+    parser.add_argument(
+        "tables",
+        nargs="+",
+        type=Path,
+        help="results.csv of validation studies, same scenes and seeds",
+    )
     parser.add_argument("--columns", default="columns", help="what the tables call columns alone")
     given = parser.parse_args()
-    figures = {(f.variant, f.scene, f.metric, f.sample): f for path in given.tables for f in read_figures(path)}
+    figures = {
+        (f.variant, f.scene, f.metric, f.sample): f
+        for path in given.tables
+        for f in read_figures(path)
+    }
     ranked = candidates(list(figures.values()), given.columns)
     for one in ranked:
         print(f"{one.energy:.4f}  {one.name:32}{'; '.join(one.lacks) or 'qualifies'}")

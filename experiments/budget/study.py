@@ -1,8 +1,8 @@
 """What a rule can gain at all: python experiments/budget/study.py [folder] [scenes] [levels].
 
-The squared error of the clean latents that each prior, their best weighted sum and nested terms say, at levels of the
-sampler, of three inputs: truth with noise, the prior's own sampler's x, and the composed sampler's. A scene is a file
-of its own, so that a killed study goes on with the next.
+The squared error of the clean latents that each prior, their best weighted sum and nested terms
+say, at levels of the sampler, of three inputs: truth with noise, the prior's own sampler's x, and
+the composed sampler's. A scene is a file of its own, so that a killed study goes on with the next.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def measured(sampler: Any, scene: Any, count: int) -> Found:
     terms = joint_terms(given.pixels, orbits, given.cameras, noise, module.priors, module.settings)
     shard, every = shard_of(module.settings), torch.ones(z.shape[:2], dtype=torch.bool)
     rules = [under_one_prior(module.rules, name) for name in PAIR]
-    own = {name: path_of(module, rule, given, orbits) for name, rule in zip(PAIR, rules, strict=True)}
+    own = {
+        name: path_of(module, rule, given, orbits) for name, rule in zip(PAIR, rules, strict=True)
+    }
     composed = path_of(module, module.rules, given, orbits)
     picked = torch.linspace(0, len(composed) - 1, count).round().long().unique().tolist()
     found: Found = {"sigma": [composed[i][0] for i in picked]}
@@ -81,7 +83,10 @@ def measured(sampler: Any, scene: Any, count: int) -> Found:
             if name != INPUTS[1]:  # where both are asked about the same x
                 note(f"{name}/even sum", error((said[0] + said[1]) / 2))
                 a, b = (one.double() for one in said)
-                note(f"moments/{name}", *(float(m.mean()) for m in (a * a, a * b, b * b, a * z, b * z, z * z)))
+                note(
+                    f"moments/{name}",
+                    *(float(m.mean()) for m in (a * a, a * b, b * b, a * z, b * z, z * z)),
+                )
                 note(f"{name}/nested", error(nested_at(inputs["video"], sigma, terms, shard)))
     return found
 
@@ -96,12 +101,17 @@ def said_of(shard: Any, term: Any, x: Tensor, sigma: float, every: Tensor) -> Te
 def nested_at(x: Tensor, sigma: float, terms: Sequence[Any], shard: Any) -> Tensor:
     """What nested terms of one step make of x, unguided."""
     step = Step(0, 1, 0, 1, sigma, 0.0)
-    return sample_matrix(x, [step], terms=terms, guidance=evenly(terms, 1.0), compose=nested(steps=1), shard=shard)
+    return sample_matrix(
+        x, [step], terms=terms, guidance=evenly(terms, 1.0), compose=nested(steps=1), shard=shard
+    )
 
 
 def best_linear(scenes: Sequence[Found], name: str) -> list[float]:
-    """What the best two weights leave, fitted to these very scenes level by level: a floor of weighted sums."""
-    moments = torch.tensor([found[f"moments/{name}"] for found in scenes], dtype=torch.float64).mean(dim=0)
+    """What the best two weights leave, fitted to these very scenes level by level: a floor of
+    weighted sums."""
+    moments = torch.tensor(
+        [found[f"moments/{name}"] for found in scenes], dtype=torch.float64
+    ).mean(dim=0)
     left = []
     for aa, ab, bb, az, bz, zz in moments.reshape(-1, 6).tolist():
         gram, cross = torch.tensor([[aa, ab], [ab, bb]]).double(), torch.tensor([az, bz]).double()
@@ -121,7 +131,15 @@ def lines_of(scenes: Sequence[Found]) -> list[dict[str, Any]]:
             rows.append({"input": name, "who": who, "sigma": sigma, **interval._asdict()})
     for name in (INPUTS[0], INPUTS[2]):
         for sigma, value in zip(scenes[0]["sigma"], best_linear(scenes, name), strict=True):
-            rows.append({"input": name, "who": "best weights", "sigma": sigma, "mean": value, "n": len(scenes)})
+            rows.append(
+                {
+                    "input": name,
+                    "who": "best weights",
+                    "sigma": sigma,
+                    "mean": value,
+                    "n": len(scenes),
+                }
+            )
     return rows
 
 
@@ -134,8 +152,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     values = {(row["input"], row["who"], row["sigma"]): row["mean"] for row in rows}
     for name, who in dict.fromkeys((row["input"], row["who"]) for row in rows):
-        lines.append(f"| {name} | {who} | {' | '.join(f'{values[name, who, sigma]:.3f}' for sigma in sigmas)} |")
-    return f"Squared error of the clean latents, {rows[0]['n']} scenes.\n\n" + "\n".join(lines) + "\n"
+        lines.append(
+            f"| {name} | {who} |"
+            f" {' | '.join(f'{values[name, who, sigma]:.3f}' for sigma in sigmas)} |"
+        )
+    return (
+        f"Squared error of the clean latents, {rows[0]['n']} scenes.\n\n" + "\n".join(lines) + "\n"
+    )
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -145,8 +168,13 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(INPUTS), figsize=(12, 3.6), sharey=True, layout="constrained")
-    colours = {who: f"C{i}" for i, who in enumerate(("rows", "columns", "even sum", "best weights", "nested"))}
+    figure, axes = plt.subplots(
+        1, len(INPUTS), figsize=(12, 3.6), sharey=True, layout="constrained"
+    )
+    colours = {
+        who: f"C{i}"
+        for i, who in enumerate(("rows", "columns", "even sum", "best weights", "nested"))
+    }
     for axis, name in zip(axes, INPUTS, strict=True):
         for who in dict.fromkeys(row["who"] for row in rows if row["input"] == name):
             line = [row for row in rows if (row["input"], row["who"]) == (name, who)]
@@ -154,7 +182,10 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             axis.plot(at, mean, "o-", ms=3, color=colours[who], label=who)
             if "low" in line[0]:
                 axis.fill_between(
-                    at, *([row[end] for row in line] for end in ("low", "high")), color=colours[who], alpha=0.15
+                    at,
+                    *([row[end] for row in line] for end in ("low", "high")),
+                    color=colours[who],
+                    alpha=0.15,
                 )
         axis.set(title=name, xlabel="σ", xscale="log", yscale="log")
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,8 @@
-"""Which score ranks samples as truth does: python experiments/choosing/study.py [folder] [scenes] [particles].
+"""Which score ranks samples as truth does: python experiments/choosing/study.py [folder] [scenes]
+[particles].
 
-A scene is a file of its own, so that a killed study goes on with the next; tables are made of all that are there.
+A scene is a file of its own, so that a killed study goes on with the next; tables are made of all
+that are there.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def measured(sampler: Any, scene: Any, particles: int) -> Found:
     def spy(x: Tensor, judge: Judge) -> float:
         for name, score in SCORES.items():
             found[name].append(score(x, judge))
-        figures = reference_metrics(decode(x, module.priors.first_stage), truth, scene.cameras.input_view)
+        figures = reference_metrics(
+            decode(x, module.priors.first_stage), truth, scene.cameras.input_view
+        )
         for name in TRUTHS:
             found[name].append(figures[name])
         return 0.0
@@ -73,14 +77,21 @@ def gain(score: list[float], figure: list[float]) -> float:
 
 
 def table(scenes: list[Found]) -> str:
-    """Rank correlations, and what the best of all particles gains; `truth` chooses by the figure itself."""
+    """Rank correlations, and what the best of all particles gains; `truth` chooses by the figure
+    itself."""
     parts = []
-    for heading, of in (("Spearman's rank correlation within a scene", rank_correlation), ("Best minus mean", gain)):
+    for heading, of in (
+        ("Spearman's rank correlation within a scene", rank_correlation),
+        ("Best minus mean", gain),
+    ):
         rows = []
         for name in (*SCORES, *(("truth",) if of is gain else ())):
             row = {"score": name}
             for figure in TRUTHS:
-                values = [of(found[figure if name == "truth" else name], found[figure]) for found in scenes]
+                values = [
+                    of(found[figure if name == "truth" else name], found[figure])
+                    for found in scenes
+                ]
                 interval: Interval = bootstrap_mean(values, seed=0)
                 row[figure] = interval_text(interval, "+.2f")
             rows.append(row)
@@ -89,7 +100,12 @@ def table(scenes: list[Found]) -> str:
 
 
 def main(folder: Path, scenes: int, particles: int) -> None:
-    words = ("preset=official_tuned", "scenes.split=validation", f"scenes.count={scenes}", f"particles={particles}")
+    words = (
+        "preset=official_tuned",
+        "scenes.split=validation",
+        f"scenes.count={scenes}",
+        f"particles={particles}",
+    )
     sampler, found = d2.load(*words), {}
     weights = weights_hash(sampler.job.facts)
     for unread in list_scenes(sampler.job.source):
@@ -102,7 +118,9 @@ def main(folder: Path, scenes: int, particles: int) -> None:
         writer.writerow(("scene", "particle", "name", "value", "weights"))
         for scene, names in found.items():
             for name, values in names.items():
-                writer.writerows((scene, k, name, f"{value:.6g}", weights) for k, value in enumerate(values))
+                writer.writerows(
+                    (scene, k, name, f"{value:.6g}", weights) for k, value in enumerate(values)
+                )
     (folder / "table.md").write_text(table(list(found.values())), encoding="utf-8")
     print(table(list(found.values())))
 

@@ -1,6 +1,7 @@
 """Does the matrix make an asset? README.md beside this file says what is asked.
 
-python experiments/does_the_matrix_make_an_asset/study.py [key=value …]: the study, and what is made of its figures.
+python experiments/does_the_matrix_make_an_asset/study.py [key=value …]: the study, and what is made
+of its figures.
 """
 
 from __future__ import annotations
@@ -19,29 +20,48 @@ from d2.metrics.intervals import UNKNOWN, Interval, bootstrap_mean, by_scene, me
 from d2.metrics.table import interval_text, markdown_table
 
 NAME = "does_the_matrix_make_an_asset"
-SHOWN = ("psnr_masked", "asset_psnr_masked", "asset_gain", "asset_sharpness", "asset_own_view", "asset_own_frame")
+SHOWN = (
+    "psnr_masked",
+    "asset_psnr_masked",
+    "asset_gain",
+    "asset_sharpness",
+    "asset_own_view",
+    "asset_own_frame",
+)
 SELF = ("self_psnr", "self_psnr_masked", "self_sharpness")
 ORACLES = ("truth", "autoencoder_ceiling", "true_orbit_repeated")  # nobody ranks samples by these
 Figures = Mapping[str, Mapping[str, float]]  # scene -> variant -> value
 
 
 def assets(figures: Sequence[Figure]) -> str:
-    """A line a variant: the matrix and its scene against the truth, and the matrix against its scene."""
+    """A line a variant: the matrix and its scene against the truth, and the matrix against its
+    scene."""
     rows = [
-        {"variant": variant, **{name: interval_text(of.get(name, UNKNOWN)) for name in (*SHOWN, *SELF)}}
+        {
+            "variant": variant,
+            **{name: interval_text(of.get(name, UNKNOWN)) for name in (*SHOWN, *SELF)},
+        }
         for variant, of in means(figures, seed=0).items()
     ]
     return markdown_table(rows)
 
 
 def ranks(figures: Sequence[Figure]) -> str:
-    """Spearman's rank correlation of self_psnr_masked with psnr_masked of the matrix and of its scene: between the
-    variants of a scene, a mean over scenes; and between the scenes of a variant, a mean over variants."""
+    """Spearman's rank correlation of self_psnr_masked with psnr_masked of the matrix and of its
+    scene: between the variants of a scene, a mean over scenes; and between the scenes of a variant,
+    a mean over variants.
+    """
     rows = []
     for truth in ("psnr_masked", "asset_psnr_masked"):
         ours, theirs = (of_scenes(figures, name) for name in ("self_psnr_masked", truth))
-        across = {variant: {scene: ours[scene].get(variant, math.nan) for scene in ours} for variant in variants(ours)}
-        true = {variant: {s: theirs.get(s, {}).get(variant, math.nan) for s in ours} for variant in across}
+        across = {
+            variant: {scene: ours[scene].get(variant, math.nan) for scene in ours}
+            for variant in variants(ours)
+        }
+        true = {
+            variant: {s: theirs.get(s, {}).get(variant, math.nan) for s in ours}
+            for variant in across
+        }
         rows.append(
             {
                 "ranked by": truth,
@@ -67,7 +87,8 @@ def variants(figures: Figures) -> list[str]:
 
 
 def spearmans(ours: Figures, theirs: Figures) -> Iterator[float]:
-    """One correlation a line of the two, over the columns that both know; none where fewer than three are known."""
+    """One correlation a line of the two, over the columns that both know; none where fewer than
+    three are known."""
     for line, values in ours.items():
         pairs = [(a, theirs.get(line, {}).get(name, math.nan)) for name, a in values.items()]
         known = np.array([pair for pair in pairs if not any(map(math.isnan, pair))])
@@ -87,7 +108,10 @@ def main(overrides: Sequence[str]) -> int:
     if code := cli.run(["sample", f"experiment={NAME}", *overrides]):
         return code
     figures = read_figures(folder / "results.csv")
-    text = f"{assets(figures)}\n\nSpearman's rank correlation of self_psnr_masked.\n\n{ranks(figures)}\n"
+    text = (
+        f"{assets(figures)}\n\nSpearman's rank correlation of"
+        f" self_psnr_masked.\n\n{ranks(figures)}\n"
+    )
     write_text(folder / "assets.md", text)
     print(text, end="")
     return 0

@@ -1,6 +1,8 @@
-"""Rules and correctors on worlds whose truth is known: python experiments/exact_world/study.py [folder].
+"""Rules and correctors on worlds whose truth is known: python experiments/exact_world/study.py
+[folder].
 
-Gaussian worlds are linear, so covariances are computed exactly; the mixture is sampled, 1000 matrices.
+Gaussian worlds are linear, so covariances are computed exactly; the mixture is sampled, 1000
+matrices.
 """
 
 from __future__ import annotations
@@ -15,7 +17,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from d2 import Step, Term, camera_ring, columns, draw, initial_x, karras_sigmas, make_shard, rows, sample_matrix
+from d2 import (
+    Step,
+    Term,
+    camera_ring,
+    columns,
+    draw,
+    initial_x,
+    karras_sigmas,
+    make_shard,
+    rows,
+    sample_matrix,
+)
 from d2.matrix import raster, single_cells
 from d2.priors import analytic
 from d2.priors.analytic import World, autoregressive, wasserstein2
@@ -78,10 +91,14 @@ def run(
 def terms_of(world: World, v: int, f: int, shares: Sequence[float]) -> list[Term]:
     """The terms that have a share, told nothing."""
     cuts = dict(zip(NAMES, (rows(v, f), columns(v, f), single_cells(v, f)), strict=True))
-    return [analytic.term(n, cuts[n], world, f) for n, share in zip(NAMES, shares, strict=True) if share]
+    return [
+        analytic.term(n, cuts[n], world, f) for n, share in zip(NAMES, shares, strict=True) if share
+    ]
 
 
-def covariance(world: World, n: int, shares: Sequence[float], compose: Composition = CONVEX) -> Tensor:
+def covariance(
+    world: World, n: int, shares: Sequence[float], compose: Composition = CONVEX
+) -> Tensor:
     """What a rule ends with, exactly."""
     basis = analytic.basis(renoise.none(SIGMAS), n, n)
     x = initial_x(basis.start, SIGMAS[0])
@@ -92,11 +109,17 @@ def covariance(world: World, n: int, shares: Sequence[float], compose: Compositi
 
 
 def nested_error(n: int = 6) -> list[Result]:
-    """How far nested terms, and the best weights in hindsight, are from the joint denoiser, relative to its answer."""
+    """How far nested terms, and the best weights in hindsight, are from the joint denoiser,
+    relative to its answer."""
     chain = autoregressive(n, 0.9)
     world = analytic.separable(chain, chain)
-    terms, joint = terms_of(world, n, n, (1, 1, 1)), [analytic.term("joint", raster(n, n), world, n)]
-    truth = analytic.draw_truth(world, draw(0, "init", (n * n, 8)), torch.zeros(8)).reshape(n, n, 8, 1, 1)
+    terms, joint = (
+        terms_of(world, n, n, (1, 1, 1)),
+        [analytic.term("joint", raster(n, n), world, n)],
+    )
+    truth = analytic.draw_truth(world, draw(0, "init", (n * n, 8)), torch.zeros(8)).reshape(
+        n, n, 8, 1, 1
+    )
     found = []
     for sigma in (0.05, 0.1, 0.32, 1.0, 3.2, 10.0, 32.0, 80.0):
         x = truth + sigma * draw(0, "renoise", tuple(truth.shape)).double()
@@ -105,7 +128,9 @@ def nested_error(n: int = 6) -> list[Result]:
         best = said @ torch.linalg.lstsq(said, exact.flatten()).solution
         ends = {
             "convex 1/2": denoised(x, sigma, terms, EVEN),
-            "three-term": denoised(x, sigma, terms, dict(zip(NAMES, RULES["three-term"], strict=True))),
+            "three-term": denoised(
+                x, sigma, terms, dict(zip(NAMES, RULES["three-term"], strict=True))
+            ),
             "best weights for this very x": best.reshape(x.shape),
         }
         for name, rule in NESTED.items():
@@ -119,33 +144,48 @@ def nested_error(n: int = 6) -> list[Result]:
 
 
 def denoised(
-    x: Tensor, sigma: float, terms: Sequence[Term], shares: dict[str, float], compose: Composition = CONVEX
+    x: Tensor,
+    sigma: float,
+    terms: Sequence[Term],
+    shares: dict[str, float],
+    compose: Composition = CONVEX,
 ) -> Tensor:
     """What a rule makes of x at one level: a step down to zero."""
     return run(x, [Step(0, 1, 0, 1, sigma, 0.0)], terms, shares, compose=compose, step=solver.euler)
 
 
 def gaussian_worlds(n: int = 6) -> list[Result]:
-    """Separable worlds by correlation, and a wave of correlation 0.9 that couples rows and columns by its share."""
+    """Separable worlds by correlation, and a wave of correlation 0.9 that couples rows and columns
+    by its share."""
     found = []
     for correlation in (0.5, 0.7, 0.9):
         chain = autoregressive(n, correlation)
         world = analytic.separable(chain, chain)
         rules = {name: (shares, CONVEX) for name, shares in RULES.items()}
-        for name, (shares, compose) in (rules | {"nested, solved": (RULES["convex 1/2"], SOLVED)}).items():
+        for name, (shares, compose) in (
+            rules | {"nested, solved": (RULES["convex 1/2"], SOLVED)}
+        ).items():
             ended = covariance(world, n, shares, compose)
             setting = f"rho {correlation}"
             found.append(Result("variance kept", name, setting, ended.trace().item() / n**2))
-            found.append(Result("separable", name, setting, wasserstein2(ended, world.covariances[0]) / n**2))
-            if correlation == 0.9:  # rows, columns and cells, and so the end, are the same for every share
+            found.append(
+                Result("separable", name, setting, wasserstein2(ended, world.covariances[0]) / n**2)
+            )
+            # rows, columns and cells, and so the end, are the same for every share
+            if correlation == 0.9:
                 for share in (0.0, 0.1, 0.25, 0.5, 1.0):
-                    truth = analytic.travelling(n, n, correlation=correlation, share=share).covariances[0]
-                    found.append(Result("coupled", name, f"share {share}", wasserstein2(ended, truth) / n**2))
+                    truth = analytic.travelling(
+                        n, n, correlation=correlation, share=share
+                    ).covariances[0]
+                    found.append(
+                        Result("coupled", name, f"share {share}", wasserstein2(ended, truth) / n**2)
+                    )
     return found
 
 
 def mixture_worlds(n: int = 4, count: int = 1000) -> list[Result]:
-    """Two kinds of matrices: how many come out torn (cells of both signs), more than of the truth's own."""
+    """Two kinds of matrices: how many come out torn (cells of both signs), more than of the truth's
+    own."""
     found = []
     plan = renoise.none(karras_sigmas(30, sigma_min=0.02, sigma_max=50.0))
     start = initial_x(draw(0, "init", (n, n, count, 1, 1)).double(), plan[0].sigma)
@@ -153,9 +193,15 @@ def mixture_worlds(n: int = 4, count: int = 1000) -> list[Result]:
     for share in (0.5, 0.7, 0.9):
         world = analytic.two_kinds(chain, chain, share=share)
         joint = {"joint": 1.0}
-        ends = {"joint (truth)": run(start, plan, [analytic.term("joint", raster(n, n), world, n)], joint)}
+        ends = {
+            "joint (truth)": run(
+                start, plan, [analytic.term("joint", raster(n, n), world, n)], joint
+            )
+        }
         for name, shares in RULES.items():
-            ends[name] = run(start, plan, terms_of(world, n, n, shares), dict(zip(NAMES, shares, strict=True)))
+            ends[name] = run(
+                start, plan, terms_of(world, n, n, shares), dict(zip(NAMES, shares, strict=True))
+            )
         for name in ("nested, 1 step", "nested, 2 steps", "nested, 4 steps"):
             terms = terms_of(world, n, n, RULES["convex 1/2"])
             ends[name] = run(start, plan, terms, EVEN, compose=NESTED[name])
@@ -169,7 +215,8 @@ def mixture_worlds(n: int = 4, count: int = 1000) -> list[Result]:
 
 
 def conditioned_worlds(n: int = 7) -> list[Result]:
-    """First row and first column known, correlation 0.9: errors of mean and covariance a free cell, with guidance."""
+    """First row and first column known, correlation 0.9: errors of mean and covariance a free cell,
+    with guidance."""
     chain = autoregressive(n, 0.9)
     world = analytic.separable(chain, chain)
     plan = renoise.none(SIGMAS)
@@ -192,21 +239,36 @@ def conditioned_worlds(n: int = 7) -> list[Result]:
         "both": term("unary", cut, [[(0, f), (v, 0)] for v, f in cells]),
         "shared": term("unary", cut, [[(0, 0)] for _ in cells]),
     }
-    variants = {"columns alone": ([multiview], RULES["columns alone"]), "rows alone": ([video], (1.0, 0.0, 0.0))}
+    variants = {
+        "columns alone": ([multiview], RULES["columns alone"]),
+        "rows alone": ([video], (1.0, 0.0, 0.0)),
+    }
     variants["convex 1/2"] = ([video, multiview], RULES["convex 1/2"])
     for told, own in unary.items():
         variants[f"three-term, unary told {told}"] = ([video, multiview, own], RULES["three-term"])
     for alpha in ("7/8", "3/4"):
-        variants[f"alpha {alpha}, unary told shared"] = ([video, multiview, unary["shared"]], RULES[f"alpha {alpha}"])
+        variants[f"alpha {alpha}, unary told shared"] = (
+            [video, multiview, unary["shared"]],
+            RULES[f"alpha {alpha}"],
+        )
     rules = {name: (terms, shares, CONVEX) for name, (terms, shares) in variants.items()}
     rules["nested, solved"] = ([video, multiview], RULES["convex 1/2"], nested(steps=24))
     told = [video, multiview, unary["shared"]]
-    rules["nested, solved, unary told shared"] = (told, RULES["convex 1/2"], nested(steps=24, unary=True))
+    rules["nested, solved, unary told shared"] = (
+        told,
+        RULES["convex 1/2"],
+        nested(steps=24, unary=True),
+    )
     found = []
     for scale in (1.0, 1.5):
         for name, (terms, shares, compose) in rules.items():
-            x, by_name = initial_x(basis.start, plan[0].sigma), dict(zip(NAMES, shares, strict=True))
-            response, cov = analytic.moments(run(x, plan, terms, by_name, compose=compose, scale=scale))
+            x, by_name = (
+                initial_x(basis.start, plan[0].sigma),
+                dict(zip(NAMES, shares, strict=True)),
+            )
+            response, cov = analytic.moments(
+                run(x, plan, terms, by_name, compose=compose, scale=scale)
+            )
             wrong = (response - gain)[free]
             mean = (wrong @ world.covariances[0] @ wrong.T).trace().item() / len(free)
             found.append(Result("conditioned", name, f"mean, CFG {scale}", mean))
@@ -216,22 +278,29 @@ def conditioned_worlds(n: int = 7) -> list[Result]:
 
 
 def correctors() -> list[Result]:
-    """Standard deviation that a unit Gaussian keeps under the published levels, and the evaluations it takes."""
+    """Standard deviation that a unit Gaussian keeps under the published levels, and the evaluations
+    it takes."""
     again = partial(renoise.corrector, PUBLISHED)
     returning = renoise.returning
     plans = {
         "none": renoise.none(PUBLISHED),
         "VRS as published": renoise.vrs(PUBLISHED),
         "VRS, told the level reached": again(back=renoise.cold, steps=10),
-        "halfway, told nominal": again(back=partial(returning, share=0.5), steps=10, told="nominal"),
+        "halfway, told nominal": again(
+            back=partial(returning, share=0.5), steps=10, told="nominal"
+        ),
         "halfway, told the level reached": again(back=partial(returning, share=0.5), steps=10),
         "exact return, first 10": again(back=returning, steps=10),
         "exact return, above 5": again(back=returning),
         "exact return, above 0.05": again(back=returning, sigma_low=0.05),
         "exact return, above 0.05, 4 times": again(back=returning, sigma_low=0.05, repeats=4),
         "Restart, 4 steps, above 0.05": again(back=returning, sigma_low=0.05, span=4),
-        "Langevin, 2 of a tenth, above 5": again(back=renoise.langevin, repeats=3, depth=0.1, told="nominal"),
-        "churn 40 in 0.05 to 50": again(back=returning, repeats=1, sigma_low=0.05, sigma_high=50.0, s_churn=40.0),
+        "Langevin, 2 of a tenth, above 5": again(
+            back=renoise.langevin, repeats=3, depth=0.1, told="nominal"
+        ),
+        "churn 40 in 0.05 to 50": again(
+            back=returning, repeats=1, sigma_low=0.05, sigma_high=50.0, s_churn=40.0
+        ),
     }
     unit = [analytic.term("video", rows(1, 1), analytic.gaussian(torch.ones(1, 1)), 1)]
     found = []
@@ -247,7 +316,8 @@ def correctors() -> list[Result]:
 
 
 def corrected_rules(n: int = 4) -> list[Result]:
-    """Rules with correctors, correlation 0.9: what a score leaves as it is, and what its flow ends at, may differ."""
+    """Rules with correctors, correlation 0.9: what a score leaves as it is, and what its flow ends
+    at, may differ."""
     chain = autoregressive(n, 0.9)
     world = analytic.separable(chain, chain)
     bound = float(torch.linalg.eigvalsh(chain)[-1])
@@ -266,11 +336,22 @@ def corrected_rules(n: int = 4) -> list[Result]:
     for name in ("joint (truth)", "convex 1/2", "alpha 7/8", "three-term", "nested, solved"):
         shares = RULES["convex 1/2"] if name == "nested, solved" else RULES.get(name, ())
         compose = SOLVED if name == "nested, solved" else CONVEX
-        terms = terms_of(world, n, n, shares) if shares else [analytic.term("joint", raster(n, n), world, n)]
+        terms = (
+            terms_of(world, n, n, shares)
+            if shares
+            else [analytic.term("joint", raster(n, n), world, n)]
+        )
         by_name = dict(zip(NAMES, shares, strict=True)) if shares else {"joint": 1.0}
         for setting, plan in plans.items():
             basis = analytic.basis(plan, n, n)
-            end = run(initial_x(basis.start, plan[0].sigma), plan, terms, by_name, compose=compose, noise=basis.noise)
+            end = run(
+                initial_x(basis.start, plan[0].sigma),
+                plan,
+                terms,
+                by_name,
+                compose=compose,
+                noise=basis.noise,
+            )
             off = wasserstein2(analytic.moments(end)[1], world.covariances[0]) / n**2
             found.append(Result("corrected", name, setting, off))
     return found
@@ -280,11 +361,15 @@ HEADINGS = {
     "nested": "Relative error of the denoiser, separable 6 × 6 world, correlation 0.9",
     "separable": "Squared 2-Wasserstein error a cell, separable 6 × 6 worlds by correlation",
     "variance kept": "Variance kept a cell, separable 6 × 6 worlds (truth: 1)",
-    "coupled": "Squared 2-Wasserstein error a cell by the share of a travelling wave, correlation 0.9",
+    "coupled": (
+        "Squared 2-Wasserstein error a cell by the share of a travelling wave, correlation 0.9"
+    ),
     "mixture torn": "Matrices with cells of both signs, two kinds at ±m, 4 × 4, 1000 matrices",
     "mixture covariance": "Squared 2-Wasserstein distance of covariances a cell, two kinds at ±m",
     "conditioned": "First row and column known, 7 × 7, correlation 0.9: errors a free cell",
-    "corrected": "Squared 2-Wasserstein error a cell with correctors, separable 4 × 4 world, correlation 0.9",
+    "corrected": (
+        "Squared 2-Wasserstein error a cell with correctors, separable 4 × 4 world, correlation 0.9"
+    ),
     "correctors": "Standard deviation of a unit Gaussian, 50 published levels (truth: 1)",
 }
 
@@ -325,13 +410,24 @@ def plot(path: Path, results: list[Result]) -> None:
         axis.set_xlabel(here[0].setting.split()[0])
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
-    of = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    of = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(list(of.values()), list(of), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
 
 
 def main(folder: Path) -> None:
-    studies = (nested_error, gaussian_worlds, mixture_worlds, conditioned_worlds, corrected_rules, correctors)
+    studies = (
+        nested_error,
+        gaussian_worlds,
+        mixture_worlds,
+        conditioned_worlds,
+        corrected_rules,
+        correctors,
+    )
     results = [result for study in studies for result in study()]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as f:

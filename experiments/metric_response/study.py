@@ -1,4 +1,5 @@
-"""How the video metrics respond to known damage: python experiments/metric_response/study.py [folder] [weights].
+"""How the video metrics respond to known damage: python experiments/metric_response/study.py
+[folder] [weights].
 
 Axes: v views, f frames, s scenes, n videos of a set, d features. Pixels are in [0, 1].
 """
@@ -29,7 +30,8 @@ Features = dict[str, Tensor]  # n d by traversal
 
 
 class Result(NamedTuple):
-    """A figure over random halves of the scenes; `against` the same scenes' truth, or the other half's."""
+    """A figure over random halves of the scenes; `against` the same scenes' truth, or the other
+    half's."""
 
     damage: str
     strength: float
@@ -39,7 +41,7 @@ class Result(NamedTuple):
     sd: float
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def blur(matrix: Tensor, generator: torch.Generator, *, strength: float) -> Tensor:
@@ -48,7 +50,9 @@ def blur(matrix: Tensor, generator: torch.Generator, *, strength: float) -> Tens
     tap = (-0.5 * (torch.arange(-radius, radius + 1) / strength).square()).exp()
     kernel = (tap / tap.sum()).expand(3, 1, 1, -1)
     x = F.pad(matrix.flatten(0, 1), [radius] * 4, mode="replicate")
-    return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.mT, groups=3).unflatten(0, matrix.shape[:2])
+    return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.mT, groups=3).unflatten(
+        0, matrix.shape[:2]
+    )
 
 
 def noise(matrix: Tensor, generator: torch.Generator, *, strength: float) -> Tensor:
@@ -72,7 +76,8 @@ def reversed_time(matrix: Tensor, generator: torch.Generator, *, strength: float
 
 
 def displaced(length: int, share: float, generator: torch.Generator) -> Tensor:  # length
-    """An order in which a share of the places, drawn at random, pass their content on in a random circle."""
+    """An order in which a share of the places, drawn at random, pass their content on in a random
+    circle."""
     chosen = torch.randperm(length, generator=generator)[: round(share * length)]
     order = torch.arange(length)
     order[chosen] = chosen.roll(1)
@@ -86,14 +91,18 @@ DAMAGES: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "reversed time": (reversed_time, (0.25, 0.5, 0.75, 1.0)),
     "displaced views": (displaced_views, (0.25, 0.5, 0.75, 1.0)),
 }
-STAYS = {"displaced frames": "v", "reversed time": "v", "displaced views": "f"}  # whose set of videos is unchanged
+# whose set of videos is unchanged
+STAYS = {"displaced frames": "v", "reversed time": "v", "displaced views": "f"}
 
 
-# --- measurement -----------------------------------------------------------------------------------------------------
+# --- measurement ----------------------------------------------------------------------------------
 
 
-def features_of(matrices: Sequence[Tensor], network: FeatureNetwork, damage: Damage) -> list[Features]:
-    """Features of every matrix after the damage; a scene's draw does not depend on the other scenes."""
+def features_of(
+    matrices: Sequence[Tensor], network: FeatureNetwork, damage: Damage
+) -> list[Features]:
+    """Features of every matrix after the damage; a scene's draw does not depend on the other
+    scenes."""
     return [
         matrix_features(damage(matrix, torch.Generator().manual_seed(scene)), network)
         for scene, matrix in enumerate(matrices)
@@ -108,13 +117,18 @@ def halves(count: int) -> Iterator[tuple[list[int], list[int]]]:
         yield order[: count // 2], order[count // 2 :]
 
 
-def measure(true: list[Features], damaged: list[Features], name: str, strength: float) -> list[Result]:
-    """Every figure of one damage at one strength, against the truth of the same scenes and of others."""
+def measure(
+    true: list[Features], damaged: list[Features], name: str, strength: float
+) -> list[Result]:
+    """Every figure of one damage at one strength, against the truth of the same scenes and of
+    others."""
     found: dict[tuple[str, str], list[float]] = {}
     for half, other in halves(len(true)):
         sampled = joined([damaged[i] for i in half])
         for against, scenes in (("same", half), ("others", other)):
-            distances = video_distances(sampled, joined([true[i] for i in scenes]), "world4d-encoder")
+            distances = video_distances(
+                sampled, joined([true[i] for i in scenes]), "world4d-encoder"
+            )
             for figure, value in distances.items():
                 found.setdefault((against, figure), []).append(value)
     return [
@@ -136,7 +150,7 @@ def run(network: FeatureNetwork, count: int = SCENES) -> list[Result]:
     return results
 
 
-# --- report ----------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
 def figures(distance: str) -> dict[str, str]:
@@ -170,7 +184,8 @@ def spread(result: Result) -> str:
 
 
 def responses(results: list[Result]) -> str:
-    """For each damage and figure, whether the mean rises from each strength to the next, starting with none."""
+    """For each damage and figure, whether the mean rises from each strength to the next, starting
+    with none."""
     mean = {(r.damage, r.strength, r.against, r.figure): r.mean for r in results}
     names = [*figures("f").values(), *figures("k").values()]
     lines = [f"| damage, against | {' | '.join(name.partition('[')[0] for name in names)} |"]
@@ -179,14 +194,26 @@ def responses(results: list[Result]) -> str:
         for against in ("same", "others"):
             words = []
             for name in names:
-                series = [mean["none", 0.0, against, name], *(mean[damage, s, against, name] for s in strengths)]
+                series = [
+                    mean["none", 0.0, against, name],
+                    *(mean[damage, s, against, name] for s in strengths),
+                ]
                 scale = max(abs(value) for value in series)
                 flat = all(abs(value - series[0]) <= 1e-6 * max(scale, 1) for value in series)
-                climbs = sum(after > before for before, after in zip(series, series[1:], strict=False))
-                words.append("stays" if flat else "rises" if climbs == len(strengths) else f"{climbs} of 4 steps up")
+                climbs = sum(
+                    after > before for before, after in zip(series, series[1:], strict=False)
+                )
+                words.append(
+                    "stays"
+                    if flat
+                    else "rises"
+                    if climbs == len(strengths)
+                    else f"{climbs} of 4 steps up"
+                )
             lines.append(f"| {damage}, {against} | {' | '.join(words)} |")
-    return "Does the mean rise with every strength, from none on? It stays where it changes by less than 1e-6.\n\n" + (
-        "\n".join(lines)
+    return (
+        "Does the mean rise with every strength, from none on? It stays where it changes by less"
+        " than 1e-6.\n\n" + "\n".join(lines)
     )
 
 
@@ -197,7 +224,9 @@ def plot(path: Path, results: list[Result]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(DAMAGES), figsize=(15, 6), layout="constrained", sharex="col")
+    figure, axes = plt.subplots(
+        2, len(DAMAGES), figsize=(15, 6), layout="constrained", sharex="col"
+    )
     for row, against in zip(axes, ("same", "others"), strict=True):
         for axis, damage in zip(row, DAMAGES, strict=True):
             for name in figures("f").values():
@@ -205,7 +234,11 @@ def plot(path: Path, results: list[Result]) -> None:
                 line = [r for r in found if r.damage in ("none", damage)]
                 label = name.partition("[")[0]
                 axis.errorbar(
-                    [r.strength for r in line], [r.mean for r in line], [r.sd for r in line], fmt="o-", label=label
+                    [r.strength for r in line],
+                    [r.mean for r in line],
+                    [r.sd for r in line],
+                    fmt="o-",
+                    label=label,
                 )
             axis.set_ylim(bottom=0)
             axis.spines[["top", "right"]].set_visible(False)

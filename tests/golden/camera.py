@@ -1,4 +1,5 @@
-"""Checks of a prior of any cameras against Stable Virtual Camera's numbers, one function a kind of golden file.
+"""Checks of a prior of any cameras against Stable Virtual Camera's numbers, one function a kind of
+golden file.
 
 Tolerances are those of the data's README; weights, pictures and cameras lie in the files.
 """
@@ -31,12 +32,13 @@ from golden.networks import expect, load
 Y_UP = torch.tensor([0.0, -1, 0], dtype=torch.float64)
 
 
-# --- networks ------------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def unet_config(engine: dict[str, Any]) -> CameraUNetConfig:
     p: dict[str, Any] = dict(engine["config"])
-    assert p.pop("num_frames") == 21 and p.pop("dropout", 0.0) == 0  # a default of calls; nothing to apply
+    # a default of calls; nothing to apply
+    assert p.pop("num_frames") == 21 and p.pop("dropout", 0.0) == 0
     sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in p.items()}
     return CameraUNetConfig(joint=sizes.pop("unflatten_names"), **sizes)
 
@@ -49,7 +51,9 @@ def tower_config(engine: dict[str, Any]) -> ImageTowerConfig:
 @functools.cache
 def load_prior(folder: Path, name: str, tower: str | None = None) -> CameraPrior:
     engine = load_engine(folder, tower) if tower else None
-    small = ImageTowerConfig(layers=1, width=8, head_width=8, patch_size=8, image_size=8, mlp_ratio=1.0, embed_dim=1)
+    small = ImageTowerConfig(
+        layers=1, width=8, head_width=8, patch_size=8, image_size=8, mlp_ratio=1.0, embed_dim=1
+    )
     sizes = tower_config(engine) if engine else small
     config = CameraPriorConfig(unet_config(load_engine(folder, name)), sizes, "table")
     prior = CameraPrior(config, with_tower=tower is not None)
@@ -85,7 +89,9 @@ def check_trace(case: Case) -> None:
     seen: dict[str, Tensor] = {}
     assert len(given["x"]) == meta["clips"] * meta["num_frames"]
     unet = load_prior(case.folder, meta["weights"]).unet
-    names = {key.removeprefix("output64.") for key in case.tensors if key.startswith("output64.")} - {"y"}
+    names = {
+        key.removeprefix("output64.") for key in case.tensors if key.startswith("output64.")
+    } - {"y"}
 
     def keep(name: str, module: torch.nn.Module, given: Any, out: Tensor) -> None:
         seen[name] = out
@@ -109,7 +115,9 @@ def check_trace(case: Case) -> None:
 
 def check_denoiser(case: Case) -> None:
     prior, given = load_prior(case.folder, case.meta["weights"]), case.group("input.")
-    condition = CameraCondition(*(given[name].float()[None] for name in ("crossattn", "known", "mask", "plucker")))
+    condition = CameraCondition(
+        *(given[name].float()[None] for name in ("crossattn", "known", "mask", "plucker"))
+    )
     assert condition.rays.shape[1] == case.meta["num_frames"]
     told = {name: [level] * case.meta["num_frames"] for name, level in case.meta["sigmas"].items()}
     for name, indices in case.meta["index"].items():
@@ -124,12 +132,19 @@ def check_denoiser(case: Case) -> None:
 
 
 def check_image_tower(case: Case) -> None:
-    tower = load(ImageTower(tower_config(load_engine(case.folder, case.meta["weights"]))), engine_weights(case))
+    tower = load(
+        ImageTower(tower_config(load_engine(case.folder, case.meta["weights"]))),
+        engine_weights(case),
+    )
     for name, (height, width) in case.meta["sizes"].items():
         c, y, x, k = torch.meshgrid(*map(torch.arange, (3, height, width, 2)), indexing="ij")
         pixels = (3 * x * (c + 1) + 5 * y + x * y // 7 + 40 * k) % 256
         images = rearrange(pixels, "c h w k -> k c h w").float() / 255 * 2 - 1
-        expect(tower.preprocess(images)[:, :, 3::16, 3::16], case.expected(f"preprocessed_sub.{name}"), 2e-4)
+        expect(
+            tower.preprocess(images)[:, :, 3::16, 3::16],
+            case.expected(f"preprocessed_sub.{name}"),
+            2e-4,
+        )
         embedding = tower(images)
         expect(embedding, case.expected(f"embedding.{name}"), 1e-5)
         expect(embedding.mean(dim=0), case.expected(f"crossattn.{name}"), 1e-5)
@@ -139,13 +154,16 @@ def engine_weights(case: Case) -> dict[str, Tensor]:
     return load_weights(case.folder, case.meta["weights"])
 
 
-# --- levels, cameras, guidance --------------------------------------------------------------------------------------
+# --- levels, cameras, guidance --------------------------------------------------------------------
 
 
 def check_sigmas(case: Case) -> None:
     ours = discrete_levels
     assert (case.meta["linear_start"], case.meta["linear_end"]) == (ours.BETA_START, ours.BETA_END)
-    assert (case.meta["log_snr_shift"], case.meta["num_timesteps"]) == (ours.LOG_SNR_SHIFT, ours.NUM_LEVELS)
+    assert (case.meta["log_snr_shift"], case.meta["num_timesteps"]) == (
+        ours.LOG_SNR_SHIFT,
+        ours.NUM_LEVELS,
+    )
     table = ours.table()
     for name in case.group("output64."):
         if name == "table":
@@ -155,7 +173,9 @@ def check_sigmas(case: Case) -> None:
         levels = ours.own_sigmas(int(steps), float(shift) if shift else ours.LOG_SNR_SHIFT)
         expect(torch.tensor(levels, dtype=torch.float64), case.expected(name), 1e-12)
     for name, indices in case.meta["indices"].items():
-        levels = torch.tensor(ours.own_sigmas(int(name.removeprefix("n")))[:-1], dtype=torch.float64)
+        levels = torch.tensor(
+            ours.own_sigmas(int(name.removeprefix("n")))[:-1], dtype=torch.float64
+        )
         assert ours.snapped(levels).tolist() == indices
 
 
@@ -189,7 +209,9 @@ def guider(p: dict[str, Any], poses: Tensor, intrinsics: Tensor, known: list[int
     flags[known] = True
     if p["guider"] == "VanillaCFG":
         return torch.full((len(poses),), p["scale"], dtype=torch.float64)
-    by = {"MultiviewCFG": rays.scale_by_camera, "MultiviewTemporalCFG": rays.scale_by_order}[p["guider"]]
+    by = {"MultiviewCFG": rays.scale_by_camera, "MultiviewTemporalCFG": rays.scale_by_order}[
+        p["guider"]
+    ]
     return by(poses, intrinsics, flags, scale=p["scale"], low=p["cfg_min"])
 
 
@@ -202,14 +224,23 @@ def check_guiders(case: Case) -> None:
         expect(scale, case.expected(f"scale.{name}"), 1e-6)
         if f"output64.guided.{name}" in case.tensors:
             uncond, cond = given["x"].double().chunk(2)
-            expect(uncond + scale[:, None, None, None] * (cond - uncond), case.expected(f"guided.{name}"), 1e-6)
+            expect(
+                uncond + scale[:, None, None, None] * (cond - uncond),
+                case.expected(f"guided.{name}"),
+                1e-6,
+            )
 
 
 def check_trajectories(case: Case) -> None:
     meta, fov, count = case.meta, cameras.FOV_RAD, case.meta["num_frames"]
     for name, (angle, aspect) in meta["K"].items():
-        expect(cameras.lens(torch.tensor([angle]).double(), aspect), case.expected(f"K.{name}"), 1e-6)
-    starts = {"eye": torch.eye(4, dtype=torch.float64), "start": case.tensors["input.start_c2w"].double()}
+        expect(
+            cameras.lens(torch.tensor([angle]).double(), aspect), case.expected(f"K.{name}"), 1e-6
+        )
+    starts = {
+        "eye": torch.eye(4, dtype=torch.float64),
+        "start": case.tensors["input.start_c2w"].double(),
+    }
     for name in case.group("output64.poses."):
         of, _, preset = name.partition(".")
         told, pose = meta["up"][of], starts[of]
@@ -239,13 +270,15 @@ def check_preprocess(case: Case) -> None:
         pixels = case.tensors[f"input.K.{source}"].double()
         unit = pixels / torch.tensor([[width], [height], [1]])
         for intrinsics, key in ((pixels, "K"), (unit, "K_of_normalised")):
-            framed = framing.frame(images, intrinsics, (size[0], size[1]), mode=p["mode"], scale=p.get("scale", 1.0))
+            framed = framing.frame(
+                images, intrinsics, (size[0], size[1]), mode=p["mode"], scale=p.get("scale", 1.0)
+            )
             expect(framed.intrinsics, case.expected(f"{key}.{name}"), 1e-6)
             assert list(framed.pictures.shape[2:]) == p["result_hw"]
             expect(framed.pictures[..., 1::4, 1::4], case.expected(f"image_sub.{name}"), 1e-6)
 
 
-# --- forwards of a scene --------------------------------------------------------------------------------------------
+# --- forwards of a scene --------------------------------------------------------------------------
 
 
 def check_chunking(case: Case) -> None:
@@ -264,7 +297,10 @@ def check_chunking(case: Case) -> None:
     for p in case.meta["anchor_indices"]:
         (strategy,) = (value for _, value in p["options"].items())
         even = strategy.startswith("interp")
-        assert chunks.among_frames(p["num_anchors"], p["inputs"], p["frames"], even=even) == p["anchors"]
+        assert (
+            chunks.among_frames(p["num_anchors"], p["inputs"], p["frames"], even=even)
+            == p["anchors"]
+        )
 
 
 def as_pair(told: Any) -> tuple[Any, Any]:
@@ -276,7 +312,8 @@ def check_chunks(case: Case, entry: Options) -> None:
     poses, length, task = case.tensors[f"input.{entry['cameras']}"], entry["T"], entry["task"]
     assert entry["name"]
     orders, always = entry["input_ords"], entry["gt_input_inds"]
-    if orders is not None and task.startswith("img2trajvid"):  # the true inputs have no place on the path
+    # the true inputs have no place on the path
+    if orders is not None and task.startswith("img2trajvid"):
         orders = [math.nan if i in always else order for i, order in enumerate(orders)]
     names = {"pseudo_num_max": "most", "pseudo_num_ratio": "ratio"}
     cut = functools.partial(
@@ -295,24 +332,43 @@ def check_chunks(case: Case, entry: Options) -> None:
             cut()
         return
     found = cut()
-    written = [[f"{'!' if slot.known else '>'}{slot.index:03d}" for slot in chunk] for chunk in found]
+    written = [
+        [f"{'!' if slot.known else '>'}{slot.index:03d}" for slot in chunk] for chunk in found
+    ]
     assert [chunk + ["NULL"] * (length - len(chunk)) for chunk in written] == entry["chunks"]
     lists = (entry[key] for key in ("input_inds", "input_sels", "test_inds", "test_sels", "padded"))
-    for forward, *(inputs, at, tests, test_at, padded) in zip(chunks.forwards(found, length), *lists, strict=True):
-        own = [(slot, k) for k, (slot, o) in enumerate(zip(forward.slots, forward.own, strict=True)) if o]
+    for forward, *(inputs, at, tests, test_at, padded) in zip(
+        chunks.forwards(found, length), *lists, strict=True
+    ):
+        own = [
+            (slot, k)
+            for k, (slot, o) in enumerate(zip(forward.slots, forward.own, strict=True))
+            if o
+        ]
         assert {(s.index, k) for s, k in own if s.known} == set(zip(inputs, at, strict=True))
-        assert [(s.index, k) for s, k in own if not s.known] == list(zip(tests, test_at, strict=True))
-        pairs = zip(padded["input_map"], padded["test_map"], strict=True)
-        filled = [chunks.Slot(True, inputs[i]) if i >= 0 else chunks.Slot(False, tests[j]) for i, j in pairs]
-        assert list(forward.slots) == filled
-        assert set(padded["input_sels"]) == {k for k, slot in enumerate(forward.slots) if slot.known} or at != sorted(
-            at
+        assert [(s.index, k) for s, k in own if not s.known] == list(
+            zip(tests, test_at, strict=True)
         )
-        assert padded["test_sels"] == [k for k, slot in enumerate(forward.slots) if not slot.known] or at != sorted(at)
+        pairs = zip(padded["input_map"], padded["test_map"], strict=True)
+        filled = [
+            chunks.Slot(True, inputs[i]) if i >= 0 else chunks.Slot(False, tests[j])
+            for i, j in pairs
+        ]
+        assert list(forward.slots) == filled
+        assert set(padded["input_sels"]) == {
+            k for k, slot in enumerate(forward.slots) if slot.known
+        } or at != sorted(at)
+        assert padded["test_sels"] == [
+            k for k, slot in enumerate(forward.slots) if not slot.known
+        ] or at != sorted(at)
 
 
 def check_loop(case: Case) -> None:
-    prior, given, meta = load_prior(case.folder, case.meta["weights"]), case.group("input."), case.meta
+    prior, given, meta = (
+        load_prior(case.folder, case.meta["weights"]),
+        case.group("input."),
+        case.meta,
+    )
     t, size = meta["num_frames"], (meta["latent_height"], meta["latent_width"])
     known = torch.zeros(t, dtype=torch.bool)
     known[meta["known"]] = True
@@ -340,7 +396,9 @@ def check_loop(case: Case) -> None:
         name, _, index = key.partition(".")
         if name in ("x_after", "denoised"):
             state = seen[int(index)]
-            expect((state.x if name == "x_after" else state.denoised)[:, 0], case.expected(key), 2e-5)
+            expect(
+                (state.x if name == "x_after" else state.denoised)[:, 0], case.expected(key), 2e-5
+            )
     expect(z, case.expected("z"), 2e-5)
 
 
@@ -352,7 +410,9 @@ def check_pipeline(case: Case) -> None:
     guiders = {1: "MultiviewCFG", 2: "MultiviewTemporalCFG"}
     types, scales = as_pair(options["guider_types"]), as_pair(options["cfg"])
     assert {guiders[t] for t in types} == set(told)
-    strategy = {"second" if meta["two_pass"] else "alone": options.get("chunk_strategy", "nearest-gt")}
+    strategy = {
+        "second" if meta["two_pass"] else "alone": options.get("chunk_strategy", "nearest-gt")
+    }
     recipe = Recipe(
         num_steps=options["num_steps"],
         length=as_pair(meta["T"]),
@@ -414,7 +474,11 @@ def check_forward(case: Case, k: int, ours: Made, theirs: Options) -> None:
     expect(ours.latents, case.expected(f"z.{k}"), 1e-4)
     for name, half in (("cond", condition), ("uncond", condition.drop())):
         if f"output64.{name}.concat.{k}" in case.tensors:
-            expect(torch.cat([half.mask, half.rays], dim=2)[0], case.expected(f"{name}.concat.{k}"), 1e-6)
+            expect(
+                torch.cat([half.mask, half.rays], dim=2)[0],
+                case.expected(f"{name}.concat.{k}"),
+                1e-6,
+            )
 
 
 def stub_encode(matrix: Tensor, images: Tensor) -> Tensor:

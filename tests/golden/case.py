@@ -18,14 +18,23 @@ SHIPPED = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("D2_PARITY_DIR") or SHIPPED)
 
 DESCRIBING = {  # names in the files that say how the numbers came to be, or what lies in the file
-    *("kind", "tensors", "note", "err_f32", "random_draws", "check_max_difference_to_formula", "eight_ranks_equal_one"),
+    *(
+        "kind",
+        "tensors",
+        "note",
+        "err_f32",
+        "random_draws",
+        "check_max_difference_to_formula",
+        "eight_ranks_equal_one",
+    ),
     *("embedders", "bbox", "side_len"),  # steps on the way to the result
     *("config", "open_clip_config"),  # of networks, which official.py reads
 }
 
 
 class Options(dict[str, Any]):
-    """An object of a golden file's json. It remembers what a check has read: an option nobody reads is not applied."""
+    """An object of a golden file's json. It remembers what a check has read: an option nobody reads
+    is not applied."""
 
     def __init__(self, values: dict[str, Any]):
         super().__init__(values)
@@ -53,7 +62,9 @@ class Options(dict[str, Any]):
                 yield place
             for at, part in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(part, Options):
-                    yield from part.unread(f"{place}.{at}." if isinstance(value, list) else f"{place}.")
+                    yield from part.unread(
+                        f"{place}.{at}." if isinstance(value, list) else f"{place}."
+                    )
 
 
 class Case(NamedTuple):
@@ -82,21 +93,29 @@ def read_case(stem: str, folder: Path) -> Case:
 @functools.cache
 def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
     """Weights of a tiny engine in float32, under the official keys."""
-    return {key: tensor.float() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
+    return {
+        key: tensor.float() for key, tensor in load_file(folder / f"{name}.safetensors").items()
+    }
 
 
 @functools.cache
 def load_engine(folder: Path, name: str) -> dict[str, Any]:
-    """The json beside the weights: `config` of the engine, `open_clip_config` of its image tower."""
+    """The json beside the weights: `config` of the engine, `open_clip_config` of its image
+    tower."""
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def cut(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """max|a - b| / max|b|; where b is zero, max|a|. Differing shapes and NaN are infinitely wrong."""
+    """max|a - b| / max|b|; where b is zero, max|a|. Differing shapes and NaN are infinitely
+    wrong."""
     if a.shape != b.shape:
         return float("inf")
     error, scale = (a.double() - b.double()).abs().max(), b.double().abs().max()

@@ -21,11 +21,15 @@ def check_frequency(case: Case) -> None:
         assert p["function"] == f"freq_mix_{masks[p['filter']].ndim}d"
         x, noise = (case.tensors[f"input.mix.{name}.{part}"] for part in ("x", "noise"))
         expect(mix(x, noise, masks[p["filter"]]), case.expected(f"mix.{name}"), 1e-6)
-        exact = mix(x.double(), noise.double(), masks[p["filter"]].float())  # the reference rounds its masks
+        # the reference rounds its masks
+        exact = mix(x.double(), noise.double(), masks[p["filter"]].float())
         expect(exact, case.expected(f"mix.{name}"), FLOAT64)
 
 
 def published_mask(p: dict[str, Any]) -> Tensor:
-    """Of a filter's parameters; its shape begins with batch and channels, which all have the same mask."""
+    """Of a filter's parameters; its shape begins with batch and channels, which all have the same
+    mask."""
     kind = p["filter_type"].removesuffix("_4d")
-    return low_pass(p["shape"][2:], kind=kind, order=p["n"], space=p["d_s"], time=p["d_t"], published=True)
+    return low_pass(
+        p["shape"][2:], kind=kind, order=p["n"], space=p["d_s"], time=p["d_t"], published=True
+    )

@@ -1,4 +1,5 @@
-"""Checks of the networks, one function a kind of golden file. Tolerances are those of the data's README."""
+"""Checks of the networks, one function a kind of golden file. Tolerances are those of the data's
+README."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ FLOAT64 = 1e-8  # in float64 a wrong epsilon or a rounded sinusoid shows that fl
 
 def check_unet(case: Case) -> None:
     given, meta = case.group("input."), case.meta
-    assert meta["mode"] in ("plain", "image_only", "perframe_t", "perframe_context")  # all said by the inputs
+    # all said by the inputs
+    assert meta["mode"] in ("plain", "image_only", "perframe_t", "perframe_context")
     assert given["x"].shape[2:] == (meta["height"], meta["width"])
     assert len(given["x"]) == meta["clips"] * meta["num_video_frames"]
     unet = VideoUNet(official.unet_config(load_engine(case.folder, meta["weights"])))
@@ -44,7 +46,8 @@ def check_unet(case: Case) -> None:
 
 
 def check_unary(case: Case) -> None:
-    """Frames flagged as single images, each a term's sequence of its own: what the reference made of them in a clip."""
+    """Frames flagged as single images, each a term's sequence of its own: what the reference made
+    of them in a clip."""
     prior, given = load_prior(case.folder, case.meta["weights"]), case.group("input.")
     levels = (4 * given["timesteps"].double()).exp()
     channels = prior.config.unet.out_channels
@@ -70,7 +73,10 @@ def check_denoiser(case: Case) -> None:
         name = f"sigma_{sigma:g}"
         scaling = precondition(torch.tensor(sigma, dtype=torch.float64))._asdict()
         torch.testing.assert_close(
-            torch.stack([scaling[key] for key in order]), case.tensors[f"scaling64.{name}"], rtol=1e-12, atol=1e-15
+            torch.stack([scaling[key] for key in order]),
+            case.tensors[f"scaling64.{name}"],
+            rtol=1e-12,
+            atol=1e-15,
         )
         x = given[f"x.{name}"]
         out = prior(x, torch.full(x.shape[:2], sigma), condition)
@@ -92,13 +98,18 @@ def check_vae_encode(case: Case) -> None:
     weights = cut(load_weights(case.folder, case.meta["weights"]), case.meta["prefix"])
     image, config = case.tensors["input.image"], official.conditioning_encoder_config(engine)
     whole = load(Autoencoder(config), weights)
-    alone = load(ModeEncoder(config), {k: w for k, w in weights.items() if k.startswith(("encoder.", "quant_conv."))})
+    alone = load(
+        ModeEncoder(config),
+        {k: w for k, w in weights.items() if k.startswith(("encoder.", "quant_conv."))},
+    )
     mode = case.expected("mode")
     expect(torch.cat(whole.moments(image), dim=1), case.expected("moments"), 1e-5)
     expect(alone(image), mode, 1e-5)
     expect(alone.double()(image.double()), mode, FLOAT64)
     if "input.first_stage_noise" in case.tensors:
-        stage = load_first_stage(case.folder, case.meta["weights"], engine["config"]["params"]["scale_factor"])
+        stage = load_first_stage(
+            case.folder, case.meta["weights"], engine["config"]["params"]["scale_factor"]
+        )
         expect(torch.cat(stage.moments(image), dim=1), case.expected("first_stage_moments"), 1e-5)
         noise = case.tensors["input.first_stage_noise"]
         expect(stage.encode(image, noise), case.expected("first_stage_z"), 1e-5)
@@ -115,19 +126,30 @@ def check_first_stage(case: Case) -> None:
         autoencoder.to(dtype)
         for name in decoded:
             frames = re.search(r"timesteps_(\d+)$", name)
-            out = autoencoder.decode(given["z"].to(dtype), num_frames=int(frames[1]) if frames else 1)
+            out = autoencoder.decode(
+                given["z"].to(dtype), num_frames=int(frames[1]) if frames else 1
+            )
             expect(out, case.expected(name), tolerance)
         if "image" in given:
-            expect(torch.cat(autoencoder.moments(given["image"].to(dtype)), 1), case.expected("moments"), tolerance)
+            expect(
+                torch.cat(autoencoder.moments(given["image"].to(dtype)), 1),
+                case.expected("moments"),
+                tolerance,
+            )
 
 
 def check_conditioner(case: Case) -> None:
     prior, t = load_prior(case.folder, case.meta["weights"]), case.meta["num_frames"]
     given = case.group("input.")
-    told = {name: case.meta.get(name) for name in ("fps_id", "motion_bucket_id", "cond_aug")}  # of which it takes some
+    # of which it takes some
+    told = {name: case.meta.get(name) for name in ("fps_id", "motion_bucket_id", "cond_aug")}
 
     def scalar(name: str) -> Tensor:  # b t
-        values = given[name] if name in given else torch.full((t,), float(told[name]), dtype=torch.float64)
+        values = (
+            given[name]
+            if name in given
+            else torch.full((t,), float(told[name]), dtype=torch.float64)
+        )
         return values.expand(len(given["image"]), t)
 
     scalars = {name: scalar(name) for name, _ in prior.config.scalars}
@@ -138,7 +160,11 @@ def check_conditioner(case: Case) -> None:
             expect(value.flatten(0, 1), case.tensors[f"output.{half}.{name}"], 2e-5)
             exact = case.tensors.get(f"output64.{half}.{name}.unrepeated")
             if exact is not None:
-                expect(value.flatten(0, 1)[: len(exact)] if name == "vector" else value[:, 0], exact, 2e-5)
+                expect(
+                    value.flatten(0, 1)[: len(exact)] if name == "vector" else value[:, 0],
+                    exact,
+                    2e-5,
+                )
 
 
 def check_image_tower(case: Case) -> None:
@@ -152,7 +178,11 @@ def check_image_tower(case: Case) -> None:
     for name in case.group("output."):
         stride = re.fullmatch(r"preprocessed_every(\d+)", name)
         if stride:
-            expect(tower.preprocess(image)[:, :, :: int(stride[1]), :: int(stride[1])], case.expected(name), 2e-4)
+            expect(
+                tower.preprocess(image)[:, :, :: int(stride[1]), :: int(stride[1])],
+                case.expected(name),
+                2e-4,
+            )
         else:
             expect(tower(image), case.expected(name), 1e-5)
 
@@ -166,7 +196,8 @@ def check_scalar_embeddings(case: Case) -> None:
 
 
 def check_conv_blend(case: Case) -> None:
-    """Time-synchronised self-attention; rows of x are ordered (half, frame, view), and a clip of ours is a frame."""
+    """Time-synchronised self-attention; rows of x are ordered (half, frame, view), and a clip of
+    ours is a frame."""
     cases = {name: p for name, p in case.meta["cases"].items() if isinstance(p, dict)}
     for name, p in cases.items():
         x, blend = case.tensors[f"input.{name}.x"], Blend(p["blend_weight"], p["frames"])
@@ -202,13 +233,18 @@ def load_prior(folder: Path, name: str) -> Prior:
         "encoder.encoder.": f"conditioner.embedders.{encoder}.encoder.encoder.",
         "encoder.quant_conv.": f"conditioner.embedders.{encoder}.encoder.quant_conv.",
     }
-    state = {ours + key: w for ours, theirs in sources.items() for key, w in cut(weights, theirs).items()}
+    state = {
+        ours + key: w for ours, theirs in sources.items() for key, w in cut(weights, theirs).items()
+    }
     return load(Prior(official.prior_config(engine)), state)
 
 
 def load_first_stage(folder: Path, name: str, scale_factor: float) -> FirstStage:
     params = load_engine(folder, name)["config"]["params"]
-    stage = FirstStage(FirstStageConfig(official.first_stage_config(params["first_stage_config"])), scale=scale_factor)
+    stage = FirstStage(
+        FirstStageConfig(official.first_stage_config(params["first_stage_config"])),
+        scale=scale_factor,
+    )
     load(stage.autoencoder, cut(load_weights(folder, name), FIRST_STAGE))
     return stage.eval().requires_grad_(False)
 

@@ -1,4 +1,5 @@
-"""Reads the official configuration of an engine: classes and options of the published code into our dataclasses."""
+"""Reads the official configuration of an engine: classes and options of the published code into our
+dataclasses."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def conditioning_encoder_config(engine: dict[str, Any]) -> AutoencoderConfig:
     _, embedder = find_embedder(engine, "VideoPredictionEmbedderWithEncoder")
     encoder = embedder["params"]["encoder_config"]
     assert encoder["target"].endswith("AutoencoderKLModeOnly")
-    return autoencoder_config(encoder["params"]["ddconfig"], temporal_decoder=False, quant_conv=True)
+    return autoencoder_config(
+        encoder["params"]["ddconfig"], temporal_decoder=False, quant_conv=True
+    )
 
 
 def tower_config(open_clip: dict[str, Any]) -> ImageTowerConfig:
@@ -81,7 +84,9 @@ def embedders(engine: dict[str, Any]) -> list[dict[str, Any]]:
 
 def find_embedder(engine: dict[str, Any], target: str) -> tuple[int, dict[str, Any]]:
     """Position and configuration of the one embedder of this class."""
-    ((index, embedder),) = [(i, e) for i, e in enumerate(embedders(engine)) if e["target"].endswith(target)]
+    ((index, embedder),) = [
+        (i, e) for i, e in enumerate(embedders(engine)) if e["target"].endswith(target)
+    ]
     return index, embedder
 
 

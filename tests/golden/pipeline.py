@@ -35,7 +35,9 @@ def check_stage1(case: Case) -> None:
     term = Term("video" if is_row else "multiview", cut, denoiser(prior, condition))
     keep = low_pass_of(case)
     curve = guider(case.meta["guider"])
-    rules = joint_rules(JOINT, profile=weights.side_views, video=curve, multiview=curve)._replace(low_pass=keep)
+    rules = joint_rules(JOINT, profile=weights.side_views, video=curve, multiview=curve)._replace(
+        low_pass=keep
+    )
     noises = [given[key].unsqueeze(0 if is_row else 1) for key in ("noise", "z_rand")]
     one = replace(PUBLISHED, num_steps=case.meta["num_steps"])
     for settings, name in ((one, "z"), (replace(one, reinit=1), "z_iter2")):
@@ -44,7 +46,9 @@ def check_stage1(case: Case) -> None:
         z = sample_one_axis(noises.__getitem__, term, cameras, rules, settings, on_step=seen.append)
         assert len(seen) == (1 + settings.reinit) * settings.num_steps
         expect(z.flatten(0, 1), case.expected(name), 2e-5)
-    z, noise, fresh = (x.movedim(1, 0).double() for x in (case.expected("z"), given["noise"], given["z_rand"]))
+    z, noise, fresh = (
+        x.movedim(1, 0).double() for x in (case.expected("z"), given["noise"], given["z_rand"])
+    )
     again = reinitialised(z, noise, fresh, one.sigmas[0], keep(z.shape[1:]))
     expect(again.movedim(0, 1), case.expected("reinit"), 1e-7)
 
@@ -58,12 +62,16 @@ def low_pass_of(case: Case) -> LowPass:
 
 
 def check_pipeline(case: Case) -> None:
-    """One picture to its matrix: clip, orbit, conditions, joint sampling, decoding, and the start from the orbit."""
+    """One picture to its matrix: clip, orbit, conditions, joint sampling, decoding, and the start
+    from the orbit."""
     meta, given = case.meta, case.group("input.")
     priors, noise = load_priors(case), recorded(case)
-    guiders = {name: guider_of(case, engine) for name, engine in (("video", "svd"), ("multiview", "sv3d"))}
+    guiders = {
+        name: guider_of(case, engine) for name, engine in (("video", "svd"), ("multiview", "sv3d"))
+    }
     options = joint_options(meta["joint"])
-    reference = joint_rules(JOINT, profile=weights.side_views, **guiders)  # of the orbit and the clip
+    # of the orbit and the clip
+    reference = joint_rules(JOINT, profile=weights.side_views, **guiders)
     profile = partial(weights.listed, values=given["view_weight"].tolist())
     rules = joint_rules(options, profile=profile, **guiders)
     settings = replace(
@@ -78,7 +86,9 @@ def check_pipeline(case: Case) -> None:
         conv_blend=blend_of(options),
     )
     (picture,) = (given["image"].double() + 1) / 2
-    cameras = camera_ring(meta["views"], torch.tensor(meta["elevation_deg"], dtype=torch.float64).deg2rad())
+    cameras = camera_ring(
+        meta["views"], torch.tensor(meta["elevation_deg"], dtype=torch.float64).deg2rad()
+    )
     common = (0, priors, reference, settings)
     latents: list[State] = []
     orbit = make_orbit(picture.float(), cameras, *common, noise=noise, on_step=latents.append)
@@ -96,13 +106,18 @@ def check_pipeline(case: Case) -> None:
     nothing, start = rules._replace(renoise=lambda sigmas: []), replace(settings, start="multiview")
     begun = sample_scene(scene, priors, nothing, start, orbits=orbit[None], noise=noise)
     assert begun.matrix.latents is not None
-    expect(begun.matrix.latents, initial_x(case.expected("noise_from_mv"), settings.sigmas[0]), 1e-4)
+    expect(
+        begun.matrix.latents, initial_x(case.expected("noise_from_mv"), settings.sigmas[0]), 1e-4
+    )
 
 
 def check_conditions(case: Case, priors: Priors, orbit: Tensor, clip: Tensor) -> None:
     """What rows and columns are told of their pictures."""
     v, f, noise = len(orbit), len(clip), recorded(case)
-    for name, prior, pictures, step in (("svd", priors.video, orbit, 0), ("sv3d", priors.multiview, clip, 1)):
+    for name, prior, pictures, step in (
+        ("svd", priors.video, orbit, 0),
+        ("sv3d", priors.multiview, clip, 1),
+    ):
         t = f if name == "svd" else v
         assert isinstance(prior, Prior)
         scalars = {key: torch.zeros(len(pictures), t) for key, _ in prior.config.scalars}
@@ -117,7 +132,9 @@ def check_conditions(case: Case, priors: Priors, orbit: Tensor, clip: Tensor) ->
 def load_priors(case: Case) -> Priors:
     """Both tiny engines; each decodes its own reference, and SVD's first stage the matrix."""
     engines = case.meta["weights"]
-    video, multiview = (load_prior.__wrapped__(case.folder, engines[name]) for name in ("svd", "sv3d"))
+    video, multiview = (
+        load_prior.__wrapped__(case.folder, engines[name]) for name in ("svd", "sv3d")
+    )
     stages = {
         name: load_first_stage(case.folder, engine, params_of(case, engine)["scale_factor"])
         for name, engine in engines.items()
@@ -132,11 +149,14 @@ def params_of(case: Case, engine: str) -> dict[str, Any]:
 
 def guider_of(case: Case, name: str) -> guidance.Curve:
     """The guider in an engine's configuration."""
-    return guider(params_of(case, case.meta["weights"][name])["sampler_config"]["params"]["guider_config"])
+    return guider(
+        params_of(case, case.meta["weights"][name])["sampler_config"]["params"]["guider_config"]
+    )
 
 
 def recorded(case: Case) -> Draw:
-    """The noises of the file under the names of our streams; a draw that it does not hold is a KeyError."""
+    """The noises of the file under the names of our streams; a draw that it does not hold is a
+    KeyError."""
     noises = {name: noise.float() for name, noise in case.group("input.noise.").items()}
     records = [
         ("orbit", 0, noises["sv3d_ref"][:, None]),
@@ -146,7 +166,11 @@ def recorded(case: Case) -> Draw:
         ("augmentation", 0, noises["svd_ref_aug"]),
         ("augmentation", 1, noises["sv3d_ref_aug"]),
         ("augmentation", 0, torch.cat([noises[f"svd_aug.{v}"] for v in range(case.meta["views"])])),
-        ("augmentation", 1, torch.cat([noises[f"sv3d_aug.{f}"] for f in range(case.meta["frames"])])),
+        (
+            "augmentation",
+            1,
+            torch.cat([noises[f"sv3d_aug.{f}"] for f in range(case.meta["frames"])]),
+        ),
         *(("renoise", i, noise) for i, noise in enumerate(noises["langevin"])),
     ]
     held = {(stream, step, tuple(noise.shape)): noise for stream, step, noise in records}

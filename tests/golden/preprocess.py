@@ -1,4 +1,5 @@
-"""Golden pictures of the published preprocessing: at most one grey level off, 99 % of the pixels equal."""
+"""Golden pictures of the published preprocessing: at most one grey level off, 99 % of the pixels
+equal."""
 
 from __future__ import annotations
 
@@ -27,8 +28,11 @@ def check_picture(entry: dict[str, Any], folder: Path) -> None:
         rgba = torch.from_numpy(np.array(image.convert("RGBA")))
         assert list(image.size) == entry["size_wh"]
     crashes = entry.get("reference_crashes") is not None
-    clip = Clip(path.stem, rgba.permute(2, 0, 1)[None], has_alpha=True, is_picture=not entry["folder_input"])
-    if ratio is not None and ratio > 1:  # an object larger than its frame: the reference crashes, a user is told
+    clip = Clip(
+        path.stem, rgba.permute(2, 0, 1)[None], has_alpha=True, is_picture=not entry["folder_input"]
+    )
+    # an object larger than its frame: the reference crashes, a user is told
+    if ratio is not None and ratio > 1:
         assert crashes
         with pytest.raises(ValueError, match="scenes.image_frame_ratio"):
             preprocess_clip(clip, size=576, image_frame_ratio=ratio)
@@ -36,8 +40,9 @@ def check_picture(entry: dict[str, Any], folder: Path) -> None:
 
     pixels, masks = preprocess_clip(clip, size=576, image_frame_ratio=ratio)
     if crashes:
-        # What crashes there is a square too small for its content. Here nothing may be cut off: the object's area is
-        # the input's, at the scale of the smallest square that holds the frame (a clip) or the object (a picture).
+        # What crashes there is a square too small for its content. Here nothing may be cut off: the
+        # object's area is the input's, at the scale of the smallest square that holds the frame (a
+        # clip) or the object (a picture).
         columns, rows = (torch.nonzero(rgba[..., 3].any(dim=dim)) for dim in (0, 1))
         extent = [int(where[-1] - where[0]) + 1 for where in (columns, rows)]
         side = max(rgba.shape[:2]) if entry["folder_input"] else max(rgba.shape[0], *extent)

@@ -37,7 +37,9 @@ JOINT = {  # its options of joint sampling, where a file names none
 
 def check_sigmas(case: Case) -> None:
     for name, p in case.meta["cases"].items():
-        ours = karras_sigmas(p["n"], sigma_min=p["sigma_min"], sigma_max=p["sigma_max"], rho=p["rho"])
+        ours = karras_sigmas(
+            p["n"], sigma_min=p["sigma_min"], sigma_max=p["sigma_max"], rho=p["rho"]
+        )
         expect(torch.tensor(ours, dtype=torch.float64), case.expected(name), 1e-6)
 
 
@@ -71,7 +73,8 @@ def check_guiders(case: Case) -> None:
 
 
 def guider(p: dict[str, Any]) -> guidance.Curve:
-    """Our curve for an official guider's parameters, in a case or in an engine; a missing min_scale is 1."""
+    """Our curve for an official guider's parameters, in a case or in an engine; a missing min_scale
+    is 1."""
     if "target" in p:
         p = {"type": p["target"].rpartition(".")[2], **dict(p["params"].items())}
     unknown = p.keys() - {"type", "max_scale", "min_scale", "num_frames", "period", "period_fusing"}
@@ -82,7 +85,9 @@ def guider(p: dict[str, Any]) -> guidance.Curve:
     assert p["type"] == "TrianglePredictionGuider", f"{p['type']}: no curve of ours is this guider"
     periods = p.get("period", 1.0)
     periods = tuple(periods) if isinstance(periods, list) else (periods,)
-    return partial(guidance.triangle, low=low, high=high, periods=periods, fuse=p.get("period_fusing", "max"))
+    return partial(
+        guidance.triangle, low=low, high=high, periods=periods, fuse=p.get("period_fusing", "max")
+    )
 
 
 def curve_of(kind: str, scale: float, low: float, high: float, k: float) -> weights.Curve:
@@ -153,19 +158,33 @@ def check_joint_case(case: Case, name: str, options: dict[str, Any]) -> None:
 
 
 def joint_rules(
-    options: dict[str, Any], *, profile: weights.Profile, video: guidance.Curve, multiview: guidance.Curve
+    options: dict[str, Any],
+    *,
+    profile: weights.Profile,
+    video: guidance.Curve,
+    multiview: guidance.Curve,
 ) -> Rules:
-    """Our rules for the official options of joint sampling; what concerns the networks is `blend_of`."""
+    """Our rules for the official options of joint sampling; what concerns the networks is
+    `blend_of`."""
     return Rules(
-        renoise=partial(renoise.churned, steps=VRS_STEPS, s_churn=options["s_churn"], s_noise=options["s_noise"]),
+        renoise=partial(
+            renoise.churned, steps=VRS_STEPS, s_churn=options["s_churn"], s_noise=options["s_noise"]
+        ),
         weights=partial(
             weights.scheduled,
             curve=schedule_of(options),
             profile=profile,
             video_only_from=float(options["svd_only_from"]),
         ),
-        guidance=partial(guidance.per_term, video=video, multiview=multiview, video_warmup=options["svd_cfg_warmup"]),
-        compose=composition.linear(coefficients=partial(composition.convex, uncond=uncond_of(options["uc_type"]))),
+        guidance=partial(
+            guidance.per_term,
+            video=video,
+            multiview=multiview,
+            video_warmup=options["svd_cfg_warmup"],
+        ),
+        compose=composition.linear(
+            coefficients=partial(composition.convex, uncond=uncond_of(options["uc_type"]))
+        ),
         solver=solver.euler,
     )
 
@@ -204,12 +223,15 @@ def terms(case: Case, blend_weight: float | None) -> list[Term]:
     engines = case.meta["weights"]
     video = denoiser(load_prior(case.folder, engines["svd"]), condition("svd", v, f))
     of_columns = condition("sv3d", f, v)
-    multiview = denoiser(load_prior(case.folder, engines["sv3d"]), of_columns, blend_weight=blend_weight)
+    multiview = denoiser(
+        load_prior(case.folder, engines["sv3d"]), of_columns, blend_weight=blend_weight
+    )
     return [Term("video", rows(v, f), video), Term("multiview", columns(v, f), multiview)]
 
 
 def recorded(case: Case, name: str) -> Callable[[Step, str], Tensor]:
-    """The noises of the file: one Langevin draw a level, or, with churn, all draws in their order."""
+    """The noises of the file: one Langevin draw a level, or, with churn, all draws in their
+    order."""
     ordered = case.tensors.get(f"input.{name}.noises")
     if ordered is None:
         return lambda step, when: case.tensors["input.langevin"][step.index].float()
