@@ -1,4 +1,4 @@
-# make install | demo | priors | studies | test | docs | constraints | clean
+# make install | demo | priors | studies | test | docs | validate-real | constraints | clean
 #
 # Needs python3 (3.11 or newer) with venv, nothing else. The environment is .venv; it is made by whichever target comes
 # first, and brought up to date when pyproject.toml or the constraints have changed.
@@ -11,7 +11,7 @@ CONSTRAINTS ?= constraints.txt
 RUN := OMP_NUM_THREADS=1 .venv/bin/python
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
 
-.PHONY: install demo priors test docs studies constraints clean
+.PHONY: install demo priors test docs studies validate-real constraints clean
 
 install: .venv/.installed
 
@@ -66,6 +66,12 @@ constraints: install
 STUDY_MINUTES ?= 1000000
 studies: install
 	$(RUN) experiments/studies.py --minutes $(STUDY_MINUTES)
+
+# what only the published weights and a GPU can tell, into outputs/validate-real/report.md: docs/real-clip.md
+REAL ?= preset=official video=svd_xt multiview=sv3d_p precision=bf16 sampler.sequences_per_call=3 \
+  sampler.decode_chunk=8
+validate-real: .venv/.sampling
+	.venv/bin/python benchmarks/validate_real.py outputs/validate-real $(REAL)
 
 clean:
 	rm -rf .venv build dist outputs multirun .pytest_cache .ruff_cache .hypothesis

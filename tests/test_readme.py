@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from d2 import cli
+from d2 import cli, launch
 from d2.io import write_video
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +118,7 @@ def test_commands_are_understood(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "execute", execute)
+    monkeypatch.setattr(launch, "processes", lambda config: 0)  # this one understands for all
     for words in commands(block.text):
         if words[0] == "d2":
             assert cli.run(words[1:]) == 0, (
@@ -146,11 +147,8 @@ def commands(text: str) -> list[list[str]]:
 
 def targets() -> set[str]:
     """What make makes."""
-    return set(
-        re.findall(
-            r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
-        )
-    )
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
 
 
 def test_blocks_are_found_with_their_needs() -> None:
