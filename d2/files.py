@@ -77,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The system lets go of it when the process ends, however it does.
     """
-    made = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     ensure_writable(folder)
     path = folder / LOCK
     file = _lock(path, time.monotonic() + LOCK_SECONDS)
@@ -89,9 +89,9 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
-        if made:
-            with suppress(OSError):  # something was written there
-                folder.rmdir()
+        with suppress(OSError):  # something was written there
+            for each in made:
+                each.rmdir()
 
 
 def _lock(path: Path, deadline: float) -> TextIO:
@@ -114,6 +114,16 @@ def _lock(path: Path, deadline: float) -> TextIO:
         time.sleep(0.1)
 
 
+def _umask() -> int:
+    """What this process takes from the rights of the files it makes."""
+    mask = os.umask(0o022)  # it can only be asked for by setting it
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()
+
+
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, moved onto it at the end; after an error `path` is as it
@@ -122,6 +132,7 @@ def staged(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        partial.chmod(0o666 & ~UMASK)  # safetensors makes files for their owner alone
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

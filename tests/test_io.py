@@ -140,6 +140,13 @@ def test_a_huge_grid_is_averaged_down(tmp_path: Path, monkeypatch: pytest.Monkey
         assert image.size == (3 * 10 + 4 * d2.io.GUTTER, 2 * 10 + 3 * d2.io.GUTTER)
 
 
+def test_files_have_the_rights_that_the_system_gives_them(tmp_path: Path) -> None:
+    """The writer of safetensors gives its files to their owner alone."""
+    (tmp_path / "usual").touch()
+    write_tensors(tmp_path / "tensors", {"x": torch.zeros(1)}, {})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_json_knows_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"psnr": math.nan, "views": [1.5, math.inf, 2], "name": "Ω"})
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {
@@ -404,16 +411,24 @@ def test_after_an_error_the_old_scene_stands(
     assert read_matrix(tmp_path / "scene").pixels.shape == matrix.pixels.shape
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".scene.partial").mkdir()
-    (tmp_path / ".scene.partial" / "junk").write_text("junk")
-    (tmp_path / ".scene.old").mkdir()
-    # killed between the two renames: this is the scene
-    (tmp_path / ".scene.old" / "kept").write_text("kept")
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ({"scene.old": "old"}, "old"),
+        ({"scene.old": "old", "scene.partial": "new"}, "new"),  # killed between the two renames
+        ({"scene": "old", "scene.partial": "half"}, "old"),
+        ({"scene": "new", "scene.old": "old"}, "new"),
+    ],
+)
+def test_what_a_killed_run_left_is_cleared(left: dict[str, str], kept: str, tmp_path: Path) -> None:
+    for name, content in left.items():
+        folder = tmp_path / (name if name == "scene" else f".{name}")
+        folder.mkdir()
+        (folder / content).touch()
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "scene"):
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["scene"]
-    assert [path.name for path in (tmp_path / "scene").iterdir()] == ["kept"]
+    assert [path.name for path in (tmp_path / "scene").iterdir()] == [kept]
 
 
 def test_an_output_folder_is_made(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d2.errors import InputError
+from d2.files import write_tensors
 from d2.nn.autoencoder import AutoencoderConfig
 from d2.nn.camera_unet import CameraUNetConfig
 from d2.nn.clip import ImageTowerConfig
@@ -143,14 +143,9 @@ class WeightsFile:
 
 def save_weights(path: Path, kind: str, module: nn.Module, meta: dict[str, Any]) -> None:
     """Write `module` in half precision with `meta` (plain JSON) and its kind in the header."""
-    state = {
-        name: tensor.detach().half().cpu().contiguous()
-        for name, tensor in module.state_dict().items()
-    }
+    state = {name: tensor.half() for name, tensor in module.state_dict().items()}
     header = {"format": FORMAT, "kind": kind, "meta": json.dumps(meta, sort_keys=True)}
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(state, partial, header)
-    partial.replace(path)
+    write_tensors(path, state, header)
 
 
 def read_weights(path: Path, kind: str) -> WeightsFile:
