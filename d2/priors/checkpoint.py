@@ -326,13 +326,20 @@ def check_layout(header: dict[str, Entry], published: Published, path: Path) -> 
     """Every tensor used or left out by name, shapes equal; the ValueError says whose file it is, if
     it is another's."""
     folder = path.is_dir()
+    if folder and published.any_cameras:
+        raise InputError(
+            f"{path}: a folder; {published.name} is one file, {published.file} of"
+            f" {published.repository}"
+        )
     first, *more = [*misfits(header, published, folder=folder)] or [None]
     if first is None:
         return
     others = [
         p
         for p in PUBLISHED.values()
-        if p != published and not any(misfits(header, p, folder=folder))
+        if p != published
+        and not (folder and p.any_cameras)
+        and not any(misfits(header, p, folder=folder))
     ]
     found = f"{first}{f', and {len(more)} more misfits' if more else ''}"
     if not others:
