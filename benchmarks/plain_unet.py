@@ -16,12 +16,11 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from d2.nn.embedding import sinusoidal
+from d2.nn.unet import Downsample, Upsample
 from d2.nn.video_unet import (
     Attention,
-    Downsample,
     SpatialBlock,
     TemporalBlock,
-    Upsample,
     VideoResBlock,
     VideoTransformer,
     VideoUNet,

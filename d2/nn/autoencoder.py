@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from d2.nn.video_unet import GROUPS, ResBlock, TemporalConv
+from d2.nn.unet import GROUPS
+from d2.nn.video_unet import ResBlock, TemporalConv
 
 EPS = 1e-6  # of the spatial norms; those of the temporal blocks have torch's default
 

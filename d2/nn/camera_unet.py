@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from d2.nn.embedding import sinusoidal
-from d2.nn.video_unet import GROUPS, ResBlock, SpatialBlock, TemporalBlock, mlp, zeroed
+from d2.nn.unet import GROUPS, UNet, mlp, zeroed
+from d2.nn.video_unet import ResBlock, SpatialBlock, TemporalBlock
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Given(NamedTuple):
     num_cells: int
 
 
-class CameraUNet(nn.Module):
+class CameraUNet(UNet):
     """Predicts the noise of cells that are told their cameras' rays and which of them are known."""
 
     def __init__(self, config: CameraUNetConfig):
@@ -71,41 +71,15 @@ class CameraUNet(nn.Module):
                 )
             return layers
 
-        channels, skips, last = width, [width], len(config.channel_mult) - 1
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])]
-        )
-        for level, mult in enumerate(config.channel_mult):
-            for _ in range(config.num_res_blocks):
-                self.input_blocks.append(
-                    nn.ModuleList(stage(channels, mult * width, level, "input"))
-                )
-                channels = mult * width
-                skips.append(channels)
-            if level < last:
-                self.input_blocks.append(nn.ModuleList([Down(channels)]))
-                skips.append(channels)
-
-        joint = f"middle_ds{2**last}" in config.joint
-        self.middle_block = nn.ModuleList(
-            [
+        def middle(channels: int) -> list[nn.Module]:
+            joint = f"middle_ds{2 ** (len(config.channel_mult) - 1)}" in config.joint
+            return [
                 RayResBlock(channels, emb, channels, config),
                 CellTransformer(channels, config, config.transformer_depth[-1], joint=joint),
                 RayResBlock(channels, emb, channels, config),
             ]
-        )
 
-        self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(config.channel_mult))):
-            for block in range(config.num_res_blocks + 1):
-                layers = stage(channels + skips.pop(), mult * width, level, "output")
-                channels = mult * width
-                if level > 0 and block == config.num_res_blocks:
-                    layers.append(Up(channels))
-                self.output_blocks.append(nn.ModuleList(layers))
-        assert not skips
-        conv_out = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        self.out = nn.Sequential(nn.GroupNorm(config.groups, channels), nn.SiLU(), conv_out)
+        self.build(config, stage, middle)
 
     def forward(
         self,
@@ -118,23 +92,7 @@ class CameraUNet(nn.Module):
     ) -> Tensor:  # (b t) c_out h w
         embedding = self.time_embed(sinusoidal(c_noise, self.config.model_channels).to(x.dtype))
         given = Given(F.silu(embedding), context, rays, num_cells)
-        first, *down = self.input_blocks
-        (conv_in,) = first.children()
-        x = conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = [x]
-        for layers in down:
-            x = run(layers, x, given)
-            skips.append(x)
-        x = run(self.middle_block, x, given)
-        for layers in self.output_blocks:
-            x = run(layers, torch.cat((x, skips.pop()), dim=1), given)
-        return self.out(x)
-
-
-def run(layers: nn.Module, x: Tensor, given: Given) -> Tensor:
-    for layer in layers.children():
-        x = layer(x, given)
-    return x
+        return self.through(x, given)
 
 
 class RayResBlock(ResBlock):
@@ -160,28 +118,6 @@ class RayResBlock(ResBlock):
             + self.emb_layers(given.embedding)[..., None, None]
         )
         return self.skip_connection(x) + self.out_layers(h)
-
-
-class Down(nn.Module):
-    """Half the size, by a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor, given: Given) -> Tensor:
-        return self.op(x)
-
-
-class Up(nn.Module):
-    """Twice the size: every pixel repeated, then a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, given: Given) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class CellTransformer(nn.Module):

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from d2.nn.embedding import sinusoidal
 from d2.nn.linear import Linear, gated_gelu
-
-GROUPS = 32  # of every GroupNorm in the published networks
+from d2.nn.unet import GROUPS, UNet, mlp, zeroed
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Given(NamedTuple):
     blend: Blend | None = None
 
 
-class VideoUNet(nn.Module):
+class VideoUNet(UNet):
     """Predicts from noisy frames, noise level and condition what `precondition` asks for."""
 
     def __init__(self, config: VideoUNetConfig):
@@ -91,44 +90,20 @@ class VideoUNet(nn.Module):
         self.time_embed = mlp(width, emb, emb)
         self.label_emb = nn.Sequential(mlp(config.adm_in_channels, emb, emb))
 
-        def stage(channels: int, out_channels: int, level: int) -> list[nn.Module]:
+        def stage(channels: int, out_channels: int, level: int, way: str) -> list[nn.Module]:
             layers: list[nn.Module] = [VideoResBlock(channels, emb, out_channels, config)]
             if 2**level in config.attention_resolutions:
                 layers.append(VideoTransformer(out_channels, config, depth=config.depths[level]))
             return layers
 
-        channels, skips = width, [width]
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(config.in_channels, width, 3, padding=1)])]
-        )
-        for level, mult in enumerate(config.channel_mult):
-            for _ in range(config.num_res_blocks):
-                self.input_blocks.append(nn.ModuleList(stage(channels, mult * width, level)))
-                channels = mult * width
-                skips.append(channels)
-            if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
-                skips.append(channels)
-
-        self.middle_block = nn.ModuleList(
-            [
+        def middle(channels: int) -> list[nn.Module]:
+            return [
                 VideoResBlock(channels, emb, channels, config),
                 VideoTransformer(channels, config, depth=config.depths[-1]),
                 VideoResBlock(channels, emb, channels, config),
             ]
-        )
 
-        self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(config.channel_mult))):
-            for block in range(config.num_res_blocks + 1):
-                layers = stage(channels + skips.pop(), mult * width, level)
-                channels = mult * width
-                if level > 0 and block == config.num_res_blocks:
-                    layers.append(Upsample(channels))
-                self.output_blocks.append(nn.ModuleList(layers))
-        assert not skips
-        last = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        self.out = nn.Sequential(nn.GroupNorm(config.groups, channels), nn.SiLU(inplace=True), last)
+        self.build(config, stage, middle)
 
     def forward(
         self,
@@ -146,24 +121,7 @@ class VideoUNet(nn.Module):
         image_only = image_only.reshape(-1).bool()
         temporal = image_only.is_meta or not bool(image_only.all())
         given = Given(F.silu(embedding), context, num_frames, image_only, temporal, blend)
-
-        first, *down = self.input_blocks
-        (conv_in,) = first.children()
-        x = conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = [x]
-        for layers in down:
-            x = run(layers, x, given)
-            skips.append(x)
-        x = run(self.middle_block, x, given)
-        for layers in self.output_blocks:
-            x = run(layers, torch.cat((x, skips.pop()), dim=1), given)
-        return self.out(x)
-
-
-def run(layers: nn.Module, x: Tensor, given: Given) -> Tensor:
-    for layer in layers.children():
-        x = layer(x, given)
-    return x
+        return self.through(x, given)
 
 
 # ---------------------------------------------------------------------------------- residual blocks
@@ -277,24 +235,6 @@ class TemporalConv(nn.Conv3d):
         pad = (self.kernel_size[0] // 2, 0)
         out = F.conv2d(input.flatten(3), self.weight.flatten(3), self.bias, padding=pad)
         return out.unflatten(3, input.shape[3:])
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor, given: Given) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, given: Given) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 # ------------------------------------------------------------------------------------- transformers
@@ -457,15 +397,3 @@ class GatedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return gated_gelu(x, self.proj.weight, self.proj.bias)
-
-
-def mlp(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(Linear(channels, hidden), nn.SiLU(), Linear(hidden, out_channels))
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """A branch that ends in such a layer starts as nothing, so an untrained block is the
-    identity."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
