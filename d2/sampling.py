@@ -321,6 +321,30 @@ def wrapped(rule: Composition, wrap: Callable[[Combine], Combine]) -> Compositio
     )
 
 
+def altered(
+    rule: Composition,
+    # of the estimate of x0, x and the step: all matrices
+    change: Callable[[Tensor, Tensor, Step], Tensor],
+) -> Composition:
+    """A composition whose estimate of x0 is changed before it is used."""
+
+    def wrap(combine: Combine) -> Combine:
+        def changed(
+            predictions: dict[str, Prediction],
+            weights: Fields,
+            scales: Fields,
+            x: Tensor,  # matrix
+            step: Step,
+            memory: dict[str, Any],
+        ) -> tuple[Tensor, dict[str, Any]]:
+            denoised, memory = combine(predictions, weights, scales, x, step, memory)
+            return change(denoised, x, step), memory
+
+        return changed
+
+    return wrapped(rule, wrap)
+
+
 def needed(
     rule: Composition | Combine, terms: Sequence[Term], weights: Fields, scales: Fields
 ) -> Needs:

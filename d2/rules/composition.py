@@ -25,8 +25,8 @@ from d2.sampling import (
     Prediction,
     State,
     Step,
+    altered,
     as_composition,
-    wrapped,
 )
 
 Coefficients = dict[str, tuple[Tensor, Tensor]]  # term -> (of uncond, of cond): v f
@@ -122,22 +122,8 @@ def holding(
     """
     rule = as_composition(compose)
 
-    def hold(combine: Combine) -> Combine:
-        def held(
-            predictions: dict[str, Prediction],
-            weights: Fields,
-            scales: Fields,
-            x: Tensor,  # matrix
-            step: Step,
-            memory: dict[str, Any],
-        ) -> tuple[Tensor, dict[str, Any]]:
-            denoised, memory = combine(predictions, weights, scales, x, step, memory)
-            return (
-                torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised),
-                memory,
-            )
-
-        return held
+    def held(denoised: Tensor, x: Tensor, step: Step) -> Tensor:
+        return torch.where(where[:, :, None, None, None].to(x.device), known.to(x), denoised)
 
     def needs(weights: Fields, scales: Fields) -> Needs:
         assert rule.needs is not None
@@ -145,8 +131,8 @@ def holding(
         return {name: (uncond & ~where, cond & ~where) for name, (uncond, cond) in wanted.items()}
 
     if rule.needs is None or rule.couples_cells:  # what is known of a cell serves others
-        return wrapped(rule, hold)
-    return wrapped(rule._replace(needs=needs), hold)
+        return altered(rule, held)
+    return altered(rule._replace(needs=needs), held)
 
 
 def disagreement(

@@ -10,7 +10,6 @@ from there one prior alone, or both without guidance. The passes are told apart 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,11 @@ from d2.sampling import (
     Combine,
     Composition,
     Fields,
-    Prediction,
     Schedule,
     Step,
+    altered,
     as_composition,
     karras_sigmas,
-    wrapped,
 )
 
 END = 0.5  # of `level`: where the first pass takes its estimate
@@ -100,24 +98,12 @@ def coarse(
             " cutoff above 0"
         )
 
-    def filtering(combine: Combine) -> Combine:
-        def filtered(
-            predictions: dict[str, Prediction],
-            weights: Fields,
-            scales: Fields,
-            x: Tensor,  # matrix
-            step: Step,
-            memory: dict[str, Any],
-        ) -> tuple[Tensor, dict[str, Any]]:
-            denoised, memory = combine(predictions, weights, scales, x, step, memory)
-            if strength == 0 or is_last_pass(step):
-                return denoised, memory
-            low = low_frequencies(
-                (denoised.shape[-2], denoised.shape[-1]), cutoff, "butterworth", 2
-            ).to(denoised)
-            spectrum = torch.fft.fft2(denoised) * (1 - strength * (1 - low))
-            return torch.fft.ifft2(spectrum).real, memory
+    def filtered(denoised: Tensor, x: Tensor, step: Step) -> Tensor:
+        if strength == 0 or is_last_pass(step):
+            return denoised
+        size = (denoised.shape[-2], denoised.shape[-1])
+        low = low_frequencies(size, cutoff, "butterworth", 2).to(denoised)
+        spectrum = torch.fft.fft2(denoised) * (1 - strength * (1 - low))
+        return torch.fft.ifft2(spectrum).real
 
-        return filtered
-
-    return wrapped(as_composition(compose), filtering)
+    return altered(as_composition(compose), filtered)
