@@ -68,6 +68,11 @@ UNFOLDED = FirstStageConfig(
 )
 
 
+TOWER = ImageTowerConfig(
+    layers=2, width=64, head_width=32, patch_size=8, image_size=SIZE, mlp_ratio=2.0, embed_dim=64
+)
+
+
 def prior_config(
     scalars: tuple[str, ...], *, width: int = 32, mult: tuple[int, ...] = (2, 3)
 ) -> PriorConfig:
@@ -88,15 +93,7 @@ def prior_config(
             # is
             groups=8,
         ),
-        tower=ImageTowerConfig(
-            layers=2,
-            width=64,
-            head_width=32,
-            patch_size=8,
-            image_size=SIZE,
-            mlp_ratio=2.0,
-            embed_dim=64,
-        ),
+        tower=TOWER,
         encoder=None,
         scalars=tuple((name, 64) for name in scalars),
     )
@@ -116,15 +113,7 @@ CAMERA = CameraPriorConfig(
         joint=("middle_ds2", "output_ds2"),
         groups=8,
     ),
-    tower=ImageTowerConfig(
-        layers=2,
-        width=64,
-        head_width=32,
-        patch_size=8,
-        image_size=SIZE,
-        mlp_ratio=2.0,
-        embed_dim=64,
-    ),
+    tower=TOWER,
     levels="any",
 )
 VIDEO = prior_config(("fps_id", "motion_bucket_id", "cond_aug"))

@@ -16,7 +16,13 @@ from d2.matrix import FOV_Y_DEG
 from d2.priors.camera_prior import CameraCondition, CameraPrior
 from d2.priors.rays import normalised, pluecker
 from d2.train.data import to_images
-from d2.train.prior_trainer import BANDS, LossConfig, OptimizerConfig, Trained, draw_sigma
+from d2.train.prior_trainer import (
+    LossConfig,
+    OptimizerConfig,
+    Trained,
+    draw_sigma,
+    validation_noise,
+)
 
 MOST_KNOWN = 3
 
@@ -62,16 +68,10 @@ class CameraTrainer(Trained):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The EMA network's loss in every band of sigma with one known cell, on fixed noise."""
-        g = torch.Generator().manual_seed(batch_idx)
         condition, b = condition_of(self.ema, batch, 1), len(batch["latents"])
-        edges = (0.01, *BANDS[1:-1], 700.0)
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            sigma = ((torch.rand(b, generator=g) * math.log(high / low)).exp() * low).to(
-                self.device
-            )
-            noise = torch.randn(batch["latents"].shape, generator=g).to(self.device)
+        for name, sigma, noise in validation_noise(batch["latents"], batch_idx):
             value = self.v_loss(self.ema, batch["latents"], condition, sigma, noise)
-            self.log(f"val/loss_{low:g}_{high:g}", value, batch_size=b)
+            self.log(name, value, batch_size=b)
 
 
 def condition_of(network: CameraPrior, batch: dict[str, Tensor], known: int) -> CameraCondition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from d2 import signals
 from d2.config.names import Label
 from d2.data import world4d
 from d2.errors import InputError, say
-from d2.files import ensure_writable, fingerprint, write_array
+from d2.files import ensure_writable, fingerprint, read_metadata, write_array
 from d2.loggers import Logging, finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
@@ -165,9 +166,9 @@ def make_training_trainer(
     return L.Trainer(
         accelerator=job.accelerator,
         devices=job.devices,
-        # keys and queries of an attention over a single context token get no gradient
         num_nodes=job.num_nodes,
         plugins=[environment()],
+        # keys and queries of an attention over a single context token get no gradient
         strategy="ddp_find_unused_parameters_true" if job.strategy == "ddp" else job.strategy,
         use_distributed_sampler=False,
         precision=job.precision,
@@ -245,8 +246,7 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     any.
     """
     assert job.kind in ("video", "multiview", "cell")
-    refuse_unsettled(job.autoencoder)
-    stage = tiny.load_first_stage(job.autoencoder)
+    stage = settled_first_stage(job.autoencoder)
     prior = Prior(tiny.config_of(job.kind))
     _warm_start(prior, job)
     ensure_writable(job.output_dir)
@@ -267,8 +267,7 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
 
 def build_camera(job: TrainJob) -> tuple[CameraTrainer, WorldData]:
     """The module of the prior of any cameras, and its frozen scenes from anywhere."""
-    refuse_unsettled(job.autoencoder)
-    stage = tiny.load_first_stage(job.autoencoder)
+    stage = settled_first_stage(job.autoencoder)
     prior = CameraPrior(tiny.CAMERA)
     _warm_start(prior, job)
     ensure_writable(job.output_dir)
@@ -286,20 +285,20 @@ def build_camera(job: TrainJob) -> tuple[CameraTrainer, WorldData]:
     return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
 
 
-def refuse_unsettled(autoencoder: Path) -> None:
-    """Raise an InputError where latents will change yet: the training stopped before they
-    settled."""
-    meta = tiny.read_weights(autoencoder, "autoencoder").meta
+def settled_first_stage(autoencoder: Path) -> FirstStage:
+    """The autoencoder of a prior to be trained; an InputError where its latents will change yet, as
+    its training stopped before they settled."""
+    stage = tiny.load_first_stage(autoencoder)
+    meta = json.loads(read_metadata(autoencoder)["meta"])
     training = meta.get("config", {})
     decoder_steps = training.get("decoder_steps", 0)
-    if not decoder_steps:
-        return
-    settled = training["optimizer"]["max_steps"] - decoder_steps
-    if meta["steps"] < settled:
+    if decoder_steps and meta["steps"] < training["optimizer"]["max_steps"] - decoder_steps:
+        settled = training["optimizer"]["max_steps"] - decoder_steps
         raise InputError(
             f"autoencoder={autoencoder}: its training stopped at step {meta['steps']}, and its"
             f" latents settle at {settled}; let the `d2 train` of it go on first"
         )
+    return stage
 
 
 def motion_of(views: ViewSet) -> torch.Tensor:

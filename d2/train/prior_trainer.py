@@ -7,7 +7,9 @@ Axes: b sequences, t along a sequence, c h w.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import lightning as L
@@ -313,18 +315,13 @@ class PriorTrainer(Trained):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The EMA network's loss in every band of sigma, on fixed noise."""
-        g = torch.Generator().manual_seed(batch_idx)
         b = len(batch["latents"])
         clean = (
             torch.zeros(b, device=self.device),
             torch.zeros(batch["reference"].shape, device=self.device),
         )
         condition = self.condition(self.ema, batch, *clean)
-        edges = (0.01, *BANDS[1:-1], 700.0)
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            sigma = (torch.rand(b, generator=g) * (torch.tensor(high / low)).log()).exp() * low
-            noise = torch.randn(batch["latents"].shape, generator=g)
-            sigma, noise = sigma.to(self.device), noise.to(self.device)
+        for name, sigma, noise in validation_noise(batch["latents"], batch_idx):
             value = self.v_loss(
                 batch["latents"],
                 condition,
@@ -333,7 +330,22 @@ class PriorTrainer(Trained):
                 network=self.ema,
                 noise=noise,
             )
-            self.log(f"val/loss_{low:g}_{high:g}", value.mean(), batch_size=b)
+            self.log(name, value.mean(), batch_size=b)
+
+
+def validation_noise(
+    latents: Tensor,  # b ...
+    batch: int,  # which of the validation set's
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """For every band of sigma the figure's name, levels b and noise b ..., the same at every
+    validation."""
+    g = torch.Generator().manual_seed(batch)
+    edges = (0.01, *BANDS[1:-1], 700.0)
+    for low, high in pairwise(edges):
+        span = torch.tensor(high / low).log()
+        sigma = (torch.rand(len(latents), generator=g) * span).exp() * low
+        noise = torch.randn(latents.shape, generator=g)
+        yield f"val/loss_{low:g}_{high:g}", sigma.to(latents.device), noise.to(latents.device)
 
 
 def draw_sigma(c: LossConfig, b: int) -> Tensor:
