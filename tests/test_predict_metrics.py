@@ -72,7 +72,6 @@ def predict(
 
     def run(world: int, *, baselines: bool = False) -> Path:
         line = [*small_weights, *SMALL, "scenes.count=4", f"baselines={baselines}"]
-        command_line.start_clock()
         given = command_line.composed("sample", line)
         job = resolve(given.config, given.text, given.name, given.label)
         module = MatrixSampler(job, load_priors(job.networks))

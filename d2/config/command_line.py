@@ -117,6 +117,8 @@ def start_clock() -> None:
 def one_clock() -> None:
     """Let `${now:FORMAT}` say when the command began: once for all processes, seeds and
     variants."""
+    if STARTED not in os.environ:  # composed from Python, by no command
+        start_clock()
     began = datetime.fromisoformat(os.environ[STARTED])
     OmegaConf.register_new_resolver("now", began.strftime, replace=True)
 
