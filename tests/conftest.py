@@ -4,6 +4,7 @@ short command."""
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,30 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(MatrixSampler, "sample_all", sample_all)
     return folders
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, which asks nobody for anything; WebGL is drawn by the processor."""
+    executable = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
+    if executable is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api")
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-unsafe-swiftshader",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=executable, args=quiet)
+        yield chromium
+        chromium.close()

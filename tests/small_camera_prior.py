@@ -3,8 +3,7 @@ learnt."""
 
 from __future__ import annotations
 
-import torch
-from small_prior import CHANNELS, CONFIG
+from small_prior import CHANNELS, CONFIG, randomize
 
 from d2.nn.camera_unet import CameraUNetConfig
 from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
@@ -25,9 +24,6 @@ UNET = CameraUNetConfig(
 
 def small_camera_prior(seed: int = 0, *, levels: str = "table") -> CameraPrior:
     """No weight is zero, so that every branch matters."""
-    generator = torch.Generator().manual_seed(seed)
     prior = CameraPrior(CameraPriorConfig(UNET, CONFIG.tower, levels))  # type: ignore[arg-type]
-    for p in prior.parameters():
-        scale = p[0].numel() ** -0.5 if p.ndim > 1 else 0.3
-        p.data = torch.randn(p.shape, generator=generator) * scale
+    randomize(prior, seed)
     return prior.eval().requires_grad_(False)

@@ -4,7 +4,7 @@ network has learnt."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2.nn.clip import ImageTowerConfig
 from d2.nn.video_unet import VideoUNetConfig
@@ -33,12 +33,17 @@ CONFIG = PriorConfig(
 
 def small_prior(seed: int = 0) -> Prior:
     """No weight is zero, so that every branch matters."""
-    generator = torch.Generator().manual_seed(seed)
     prior = Prior(CONFIG)
-    for p in prior.parameters():
+    randomize(prior, seed)
+    return prior.eval().requires_grad_(False)
+
+
+def randomize(network: nn.Module, seed: int) -> None:
+    """Give every parameter random values, in their order."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in network.parameters():
         scale = p[0].numel() ** -0.5 if p.ndim > 1 else 0.3
         p.data = torch.randn(p.shape, generator=generator) * scale
-    return prior.eval().requires_grad_(False)
 
 
 def random_condition(sequences: int, length: int, seed: int = 0) -> Condition:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,31 +47,6 @@ def page(scene: MovingGaussians, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("asset") / "index.html"
     write_page(path, "<one & only>", scene, capture, {"self_psnr": 30.0})
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Any:
-    executable = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if executable is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    playwright = pytest.importorskip("playwright.sync_api")
-    quiet = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-unsafe-swiftshader",
-        "--no-first-run",
-        "--disable-quic",
-    ]
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(
-            executable_path=executable, args=[*quiet, "--disable-background-networking"]
-        )
-        yield chromium
-        chromium.close()
 
 
 def canvas_of(page: Any) -> Tensor:  # 3 h w

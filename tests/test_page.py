@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 
 import pytest
 import torch
@@ -200,30 +199,6 @@ def test_an_old_page_outlives_a_failed_write(tmp_path, monkeypatch):
 
 
 # --- by hand, in a browser ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if executable is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    playwright = pytest.importorskip("playwright.sync_api")
-    quiet = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    quiet += ["--disable-component-update", "--disable-sync"]
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=executable, args=quiet)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

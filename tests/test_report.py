@@ -9,8 +9,7 @@ import io
 import math
 import random
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -294,29 +293,6 @@ def test_ticks_are_round_and_few() -> None:
 
 
 # --- by hand, in a browser ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if executable is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    playwright = pytest.importorskip("playwright.sync_api")
-    quiet = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=executable, args=quiet)
-        yield chromium
-        chromium.close()
 
 
 def test_the_page_opens_offline_and_fits_every_window(

@@ -506,24 +506,16 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+def train_line(small_weights: list[str], cache: Path, *more: str) -> list[str]:
+    """A command line of `d2 train` on four scenes."""
+    sizes = ["num_scenes=4", "num_validation_scenes=2", "prior.batch_size=4", "prior.singles=2"]
+    return ["train", *sizes, f"cache_dir={cache}", small_weights[-1], "trainer=cpu", *more]
+
+
 def test_both_parts_of_a_training_are_one_log(
     small_weights: list[str], cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = [
-        "num_scenes=4",
-        "num_validation_scenes=2",
-        "prior.batch_size=4",
-        "prior.singles=2",
-        "validate_every=2",
-    ]
-    line = [
-        "train",
-        *sizes,
-        f"cache_dir={cache}",
-        small_weights[-1],
-        "trainer=cpu",
-        f"output_dir={tmp_path / 'out'}",
-    ]
+    line = train_line(small_weights, cache, f"output_dir={tmp_path / 'out'}", "validate_every=2")
     for steps in (4, 8):
         assert cli.run([*line, f"prior.max_steps={steps}"]) == 0
     with (tmp_path / "out" / "log" / "metrics.csv").open() as file:
@@ -541,21 +533,7 @@ def test_both_parts_of_a_training_are_one_log(
 def test_both_parts_of_a_training_are_one_run_of_wandb(
     small_weights: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    sizes = [
-        "num_scenes=4",
-        "num_validation_scenes=2",
-        "prior.batch_size=4",
-        "prior.singles=2",
-        "validate_every=2",
-    ]
-    line = [
-        "train",
-        *sizes,
-        f"cache_dir={cache}",
-        small_weights[-1],
-        "trainer=cpu",
-        f"output_dir={tmp_path / 'out'}",
-    ]
+    line = train_line(small_weights, cache, f"output_dir={tmp_path / 'out'}", "validate_every=2")
     for steps in (2, 4):
         assert cli.run([*line, "logger=wandb", f"prior.max_steps={steps}"]) == 0
     runs = sorted(read_runs(tmp_path / "out"), key=lambda run: run.config["prior"]["max_steps"])
@@ -567,22 +545,7 @@ def test_both_parts_of_a_training_are_one_run_of_wandb(
 def test_every_point_of_a_sweep_of_training_is_a_run_of_wandb(
     small_weights: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    sizes = [
-        "num_scenes=4",
-        "num_validation_scenes=2",
-        "prior.batch_size=4",
-        "prior.singles=2",
-        "prior.max_steps=1",
-    ]
-    line = [
-        "train",
-        "-m",
-        *sizes,
-        f"cache_dir={cache}",
-        small_weights[-1],
-        "trainer=cpu",
-        "validate_every=1",
-    ]
+    line = train_line(small_weights, cache, "-m", "prior.max_steps=1", "validate_every=1")
     assert (
         cli.run(
             [*line, "prior.lr=0.001,0.002", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'out'}"]
