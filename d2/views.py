@@ -180,7 +180,7 @@ def bind_views(
         latents.new_zeros(b, len(known), 1, h, w),
     )
     clean[:, places], mask[:, places] = latents, 1.0
-    poses = rays.normalised(scene, rig.poses, recipe.camera_scale)
+    poses = prior.placed(scene, rig.poses, recipe.camera_scale)
     every = rays.pluecker(poses, rig.intrinsics, h, w).to(latents).expand(b, -1, -1, -1, -1)
     crossattn = prior.embed(pictures)[:, None, None].expand(-1, len(known), -1, -1)
     return CameraCondition(crossattn, clean, mask, every), poses

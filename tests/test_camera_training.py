@@ -10,11 +10,14 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
+from small_camera_prior import small_camera_prior
 from test_conf import picture  # noqa: F401  a fixture
 
 from d2.data import world4d
+from d2.data.walks import NEAREST, draw_walk
 from d2.matrix import camera_ring, rig_of
 from d2.priors import tiny
+from d2.priors.camera_prior import CameraCondition
 from d2.train.data import rendered
 from d2.train.job import TrainJob, build_camera, train
 from d2.train.prior_trainer import LossConfig, OptimizerConfig
@@ -37,6 +40,39 @@ def test_any_cameras_that_stand_on_the_ring_see_what_the_ring_sees() -> None:
         ours, world4d.render(sphere, ring.azimuth_rad, ring.elevation_rad, 32), strict=True
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_walks_are_rings_neighbours_and_strangers_that_stand_upright_outside_the_scene() -> None:
+    walks = torch.stack([draw_walk(index, 8) for index in range(200)])
+    assert torch.equal(walks[7], draw_walk(7, 8))
+    axes, positions = walks[..., :3, :3], walks[..., :3, 3]
+    torch.testing.assert_close(axes.mT @ axes, torch.eye(3).double().expand_as(axes))
+    assert (axes[..., 2, 1] < 0).all() and axes[..., 2, 0].abs().max() < 1e-9  # level, not on heads
+    distance = positions.norm(dim=-1)
+    assert distance.min() > NEAREST - 1e-9 and distance.max() < 4.2
+    reach = (positions - positions.mean(dim=1, keepdim=True)).norm(dim=-1).mean(dim=1)
+    alike = distance.std(dim=1) < 1e-9  # on one sphere: rings
+    for kind in (alike, reach < 1, ~alike & (reach > 1.5)):
+        assert 0.2 < kind.double().mean() < 0.5
+
+
+def test_a_known_cell_is_clean_at_every_level_and_is_seen_by_the_others_at_full_strength() -> None:
+    prior = small_camera_prior(levels="any")
+    draw = torch.Generator().manual_seed(0)
+    x, known = torch.randn(2, 1, 3, prior.config.unet.out_channels, 4, 4, generator=draw)
+    mask = torch.zeros(1, 3, 1, 4, 4)
+    mask[:, 0] = 1
+    rays = torch.randn(1, 3, 6, 4, 4, generator=draw)
+    told = CameraCondition(torch.zeros(1, 3, 1, 6), known * mask, mask, rays)
+
+    def effect(level: float) -> float:  # on the other cells, of another picture in the known one
+        sigma = torch.full((1, 3), level, dtype=torch.float64)
+        said = prior(level * x, sigma, told)
+        torch.testing.assert_close(said[:, 0], known[:, 0], atol=0.02, rtol=0)
+        other = prior(level * x, sigma, told._replace(known=-told.known))
+        return float((said - other)[:, 1:].abs().mean())
+
+    assert effect(700.0) > 0.2 * effect(1.0)  # as faint as the noisy ones: 1 / 500 of it
 
 
 def test_it_trains_and_a_job_samples_with_it_along_any_path(

@@ -22,7 +22,6 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from d2.cameras import Z_UP, looking_at
 from d2.data.creature import (
     WORLD_VERSION,
     Creatures,
@@ -32,6 +31,7 @@ from d2.data.creature import (
     pose,
     sample_creatures,
 )
+from d2.data.walks import draw_walk
 from d2.errors import InputError
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
 from d2.scene import Scene, Truth
@@ -136,32 +136,22 @@ def walks(
     size: int = 64,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Scenes frozen at one random moment of their clips, from cameras anywhere around them, in no
-    order.
+    """Scenes frozen at one random moment of their clips, from cameras of a walk each
+    (`d2.data.walks`).
 
-    Pixels b t 3 h w, and poses b t 4 4 (camera-to-world, OpenCV, float64): elevations of −15 to 50
-    degrees, 1.7 to 2.4 away, looking within 0.15 of the origin.
+    Pixels b t 3 h w, and poses b t 4 4 (camera-to-world, OpenCV, float64).
     """
     creatures = sample_creatures(split, indices)
-    seeded = [torch.Generator().manual_seed(index) for index in indices]
-    draws = torch.stack(
-        [torch.rand(num_cells, 6, generator=g, dtype=torch.float64) for g in seeded]
-    )
-    azimuth, elevation = 2 * math.pi * draws[..., 0], torch.deg2rad(-15 + 65 * draws[..., 1])
-    distance, target = 1.7 + 0.7 * draws[..., 2], 0.3 * draws[..., 3:] - 0.15
-    outward = torch.stack(
-        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
-    )
-    positions = (distance[..., None] * outward).flatten(0, 1)
-    poses = looking_at(positions, target.flatten(0, 1), Z_UP)
+    walked = torch.stack([draw_walk(index, num_cells) for index in indices])
+    poses = walked.flatten(0, 1)
     posed = pose(creatures, creatures.still_time[:, None].expand(-1, num_cells))
     facts = (creatures.radii, creatures.colours, creatures.split)
     ellipsoids = Ellipsoids(
         *(x.flatten(0, 1).to(device) for x in posed),
         *(repeat(x, "b ... -> (b t) ...", t=num_cells).to(device) for x in facts),
     )
-    pixels = render_from(ellipsoids, poses[:, :3, :3].mT.to(device), positions.to(device), size)[0]
-    return pixels.unflatten(0, (-1, num_cells)), poses.unflatten(0, (-1, num_cells))
+    axes, positions = poses[:, :3, :3].mT.to(device), poses[:, :3, 3].to(device)
+    return render_from(ellipsoids, axes, positions, size)[0].unflatten(0, (-1, num_cells)), walked
 
 
 def full_matrix(

@@ -20,7 +20,10 @@ from d2.priors.discrete_levels import precondition_snapped, table
 from d2.priors.first_stage import FirstStage
 from d2.priors.precondition import Scaling, precondition
 from d2.priors.prior import dtype_of
+from d2.priors.rays import CAMERA_SCALE, normalised
 from d2.sampling import Denoise, Prediction
+
+CLEAN = 0.002  # level of a known cell, where cells may have levels of their own
 
 
 class CameraCondition(NamedTuple):
@@ -47,7 +50,8 @@ class CameraPriorConfig:
 
     unet: CameraUNetConfig
     tower: ImageTowerConfig
-    # table: the published one, noise predicted; any: ln(sigma)/4, v predicted
+    # table: the published one, noise predicted, and the published units of cameras; any:
+    # ln(sigma)/4, v predicted, and this house's units
     levels: Literal["table", "any"]
 
 
@@ -76,6 +80,22 @@ class CameraPrior(nn.Module):
             return 0.0, math.inf
         return float(table()[0]), float(table()[-1])
 
+    def placed(
+        self,
+        scene: Tensor,  # v 4 4, every camera of the scene
+        poses: Tensor,  # t 4 4, those of the forward
+        camera_scale: float = CAMERA_SCALE,
+    ) -> Tensor:
+        """Poses in the units that rays are told in: t 4 4, float64.
+
+        The published network's are relative to the cameras, so that a path of a hand's breadth and
+        a ring look alike but for the pictures; the tiny one is told this house's own, in which the
+        scene has a size (`d2.matrix.RADIUS`).
+        """
+        if self.config.levels == "any":
+            return poses.double()
+        return normalised(scene, poses, camera_scale)
+
     def embed(
         self,
         images: Tensor,  # b k 3 H W, the known pictures of each sequence
@@ -95,8 +115,16 @@ class CameraPrior(nn.Module):
         sigma: Tensor,  # b t
         condition: CameraCondition,
     ) -> Tensor:
-        """E[x0 | x, sigma, condition]: b t c h w, in x's precision whatever the network's is."""
+        """E[x0 | x, sigma, condition]: b t c h w, in x's precision whatever the network's is.
+
+        Where any level may be told, a known cell is told that it is clean: its latents are seen at
+        full strength at every level, and it is denoised to itself. The published network sees them
+        as faint as the noisy ones.
+        """
         t, dtype = x.shape[1], dtype_of(self.unet)
+        if self.config.levels == "any":
+            known = condition.mask[:, :, 0, 0, 0] > 0
+            sigma = torch.where(known, CLEAN, sigma.to(known.device))
         scaling = precondition_snapped if self.config.levels == "table" else precondition
         s = Scaling(
             *(part.to(x) for part in scaling(rearrange(sigma.double(), "b t -> b t 1 1 1")))

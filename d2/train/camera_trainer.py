@@ -14,7 +14,7 @@ from torch import Tensor
 from d2.cameras import lens
 from d2.matrix import FOV_Y_DEG
 from d2.priors.camera_prior import CameraCondition, CameraPrior
-from d2.priors.rays import normalised, pluecker
+from d2.priors.rays import pluecker
 from d2.train.data import to_images
 from d2.train.prior_trainer import (
     LossConfig,
@@ -24,12 +24,13 @@ from d2.train.prior_trainer import (
     validation_noise,
 )
 
-MOST_KNOWN = 3
+KNOWN = (1, 1, 2, 3)  # cells that are known, each in a quarter of the batches
 
 
 class CameraTrainer(Trained):
     """EDM training on the cells that are not known; the first cell always is, and is the reference
-    of the rays."""
+    of the rays. Which one comes first is drawn anew for every batch.
+    """
 
     network: CameraPrior
     ema: CameraPrior
@@ -39,8 +40,11 @@ class CameraTrainer(Trained):
         self.loss = loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        b = len(batch["latents"])
-        condition = condition_of(self.network, batch, int(torch.randint(1, MOST_KNOWN + 1, (1,))))
+        b, t = batch["latents"].shape[:2]
+        order = torch.randperm(t).to(self.device)
+        batch = {name: part[:, order] for name, part in batch.items()}
+        known = min(KNOWN[int(torch.randint(len(KNOWN), (1,)))], t - 1)
+        condition = condition_of(self.network, batch, known)
         dropped = torch.rand(b, device=self.device) < self.loss.drop
         condition = where(dropped, condition.drop(), condition)
         value = self.v_loss(
@@ -79,7 +83,9 @@ def condition_of(network: CameraPrior, batch: dict[str, Tensor], known: int) -> 
     latents, poses = batch["latents"], batch["poses"].double().cpu()
     b, t, _, h, w = latents.shape
     intrinsics = lens(torch.full((t,), math.radians(FOV_Y_DEG), dtype=torch.float64))
-    every = torch.stack([pluecker(normalised(p, p), intrinsics, h, w) for p in poses]).to(latents)
+    every = torch.stack([pluecker(network.placed(p, p), intrinsics, h, w) for p in poses]).to(
+        latents
+    )
     mask = latents.new_zeros(b, t, 1, h, w)
     mask[:, :known] = 1
     embedded = network.embed(to_images(batch["pixels"][:, :known]))
