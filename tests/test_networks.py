@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
 from plain_unet import PlainUNet
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from d2.nn.autoencoder import Autoencoder, AutoencoderConfig, ModeEncoder
 from d2.nn.clip import ImageTower, ImageTowerConfig, resize
 from d2.nn.embedding import sinusoidal
 from d2.nn.linear import gated_gelu, linear
+from d2.nn.unet import compiled
 from d2.nn.video_unet import TemporalConv, VideoUNet, VideoUNetConfig
 from d2.priors.precondition import precondition
 
@@ -104,6 +107,18 @@ def test_an_image_only_frame_is_a_clip_of_its_own_without_time(unet: nn.Module) 
     alone = unet(**given, num_frames=1, image_only=off(CLIPS * FRAMES, 1))
     torch.testing.assert_close(together, alone)
     assert (together - unet(**given, num_frames=FRAMES, image_only=on())).abs().max() > 1e-3
+
+
+def test_what_is_compiled_is_one_graph_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, where a CPU takes the way that a GPU takes; traced only, as what makes kernels of a
+    graph is torch's."""
+    half = trained(VideoUNet(UNET)).bfloat16()
+    given = {k: v.bfloat16() for k, v in inputs(tokens=1).items()}
+    trace = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: trace(function))
+    with torch.no_grad():
+        said = half(**given, num_frames=FRAMES, image_only=on())
+        assert torch.equal(compiled(half)(**given, num_frames=FRAMES, image_only=on()), said)
 
 
 def test_mixing_with_share_one_equals_leaving_the_branch_out(unet: nn.Module) -> None:
@@ -248,6 +263,25 @@ def test_the_tower_sees_white_and_black_as_clip_does() -> None:
     torch.testing.assert_close(low[0, :, 3, 3], -mean / std)
     torch.testing.assert_close((high - low)[0, :, 3, 3], 1 / std)
     assert tower(torch.zeros(2, 3, 20, 30)).shape == (2, TOWER.embed_dim)
+
+
+def test_the_tower_is_open_clips() -> None:
+    tower = ImageTower(TOWER).eval()
+    theirs = VisionTransformer(
+        image_size=TOWER.image_size,
+        patch_size=TOWER.patch_size,
+        width=TOWER.width,
+        layers=TOWER.layers,
+        heads=TOWER.width // TOWER.head_width,
+        mlp_ratio=TOWER.mlp_ratio,
+        output_dim=TOWER.embed_dim,
+    ).eval()
+    assert list(theirs.state_dict()) == list(tower.state_dict())
+    theirs.load_state_dict(tower.state_dict())
+    images = torch.rand(3, 3, 20, 30, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(tower(images), theirs(tower.preprocess(images)), rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images), theirs(tower.preprocess(images)), rtol=0, atol=0)
 
 
 # ------------------------------------------------------------------------------------------ scalars
