@@ -2,8 +2,12 @@
 step, the whole job.
 
     python benchmarks/peers.py --config tiny mid --what network step    # a CPU, one thread, float32
-    python benchmarks/peers.py --device cuda --precision bf16           # CUDA events, peaks of the
-    allocator
+    python benchmarks/peers.py --device cuda --precision bf16 --config tiny mid full --what network
+
+On CUDA seconds are those between two events, peaks those of the allocator, and `--compile` adds
+ours and diffusers' through torch.compile with CUDA graphs, their first calls apart. `full` is a
+clip of 25 frames of 576 x 576 with guidance through SVD-XT's UNet. diffusers is left out where it
+is not installed.
 
 `ours` is this package; `published` the same weights in plain modules, laid out and evaluated as
 they were published (plain_unet.py); `diffusers` its UNet and its temporal decoder on the same
@@ -24,7 +28,7 @@ import ctypes
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -32,7 +36,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peers_networks import MID, TINY, Shape, decoders, networks
+from peers_networks import FULL, MID, TINY, Shape, decoders, networks
 from plain_unet import PlainUNet
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,6 +53,7 @@ from d2.shard import make_shard
 from d2.terms import Priors, joint_terms
 
 Call = Callable[[Any], object]  # of inputs
+COMPILED = "ours, compiled"
 KEEPS, AS_IT_IS = "ours", "ours, memory as it is"  # whether the memory that tensors free is kept
 
 
@@ -93,9 +98,10 @@ class Machine(NamedTuple):
             work()
         return max(meter.peaks.values()) / 2**20
 
-    def rate(self, size: int = 2048) -> float:
+    def rate(self) -> float:
         """GFLOP/s that the faster of the products of two square matrices reaches: torch's, and
         oneDNN's on a CPU."""
+        size = 8192 if self.device == "cuda" else 2048
         a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
         times = {
             name: [self.seconds(partial(f, a, b)) for _ in range(7)]
@@ -118,6 +124,9 @@ def run(race: Race, machine: Machine, repeats: int, who: list[str]) -> dict[str,
     the peak."""
     calls = race.calls | {AS_IT_IS: race.calls["ours"]}
     calls = {name: call for name, call in calls.items() if name in who}
+    first: dict[str, float] = {}  # a call to warm up, in which what is compiled compiles
+    if machine.device == "cuda":
+        first = {n: machine.seconds(partial(call, race.fresh(-2))) for n, call in calls.items()}
     peaks = {name: machine.peak(partial(call, race.fresh(-1))) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats):
@@ -135,17 +144,19 @@ def run(race: Race, machine: Machine, repeats: int, who: list[str]) -> dict[str,
             "high": high,
             "over_ours": over,
             "peak_mib": peaks[name],
-        }
-    rows["ours"]["gflops"] = race.flops / rows["ours"]["median"] / 1e9
+        } | ({"first": first[name]} if name in first else {})
+    for name in ("ours", COMPILED):
+        if name in rows:
+            rows[name]["gflops"] = race.flops / rows[name]["median"] / 1e9
     return rows
 
 
 # ----------------------------------------------------------------------------------------- the work
 
 
-def network_race(shape: Shape, machine: Machine) -> Race:
+def network_race(shape: Shape, machine: Machine, *, compile: bool) -> Race:
     """One call of the UNet on whole clips, with guidance's two halves as further clips."""
-    found = networks(shape)
+    found = networks(shape, machine.device, compile=compile)
     calls: dict[str, Call] = {
         name: partial(call, network.to(machine.device, machine.dtype).eval())
         for name, (network, call) in found.items()
@@ -252,6 +263,7 @@ def table(results: dict[str, Any]) -> str:
         for name, r in rows.items():
             share = r.get("gflops", float("nan")) / results["gflops_of_a_product"]
             said = f"{share:.2f}" if share == share else ""
+            said += f" (first call: {r['first']:.3g} s)" if "compiled" in name else ""
             spread = f"{r['median']:.3g} [{r['low']:.3g}, {r['high']:.3g}]"
             lines.append(
                 f"| {work} | {name} | {spread} | {r['over_ours']:.2f} | {r['peak_mib']:.0f} |"
@@ -286,9 +298,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--config", nargs="+", choices=("tiny", "mid"), default=["tiny", "mid"])
+    parser.add_argument("--config", nargs="+", choices=tuple(SHAPES), default=["tiny", "mid"])
     parser.add_argument("--what", nargs="+", choices=WORK, default=list(WORK))
     parser.add_argument("--who", nargs="+", choices=PEERS, default=PEERS, help="beside ours")
+    parser.add_argument("--compile", action="store_true", help="ours and diffusers' compiled too")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="of the job")
     parser.add_argument(
@@ -307,11 +320,14 @@ def main() -> None:
     results: dict[str, Any] = {"machine": where, "gflops_of_a_product": machine.rate(), "work": {}}
     for what in args.what:
         for name, race in WORK[what](args, machine).items():
-            results["work"][name] = run(race, machine, args.repeats, ["ours", *args.who])
+            results["work"][name] = run(race(), machine, args.repeats, ["ours", *args.who])
             print(table(results | {"work": {name: results["work"][name]}}), flush=True)
-    args.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(table(results))
-    args.out.with_suffix(".svg").write_text(plot(results))
+            # what is measured is kept, whatever becomes of the rest
+            args.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+            args.out.with_suffix(".md").write_text(table(results))
+            args.out.with_suffix(".svg").write_text(plot(results))
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
 
 
 def cpu_name() -> str:
@@ -324,13 +340,15 @@ def cpu_name() -> str:
     )
 
 
-PEERS = ["published", "diffusers", AS_IT_IS]
-SHAPES = {"tiny": TINY, "mid": MID}
-WORK: dict[str, Callable[[argparse.Namespace, Machine], dict[str, Race]]] = {
-    "network": lambda a, m: {f"network, {c}": network_race(SHAPES[c], m) for c in a.config},
-    "decoder": lambda a, m: {"decoder": decoder_race(m)},
-    "step": lambda a, m: {"joint step, tiny": step_race(a.steps)},
-    "job": lambda a, m: {f"job of {a.steps} steps, tiny": job_race(a.steps)},
+PEERS = ["published", "diffusers", AS_IT_IS, COMPILED, "diffusers, compiled"]
+SHAPES = {"tiny": TINY, "mid": MID, "full": FULL}
+WORK: dict[str, Callable[[argparse.Namespace, Machine], Mapping[str, Callable[[], Race]]]] = {
+    "network": lambda a, m: {
+        f"network, {c}": partial(network_race, SHAPES[c], m, compile=a.compile) for c in a.config
+    },
+    "decoder": lambda a, m: {"decoder": partial(decoder_race, m)},
+    "step": lambda a, m: {"joint step, tiny": partial(step_race, a.steps)},
+    "job": lambda a, m: {f"job of {a.steps} steps, tiny": partial(job_race, a.steps)},
 }
 
 if __name__ == "__main__":

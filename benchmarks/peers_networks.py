@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 from plain_unet import PlainUNet
 from torch import Tensor, nn
 
 from d2.nn.autoencoder import Autoencoder, AutoencoderConfig
 from d2.nn.embedding import sinusoidal
+from d2.nn.unet import compiled
 from d2.nn.video_unet import VideoUNet, VideoUNetConfig
 from d2.priors.diffusers_layout import unet_key, vae_key
+from d2.priors.svd import UNET
 from d2.priors.tiny import VIDEO
 
 SCALARS = 3  # in the vector condition
@@ -66,6 +69,8 @@ MID = Shape(
     size=32,
     same_in_diffusers=True,
 )
+# a clip of SVD-XT's, both halves of guidance: 79 TFLOP
+FULL = Shape(UNET, clips=2, frames=25, size=72, same_in_diffusers=True)
 DECODER = AutoencoderConfig(
     in_channels=3,
     out_channels=3,
@@ -79,26 +84,32 @@ DECODER = AutoencoderConfig(
 
 
 def networks(
-    shape: Shape, device: str = "cpu"
+    shape: Shape, device: str = "cpu", *, compile: bool = False
 ) -> dict[str, tuple[nn.Module, Callable[[Any, Inputs], Tensor]]]:
-    """Every competitor with the call that it understands."""
+    """Every competitor with the call that it understands; diffusers' where it is installed."""
     with torch.device(device):
         ours = VideoUNet(shape.unet).eval().requires_grad_(False)
     trained(ours)
     found: dict[str, Any] = {"ours": (ours, call_ours)}
     if device == "meta":
         return found
-    theirs = diffusers_unet(shape)
-    if shape.same_in_diffusers:
-        renamed = {
-            unet_key(key, shape.unet.num_res_blocks): value
-            for key, value in ours.state_dict().items()
-        }
-        theirs.load_state_dict(renamed)
-    return found | {
-        "published": (PlainUNet(ours), call_ours),
-        "diffusers": (theirs, call_diffusers),
-    }
+    found["published"] = (PlainUNet(ours), call_ours)
+    if find_spec("diffusers"):
+        with torch.device(device):
+            theirs = diffusers_unet(shape)
+        if shape.same_in_diffusers:
+            renamed = {
+                unet_key(key, shape.unet.num_res_blocks): value
+                for key, value in ours.state_dict().items()
+            }
+            theirs.load_state_dict(renamed)
+        found["diffusers"] = (theirs, call_diffusers)
+    if compile:
+        found["ours, compiled"] = (compiled(copy.copy(ours)), call_ours)
+        if "diffusers" in found:
+            theirs = torch.compile(found["diffusers"][0], mode="reduce-overhead", dynamic=False)
+            found["diffusers, compiled"] = (theirs, call_diffusers)
+    return found
 
 
 def call_ours(network: nn.Module, given: Inputs) -> Tensor:
@@ -124,15 +135,18 @@ def call_diffusers(network: Any, given: Inputs) -> Tensor:
 def diffusers_unet(shape: Shape) -> Any:
     """Of the same sizes; where a level is no multiple of the first, with a first convolution as
     wide as that level."""
+    import diffusers
+
     unet = shape.unet
     widths = tuple(unet.model_channels * mult for mult in unet.channel_mult)
-    levels = len(widths)
+    attends = [2**level in unet.attention_resolutions for level in range(len(widths))]
+    kinds = [f"{'CrossAttn' * it_does}{{}}BlockSpatioTemporal" for it_does in attends]
     return diffusers.UNetSpatioTemporalConditionModel(  # pyright: ignore[reportPrivateImportUsage]
         in_channels=unet.in_channels,
         out_channels=unet.out_channels,
         block_out_channels=widths,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * levels,
-        up_block_types=("CrossAttnUpBlockSpatioTemporal",) * levels,
+        down_block_types=tuple(kind.format("Down") for kind in kinds),
+        up_block_types=tuple(kind.format("Up") for kind in reversed(kinds)),
         layers_per_block=unet.num_res_blocks,
         num_attention_heads=tuple(width // unet.num_head_channels for width in widths),
         cross_attention_dim=unet.context_dim,
@@ -149,10 +163,11 @@ def decoders(device: str = "cpu") -> dict[str, Any]:
     trained(ours)
     if device == "meta":
         return {"ours": ours}
-    # pyright: ignore[reportPrivateImportUsage]
-    theirs: Any = diffusers.AutoencoderKLTemporalDecoder(
-        block_out_channels=tuple(DECODER.widths),  # pyright: ignore[reportArgumentType]
-        # pyright: ignore[reportArgumentType]
+    import diffusers
+
+    autoencoder: Any = diffusers.AutoencoderKLTemporalDecoder  # pyright: ignore[reportPrivateImportUsage]
+    theirs = autoencoder(
+        block_out_channels=tuple(DECODER.widths),
         down_block_types=("DownEncoderBlock2D",) * len(DECODER.widths),
         layers_per_block=DECODER.num_res_blocks,
         latent_channels=DECODER.z_channels,
@@ -168,11 +183,11 @@ def decoders(device: str = "cpu") -> dict[str, Any]:
 
 def trained(network: nn.Module) -> None:
     """Weights as if trained: none is zero, so that no branch could be left out."""
-    generator = torch.Generator().manual_seed(0)
+    device = next(network.parameters()).device
+    if device.type == "meta":
+        return
+    generator = torch.Generator(device).manual_seed(0)
     for parameter in network.parameters():
-        if not parameter.is_meta and parameter.ndim > 1:
-            parameter.data = (
-                torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5
-            )
-        elif not parameter.is_meta:
-            parameter.data = 1 + 0.3 * torch.randn(parameter.shape, generator=generator)
+        unit = torch.randn(parameter.shape, generator=generator, device=device)
+        is_matrix = parameter.ndim > 1
+        parameter.data = unit * parameter[0].numel() ** -0.5 if is_matrix else 1 + 0.3 * unit

@@ -48,6 +48,7 @@ class Job:
     size: MatrixSize
     networks: Networks
     offload: str  # none | idle | sequential: what of the networks waits in host memory
+    compile: bool  # whether UNets go through torch.compile
     rules: Rules
     settings: Settings
     # under which orbits and clips are made: those of the study's base

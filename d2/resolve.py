@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from d2.config.binding import bind, moments_file
 from d2.config.command_line import RULES, Composed
 from d2.config.names import Label
@@ -127,6 +129,8 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         {key: getattr(config, key) for key in RULES}, settings, size, config.particles
     )
     _check_moments(config.composition, networks)
+    if config.compile:
+        _check_compile(config.offload, config.trainer.accelerator)
     motion = bind(config.recon.motion, "recon.motion")
     wanted = config.reconstruct is True or (config.reconstruct == "auto" and config.pages)
     return Job(
@@ -139,6 +143,7 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         size=size,
         networks=networks,
         offload=config.offload,
+        compile=config.compile,
         rules=rules,
         settings=settings,
         reference=(rules, settings),
@@ -154,6 +159,19 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         logging=Logging(**vars(config.logger)),
         assets=Assets(config.recon, motion, config.reconstruct is True) if wanted else None,
     )
+
+
+def _check_compile(offload: str, accelerator: str) -> None:
+    """Refuse a compilation that would not end, or would not know where its weights are."""
+    if offload != "none":
+        raise InputError(
+            f"compile=true offload={offload}: what is compiled stays on the device; set"
+            " offload=none"
+        )
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        raise InputError(
+            "compile=true: wants a GPU, on a CPU it takes longer than it saves; set compile=false"
+        )
 
 
 def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Settings:

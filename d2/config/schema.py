@@ -231,6 +231,7 @@ class SampleConfig:
     cell: str | None = None
     precision: str = chosen("fp32", "bf16", "fp16")  # of the priors' weights and activations
     offload: str = chosen("none", "idle", "sequential")  # what of the priors waits in host memory
+    compile: bool = False  # the priors' UNets, on a GPU; their first calls take minutes
     # moving Gaussians at the end; auto: with pages and 3 views
     reconstruct: Any = chosen("auto", True, False)
     recon: Recipe = field(default_factory=Recipe)

@@ -7,7 +7,7 @@ family's own; here it is handed through.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,20 @@ class UNet(nn.Module):
         for layers in self.output_blocks:
             x = run(layers, torch.cat((x, skips.pop()), dim=1), given)
         return self.out(x)
+
+
+N = TypeVar("N", bound=UNet)
+
+
+def compiled(network: N) -> N:
+    """The network, its layers compiled at their first call of every shape: kernels fused, and
+    launched as one CUDA graph.
+
+    The result of a call is overwritten by the next one (torch.compile's mode "reduce-overhead").
+    """
+    through = torch.compile(network.through, mode="reduce-overhead", dynamic=False)
+    network.through = through  # type: ignore[method-assign]
+    return network
 
 
 def run(layers: nn.Module, x: Tensor, given: Any) -> Tensor:

@@ -16,6 +16,7 @@ from d2 import launch
 from d2.files import read_tensors, write_tensors
 from d2.job import Job
 from d2.metrics.baselines import repeat_orbit, show_input
+from d2.nn.unet import compiled
 from d2.passes import Journal, Run, straight
 from d2.pipeline import (
     Rules,
@@ -67,6 +68,8 @@ class MatrixSampler(L.LightningModule):
             self.networks = nn.ModuleList(priors.present)  # Lightning moves them
         # else they are placed where the offload wants them
         object.__setattr__(self, "priors", priors)
+        for prior in (priors.video, priors.multiview) if job.compile else ():
+            compiled(prior.unet)
         self.rules, self.settings, self.baselines = job.rules, job.settings, job.baselines
         self.reference_rules, self.reference_settings = job.reference
         self.num_frames, self.references = job.size.num_frames, references
