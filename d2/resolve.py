@@ -48,7 +48,7 @@ from d2.rules.choosing import cuts
 from d2.sample.matrix_sampler import BASELINES
 from d2.sampling import needed
 from d2.study.report import ReportJob
-from d2.terms import Settings, Unary
+from d2.terms import RING_ONLY, Settings, Unary
 from d2.train.job import TrainJob
 from d2.train.prior_trainer import LossConfig, OptimizerConfig
 from d2.trainer import Devices
@@ -125,6 +125,8 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         raise InputError(
             "multiview=sv3d_u: sv3d_u is told no cameras; take multiview=sv3d_p, or one elevation"
         )
+    if source.cameras.rig is not None and networks.multiview in ("tiny", "sv3d_u", "sv3d_p"):
+        raise InputError(RING_ONLY)
     rules = make_rules(
         {key: getattr(config, key) for key in RULES}, settings, size, config.particles
     )
@@ -237,11 +239,6 @@ def anchor_frames(
 def _source(config: SampleConfig, size: MatrixSize) -> SceneSource:
     """The scenes, unread."""
     scenes, cameras = config.scenes, config.cameras
-    if scenes.source == "world4d" and cameras != CamerasConfig():
-        raise InputError(
-            "cameras: a scene of world4d brings its own; leave cameras.elevation_deg and the others"
-            " null"
-        )
     wanted = Wanted(**{**vars(cameras), "path": _absolute(cameras.path)})
     return SceneSource(
         kind="views" if scenes.views else scenes.source,
@@ -256,6 +253,7 @@ def _source(config: SampleConfig, size: MatrixSize) -> SceneSource:
         stride=config.frames.stride,
         image_frame_ratio=scenes.image_frame_ratio,
         cameras=make_cameras(wanted, size.num_views),
+        path_wanted=None if cameras == CamerasConfig() else wanted,
         camera_file=wanted.path,
         cut_out=config.matting.kind == "rembg",
         matting_model=_absolute(config.matting.model),

@@ -25,6 +25,11 @@ from d2.scene import Known
 from d2.settings import Settings, Unary
 from d2.views import bind_views
 
+RING_ONLY = (
+    "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of radius 2;"
+    " take multiview=seva or tiny_camera, or cameras.preset=ring without radius and fov_deg"
+)
+
 
 class Draw(Protocol):
     """Where noise comes from: `partial(draw, seed)`, or a record of it."""
@@ -122,11 +127,7 @@ def multiview_term(
             " one picture; take multiview=seva or tiny_camera, or one clip"
         )
     if cameras.rig is not None:
-        raise InputError(
-            "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of"
-            " radius 2; take multiview=seva or tiny_camera, or cameras.preset=ring without radius"
-            " and fov_deg"
-        )
+        raise InputError(RING_ONLY)
     v, f = cameras.num_views, len(references)
     window = settings.multiview_window or v
     cut = (

@@ -3,6 +3,8 @@ it."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from safetensors.torch import load_file
 from small_camera_prior import small_camera_prior
 from test_conf import picture  # noqa: F401  a fixture
 
+from d2.cameras import Rig
 from d2.data import world4d
 from d2.data.walks import NEAREST, draw_walk
-from d2.matrix import camera_ring, rig_of
+from d2.errors import InputError
+from d2.matrix import Cameras, camera_ring, cameras_of, rig_of
 from d2.priors import tiny
 from d2.priors.camera_prior import CameraCondition
 from d2.train.data import rendered
@@ -40,6 +44,32 @@ def test_any_cameras_that_stand_on_the_ring_see_what_the_ring_sees() -> None:
         ours, world4d.render(sphere, ring.azimuth_rad, ring.elevation_rad, 32), strict=True
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_path_that_is_the_ring_shows_its_truth() -> None:
+    truth = world4d.full_matrix("test", [3], num_views=3, num_frames=2, size=32)
+    ring = Cameras(truth.azimuth_rad[0], truth.elevation_rad[0], 2)
+    along = world4d.scene(
+        "test", 3, num_views=3, num_frames=2, size=32, cameras=cameras_of(rig_of(ring), 2)
+    )
+    assert along.truth is not None
+    for ours, theirs in zip(along.truth, (truth.pixels, truth.masks, truth.depth), strict=True):
+        torch.testing.assert_close(ours, theirs[0], atol=1e-4, rtol=1e-4)
+    assert torch.equal(along.pixels, along.truth.pixels[2])
+    with pytest.raises(InputError, match="for evaluation only"):
+        world4d.seen_from("train", 0, rig_of(ring), num_frames=1, size=16)
+
+
+def test_a_longer_lens_off_its_middle_sees_a_part_of_the_picture() -> None:
+    rig = rig_of(camera_ring(1, 0.3))
+    whole = world4d.seen_from("test", 1, rig, num_frames=1, size=64)
+    lens = rig.intrinsics.clone()
+    lens[:, 0, 0] *= 2  # 32 of 64 columns, from the eighth on
+    lens[:, 0, 2] = (32 - 8) / 32
+    lens[:, 1, 1] *= 2  # and the rows from the sixteenth on
+    part = world4d.seen_from("test", 1, Rig(rig.poses, lens), num_frames=1, size=32)
+    for ours, theirs in zip(part, whole, strict=True):
+        torch.testing.assert_close(ours, theirs[..., 16:48, 8:40], atol=1e-4, rtol=1e-4)
 
 
 def test_walks_are_rings_neighbours_and_strangers_that_stand_upright_outside_the_scene() -> None:
@@ -117,4 +147,12 @@ def test_it_trains_and_a_job_samples_with_it_along_any_path(
     ]
     assert d2_sample(*told, *path, "sampler.num_steps=2") == 0
     matrix = load_file(tmp_path / "out" / "disc" / "matrix.safetensors")
+    world = ["scenes=world4d", "cameras.preset=spiral", "sampler.num_steps=2", "overwrite=true"]
+    assert d2_sample(*told, *world) == 0
+    folder = tmp_path / "out" / "test_0000"
+    own = math.radians(world4d.own_elevation_deg("test", 0))
+    truth, made = (load_file(folder / f"{name}.safetensors") for name in ("truth", "matrix"))
+    assert float(made["elevation_rad"][0]) == pytest.approx(own, abs=1e-6)
+    assert len(truth["pixels"].flatten(1).unique(dim=0)) == 3  # the camera moves
+    assert "own_view" in json.loads((folder / "metrics.json").read_text())["joint"]
     assert matrix["poses"].shape == (3, 4, 4) and matrix["pixels"].float().std() > 0

@@ -213,7 +213,7 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
         ("scenes.anchor_frame=3", "scenes.anchor_frame=3: the clip has frames 0 to 2"),
         ("scenes.count=null", "scenes.count=null"),
         ("scenes=folder", "scenes.path=null"),
-        ("cameras.elevation_deg=20", "leave cameras.elevation_deg"),
+        ("cameras.preset=spiral", "told azimuths and elevations alone"),
         ("trainer.accelerator=nosuch", "trainer.accelerator=nosuch"),
         ("trainer.devices=none", "devices=none"),
         ("trainer.strategy=nosuch", "strategy=nosuch"),

@@ -18,6 +18,7 @@ from d2.data.camera_file import read_table, read_views, square_clip
 from d2.data.folder import list_clips, read_clip, scene_name
 from d2.data.matting import cut_out
 from d2.data.preprocess import preprocess_clip
+from d2.data.rigs import Wanted, make_cameras
 from d2.errors import InputError
 from d2.matrix import Cameras, MatrixSize
 from d2.scene import Scene
@@ -40,7 +41,8 @@ class SceneSource(NamedTuple):
     stride: int  # every n-th after it
     # larger side of the object's box over the frame's; None keeps the scale
     image_frame_ratio: float | None
-    cameras: Cameras  # of a folder's scenes; the others bring their own
+    cameras: Cameras  # of a folder's scenes; views bring their own
+    path_wanted: Wanted | None  # of world4d's scenes; None: their own rings
     camera_file: Path | None  # that these cameras come from
     cut_out: bool  # whether RGB frames of a folder are matted
     matting_model: Path | None  # None: the one that rembg keeps
@@ -74,10 +76,23 @@ def list_scenes(source: SceneSource) -> list[Unread]:
 
 
 def read_world(source: SceneSource, index: int) -> Scene:
-    """Render a test or validation scene of world4d, with its truth."""
+    """Render a test or validation scene of world4d, with its truth; a path starts at its own
+    elevation unless another is wanted."""
     num_views, num_frames, size = source.size
+    wanted, cameras = source.path_wanted, None
+    if wanted is not None:
+        if wanted.elevation_deg is None:
+            own = world4d.own_elevation_deg(source.split, index)
+            wanted = wanted._replace(elevation_deg=own)
+        cameras = make_cameras(wanted, num_views)
     scene = world4d.scene(
-        source.split, index, num_views=num_views, num_frames=num_frames, size=size, fps=source.fps
+        source.split,
+        index,
+        num_views=num_views,
+        num_frames=num_frames,
+        size=size,
+        fps=source.fps,
+        cameras=cameras,
     )
     return scene._replace(seed=scene.seed + SEED_STRIDE * source.seed)
 

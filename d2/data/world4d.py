@@ -1,5 +1,5 @@
 """world4d: a procedural world of articulated creatures, rendered from the camera ring of
-d2/matrix.py.
+d2/matrix.py, or from any cameras.
 
 It gives what no 4D data set gives, the exact V × F matrix of a moving thing, and the two marginals
 the priors train on: frozen orbits and single-camera clips. Everything is a function of
@@ -22,6 +22,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from d2.cameras import Rig
 from d2.data.creature import (
     WORLD_VERSION,
     Creatures,
@@ -33,7 +34,7 @@ from d2.data.creature import (
 )
 from d2.data.walks import draw_walk
 from d2.errors import InputError
-from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring
+from d2.matrix import FOV_Y_DEG, RADIUS, Cameras, camera_ring, rig_of
 from d2.scene import Scene, Truth
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "pairs",
     "full_matrix",
     "scene",
+    "seen_from",
     "half_way",
     "render",
 ]
@@ -165,30 +167,73 @@ def full_matrix(
 ) -> Views:
     """The true matrices: pixels b v f 3 h w, masks and depth b v f 1 h w, angles b v. For
     evaluation only."""
-    if split == "train":
-        raise InputError(
-            "split='train': a 4D truth is for evaluation only; choose validation or test"
-        )
+    refuse_training(split)
     creatures = sample_creatures(split, indices)
     return _views(creatures, _times(creatures, num_frames), _ring(num_views), size, device)
 
 
 def scene(
-    split: Split, index: int, *, num_views: int, num_frames: int, size: int, fps: float = 8.0
+    split: Split,
+    index: int,
+    *,
+    num_views: int,
+    num_frames: int,
+    size: int,
+    fps: float = 8.0,
+    cameras: Cameras | None = None,  # num_views of them; None: the scene's own ring
 ) -> Scene:
     """Scene `index` of an evaluation split, its truth beside it; the clip is the truth's input
     view."""
-    truth = full_matrix(split, [index], num_views=num_views, num_frames=num_frames, size=size)
-    cameras = Cameras(truth.azimuth_rad[0], truth.elevation_rad[0], num_views - 1)
+    if cameras is None:
+        views = full_matrix(split, [index], num_views=num_views, num_frames=num_frames, size=size)
+        truth = Truth(views.pixels[0], views.masks[0], views.depth[0])
+        cameras = Cameras(views.azimuth_rad[0], views.elevation_rad[0], num_views - 1)
+    else:
+        truth = seen_from(split, index, rig_of(cameras), num_frames=num_frames, size=size)
     return Scene(
         name=f"{split}_{index:04d}",
         seed=index,
-        pixels=truth.pixels[0, -1],
-        masks=truth.masks[0, -1],
+        pixels=truth.pixels[cameras.input_view],
+        masks=truth.masks[cameras.input_view],
         cameras=cameras,
         fps=fps,
-        truth=Truth(truth.pixels[0], truth.masks[0], truth.depth[0]),
+        truth=truth,
     )
+
+
+def seen_from(split: Split, index: int, rig: Rig, *, num_frames: int, size: int) -> Truth:
+    """A scene of an evaluation split as any cameras see it."""
+    refuse_training(split)
+    creatures = sample_creatures(split, [index])
+    posed = Pose(*(x.flatten(0, 1) for x in pose(creatures, _times(creatures, num_frames))))
+    facts = (creatures.radii, creatures.colours, creatures.split)
+    # f p …
+    ellipsoids = Ellipsoids(*posed, *(repeat(x, "1 ... -> f ...", f=num_frames) for x in facts))
+    views = [
+        render_from(
+            ellipsoids,
+            place[:3, :3].mT.expand(num_frames, 3, 3),
+            place[:3, 3].expand(num_frames, 3),
+            size,
+            intrinsics,
+        )
+        for place, intrinsics in zip(rig.poses, rig.intrinsics, strict=True)
+    ]
+    return Truth(*(torch.stack(parts) for parts in zip(*views, strict=True)))
+
+
+def own_elevation_deg(split: Split, index: int) -> float:
+    """Elevation of a scene's input view."""
+    azimuth = torch.tensor([2 * math.pi], dtype=torch.float64)
+    return math.degrees(float(elevation_at(sample_creatures(split, [index]), azimuth)))
+
+
+def refuse_training(split: Split) -> None:
+    """Raise an InputError for the split that priors train on."""
+    if split == "train":
+        raise InputError(
+            "split='train': a 4D truth is for evaluation only; choose validation or test"
+        )
 
 
 def half_way(
@@ -198,10 +243,7 @@ def half_way(
     at the matrix's frames; and its views half-way between every frame and the next. Pixels 1 v f 3
     h w, the second with f − 1.
     """
-    if split == "train":
-        raise InputError(
-            "split='train': a 4D truth is for evaluation only; choose validation or test"
-        )
+    refuse_training(split)
     creatures, ring = sample_creatures(split, [index]), _ring(num_views)
     times = _times(creatures, num_frames)
     turned = _views(creatures, times, ring - math.pi / num_views, size, "cpu")
@@ -223,8 +265,9 @@ def render_from(
     axes: Tensor,  # n 3 3, float64, rows right, down and along the optical axis: world to camera
     position: Tensor,  # n 3, float64
     size: int,
+    intrinsics: Tensor | None = None,  # 3 3, normalised, of all cameras; None: the ring's lens
 ) -> tuple[Tensor, Tensor, Tensor]:  # n 3 h w, n 1 h w, n 1 h w
-    """Ray-cast ellipsoids from any cameras of the ring's lens: pixels, masks, depth.
+    """Ray-cast ellipsoids from any cameras of one lens: pixels, masks, depth.
 
     With d = (x, y, 1) a ray in the camera's frame and w = 1 / depth, the nearer hit of an ellipsoid
     is w = l · d + sqrt(dᵀ N d), and it is missed where dᵀ N d < 0: both are polynomials of (x, y),
@@ -232,15 +275,21 @@ def render_from(
     """
     n, device = len(position), position.device
     tiles = math.ceil(size / TILE)
-    step = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / size  # of one pixel, on the plane z = 1
+    # of one pixel, on the plane z = 1
+    step_x = step_y = 2 * math.tan(math.radians(FOV_Y_DEG) / 2) / size
+    middle_x = middle_y = 0.5
+    if intrinsics is not None:
+        step_x, step_y = (1 / (float(intrinsics[i, i]) * size) for i in (0, 1))
+        middle_x, middle_y = float(intrinsics[0, 2]), float(intrinsics[1, 2])
     cast = _cast(ellipsoids, axes, position)
-    corner = (torch.arange(tiles, dtype=torch.float64, device=device) * TILE - size / 2) * step
+    start = torch.arange(tiles, dtype=torch.float64, device=device) * TILE
+    corner_x, corner_y = (start - size * middle_x) * step_x, (start - size * middle_y) * step_y
     # n p tiles
-    meets_x = (cast.high[:, :, None, 0] >= corner) & (
-        cast.low[:, :, None, 0] <= corner + TILE * step
+    meets_x = (cast.high[:, :, None, 0] >= corner_x) & (
+        cast.low[:, :, None, 0] <= corner_x + TILE * step_x
     )
-    meets_y = (cast.high[:, :, None, 1] >= corner) & (
-        cast.low[:, :, None, 1] <= corner + TILE * step
+    meets_y = (cast.high[:, :, None, 1] >= corner_y) & (
+        cast.low[:, :, None, 1] <= corner_y + TILE * step_y
     )
     meets = rearrange(meets_y[:, :, :, None] & meets_x[:, :, None, :], "n p ty tx -> (n ty tx) p")
     counts, order = meets.sum(-1).sort(descending=True, stable=True)
@@ -252,13 +301,13 @@ def render_from(
     canvas = torch.zeros(n * tiles**2, 5, TILE**2, device=device)
     canvas[:, :3] = 1
     canvas[:, 4] = math.inf
-    samples = _samples(step, device)
+    samples = _samples(step_x, step_y, device)
     budget, first = PAIRS_PER_CHUNK["cpu" if device.type == "cpu" else "cuda"], 0
     while first < len(counts):
         k = counts[first]
         tile = order[first : min(first + max(budget // k, 1), len(counts))]
         image, place = tile // tiles**2, tile % tiles**2
-        shift = torch.stack([corner[place % tiles], corner[place // tiles]], dim=-1)
+        shift = torch.stack([corner_x[place % tiles], corner_y[place // tiles]], dim=-1)
         slot = slots[tile, :k]
         canvas[tile] = _render_tiles(cast, image, slot, meets[tile].gather(1, slot), shift, samples)
         first += len(tile)
@@ -426,12 +475,12 @@ def _cast(
     )
 
 
-def _samples(step: float, device: torch.device) -> Tensor:  # 6 s, float32
+def _samples(step_x: float, step_y: float, device: torch.device) -> Tensor:  # 6 s, float32
     """Monomials (xx, yy, xy, x, y, 1) of the samples of a tile, from its corner; s = pixel (y x),
     then sample."""
     pixel = torch.arange(TILE, dtype=torch.float64) + 0.5
-    x = (pixel[None, :, None] + SUBPIXEL[:, 0]).expand(TILE, TILE, -1) * step
-    y = (pixel[:, None, None] + SUBPIXEL[:, 1]).expand(TILE, TILE, -1) * step
+    x = (pixel[None, :, None] + SUBPIXEL[:, 0]).expand(TILE, TILE, -1) * step_x
+    y = (pixel[:, None, None] + SUBPIXEL[:, 1]).expand(TILE, TILE, -1) * step_y
     x, y = x.flatten(), y.flatten()
     return torch.stack([x * x, y * y, x * y, x, y, torch.ones_like(x)]).float().to(device)
 

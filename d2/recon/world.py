@@ -20,7 +20,7 @@ def world_scene(name: str, cameras: Cameras) -> tuple[world4d.Split, int] | None
     """Which scene of world4d a matrix is of: its name says so and its cameras are those of that
     scene; else None."""
     match = re.fullmatch(r"(test|validation)_(\d{4})", name)
-    if match is None:
+    if match is None or cameras.rig is not None:
         return None
     split, index = match[1], int(match[2])
     ring = camera_ring(cameras.num_views)
