@@ -78,6 +78,20 @@ def opengl(poses: Tensor) -> Tensor:
     return poses * poses.new_tensor([1.0, -1, -1, 1])
 
 
+def frusta(
+    rig: Rig,
+    depth: float,  # along the optical axes
+) -> Tensor:
+    """Where cameras stand and the corners of their pictures at that depth, clockwise from the upper
+    left: v 5 3, in world coordinates."""
+    corners = torch.tensor([[0.0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+    inverse = torch.linalg.inv(rig.intrinsics.double())
+    seen = depth * torch.einsum("v i j, c j -> v c i", inverse, corners)
+    offset = torch.einsum("v i j, v c j -> v c i", rig.poses[:, :3, :3].double(), seen)
+    position = rig.poses[:, None, :3, 3].double()
+    return torch.cat([position, position + offset], dim=1)
+
+
 # --- paths ----------------------------------------------------------------------------------------
 
 

@@ -164,6 +164,7 @@ LAYERS = {
         "d2.trainer",
     ),
     "d2.sample": (
+        "d2.cameras",
         "d2.nn.unet",
         "d2.data",
         "d2.files",

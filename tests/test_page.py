@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from d2.cameras import frusta
+from d2.matrix import camera_ring, rig_of
 from d2.report.page import Card, Table, thumbnail, write_index_page, write_scene_page
 
 V, F, SIZE = 5, 4, 24
@@ -41,6 +43,7 @@ def write(path, *, sample=None, **changes):
         "input_view": num_views - 1,
         "azimuth_deg": [360 * (view + 1) / num_views for view in range(num_views)],
         "elevation_deg": [10.0] * num_views,
+        "frusta": frusta(rig_of(camera_ring(num_views, 0.2)), 0.3).tolist(),
         "fps": 10.0,
         "metrics": {"psnr": 16.021, "sharpness": 0.9, "retrieval_view": 0.75},
         "baselines": [
@@ -409,6 +412,26 @@ def test_a_matrix_of_one_row_or_column_still_works(visit, tmp_path, shape):
     page.keyboard.press("ArrowUp")
     assert centre(page) == colour(0, 1 % shape[1])
     assert page.locator("#play-both").is_disabled()
+
+
+def test_cameras_stand_in_space_and_lead_to_their_views(visit, tmp_path):
+    write(tmp_path / "index.html")
+    page = visit(tmp_path / "index.html")
+    shapes = page.locator("#space .camera")
+    marked = (
+        "[...document.querySelectorAll('#space .camera')].map(c => +c.classList.contains('here'))"
+    )
+    here = page.evaluate(marked)
+    assert here == [0] * (shapes.count() - 1) + [1]  # the input's
+    drawn = shapes.first.get_attribute("d")
+    shapes.first.dispatch_event("click")
+    assert page.input_value("#view") == "0"
+    box = page.locator("#space").bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 40)
+    page.mouse.up()
+    assert shapes.first.get_attribute("d") != drawn
 
 
 def test_large_cells_wrap_in_the_browser_as_in_the_file(visit, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2.cameras import in_frame, scene_frame
+from d2.cameras import frusta, in_frame, scene_frame
 from d2.data.camera_file import path_cameras, read_table, read_views, square_clip
 from d2.data.folder import Clip, read_clip
 from d2.data.rigs import Wanted, make_cameras
@@ -112,6 +112,17 @@ def test_a_matrix_of_any_cameras_keeps_them_and_can_be_reconstructed(tmp_path: P
         pluecker(normalised(r.poses, r.poses), r.intrinsics, 4, 4) for r in (table.rig, cameras.rig)
     ]
     torch.testing.assert_close(told[0], told[1], atol=1e-7, rtol=0)
+
+
+def test_a_frustums_corners_are_those_of_the_picture() -> None:
+    rig = make_cameras(Wanted(preset="spiral", fov_deg=50), 4).rig
+    assert rig is not None
+    corners = frusta(rig, 0.3)[:, 1:]
+    seen = (corners - rig.poses[:, None, :3, 3]) @ rig.poses[:, :3, :3]  # in the cameras' axes
+    pixels = torch.einsum("v i j, v c j -> v c i", rig.intrinsics, seen / seen[..., 2:])
+    torch.testing.assert_close(seen[..., 2], torch.full((4, 4), 0.3).double())
+    square = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]]).double()
+    torch.testing.assert_close(pixels[..., :2], square.expand(4, 4, 2))
 
 
 def test_a_ring_and_its_rig_make_the_same_pinholes() -> None:

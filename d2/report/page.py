@@ -83,6 +83,7 @@ def write_scene_page(
     input_view: int,
     azimuth_deg: list[float],  # v
     elevation_deg: list[float],  # v
+    frusta: list[list[list[float]]],  # v 5 3: where a camera stands, and its picture's corners
     fps: float,
     metrics: Mapping[str, float],  # the sample's own
     baselines: Sequence[Mapping[str, Any]],  # {"method": name, metric: value, ...}
@@ -98,7 +99,10 @@ def write_scene_page(
     """
     num_views, num_frames, _, height, width = sample.shape
     assert truth is None or truth.shape == sample.shape
-    assert len(azimuth_deg) == len(elevation_deg) == num_views and 0 <= input_view < num_views
+    assert (
+        len(azimuth_deg) == len(elevation_deg) == len(frusta) == num_views
+        and 0 <= input_view < num_views
+    )
     atlas = make_atlas(sample, MAX_CELL)
     scene = {
         "sample": atlas,
@@ -106,6 +110,7 @@ def write_scene_page(
         "input_view": input_view,
         "azimuth_deg": azimuth_deg,
         "elevation_deg": elevation_deg,
+        "frusta": frusta,
         "num_views": num_views,
         "num_frames": num_frames,
         "fps": fps,

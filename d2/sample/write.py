@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 
+from d2.cameras import frusta
 from d2.files import commit, csv_text, staged_folder, write_json, write_text
 from d2.io import write_disagreement, write_matrix
-from d2.matrix import ImageMatrix
+from d2.matrix import ImageMatrix, rig_of
 from d2.metrics.figures import (
     ALL,
     COST,
@@ -34,6 +35,8 @@ from d2.sample.matrix_sampler import SceneResult
 from d2.sample.measure import Measure, is_mine
 from d2.sample.state import input_of
 from d2.scene import Scene
+
+FRUSTUM_DEPTH = 0.35  # of a camera in the viewer; the scene's radius is 0.5
 
 
 class Origin(NamedTuple):
@@ -173,6 +176,7 @@ def write_page(
         input_view=scene.cameras.input_view,
         azimuth_deg=torch.rad2deg(scene.cameras.azimuth_rad).tolist(),
         elevation_deg=torch.rad2deg(scene.cameras.elevation_rad).tolist(),
+        frusta=frusta(rig_of(scene.cameras), FRUSTUM_DEPTH).tolist(),
         fps=scene.fps,
         metrics=shown(rows.get(JOINT, {})),
         baselines=[{"method": name, **shown(row)} for name, row in rows.items() if name != JOINT],
