@@ -213,15 +213,16 @@ def sample_command(composed: Composed, overrides: list[str], *, swept: bool) -> 
     """A single run, a study, or the plan of either."""
     from d2.files import absolute
     from d2.plan.planning import planned, plans
-    from d2.recon.job import after_sampling
-    from d2.sample.job import sample
-    from d2.study.job import rename, study
 
     jobs, config = jobs_of(composed, overrides), composed.config
     is_study = bool(config.variants or config.seeds)
     if config.plan:
         print(plans(jobs) if is_study else planned(jobs[0]))
         return 0
+    from d2.recon.job import after_sampling
+    from d2.sample.job import sample
+    from d2.study.job import rename, study
+
     if is_study:
         return study(jobs, absolute(config.output_dir), config.compare_to)
     (job,) = jobs

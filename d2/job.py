@@ -11,20 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from d2.config.names import Label
 from d2.config.recipe import Recipe
 from d2.data import world4d
 from d2.data.sources import SceneSource
-from d2.loggers import Logging
 from d2.matrix import MatrixSize
-from d2.metrics.networks import Metrics
 from d2.networks import Networks, weights_hashes
 from d2.pipeline import Rules
-from d2.recon.motion import Motion
-from d2.terms import Settings
-from d2.trainer import Devices
+from d2.settings import Devices, Logging, Metrics, Settings
+
+if TYPE_CHECKING:
+    from d2.recon.motion import Motion
+
+# what needs no joint sampling, beside it
+BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
 
 
 class Assets(NamedTuple):

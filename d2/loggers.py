@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -26,21 +26,11 @@ from d2 import __version__
 from d2.config.names import Label
 from d2.errors import InputError, say
 from d2.files import commit, csv_text, write_text
+from d2.settings import Logging
 
 FINISH_SECONDS = 120.0  # that a finished run waits for W&B
 CURVE_AXIS = "sigma"  # what W&B draws curves against
 STEP_AXIS = "trainer/global_step"  # Lightning's name of the step that it logs beside figures
-
-
-class Logging(NamedTuple):
-    """Which logger a job has, and what W&B files its runs under."""
-
-    kind: str  # csv | wandb | tensorboard
-    project: str
-    entity: str | None  # user or team of W&B; None: the account's own
-    group: str | None  # None: the study's or sweep's name
-    tags: Sequence[str]  # beside preset and priors
-    offline: bool | None  # None: as WANDB_MODE says, else offline
 
 
 def check_logger(logging: Logging) -> None:

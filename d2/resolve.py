@@ -2,7 +2,7 @@
 that can be checked.
 
 Below this module no function takes a configuration. It lies above the rooms, as it knows what each
-of them wants.
+of them wants, and imports a room when its command is resolved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,26 +32,24 @@ from d2.data.camera_file import TABLE, read_table
 from d2.data.rigs import Wanted, make_cameras
 from d2.data.sources import SceneSource
 from d2.errors import InputError
-from d2.evaluate.job import EvaluateJob
 from d2.files import absolute, asset, fingerprint
-from d2.job import Assets, Job
-from d2.loggers import Logging
+from d2.job import BASELINES, Assets, Job
 from d2.matrix import MatrixSize, camera_ring
-from d2.metrics.networks import Metrics
 from d2.metrics.video_sets import TRAVERSALS
 from d2.networks import Networks, choose_networks, matrix_size
 from d2.pipeline import Rules
 from d2.priors.sv3d import AZIMUTH_SIGN
-from d2.recon.job import ReconstructJob, find_sources
-from d2.recon.view import ViewJob, find_scene
 from d2.rules.choosing import cuts
-from d2.sample.matrix_sampler import BASELINES
 from d2.sampling import needed
-from d2.study.report import ReportJob
-from d2.terms import RING_ONLY, Settings, Unary
-from d2.train.job import TrainJob
-from d2.train.prior_trainer import LossConfig, OptimizerConfig
-from d2.trainer import Devices
+from d2.settings import Devices, Logging, Metrics, Settings, Unary
+from d2.terms import RING_ONLY
+
+if TYPE_CHECKING:
+    from d2.evaluate.job import EvaluateJob
+    from d2.recon.job import ReconstructJob
+    from d2.recon.view import ViewJob
+    from d2.study.report import ReportJob
+    from d2.train.job import TrainJob
 
 FREE = {  # what variants may change; all else they share
     *("sampler", "unary", "particles", "baselines", "variants", "seeds", "compare_to"),
@@ -367,6 +365,9 @@ def _check_moments(node: Any, networks: Networks) -> None:
 
 def resolve_train(config: TrainConfig) -> TrainJob:
     """Resolve `d2 train`."""
+    from d2.train.job import TrainJob
+    from d2.train.prior_trainer import LossConfig, OptimizerConfig
+
     p = config.prior
     shipped = asset("checkpoints") / "tiny_autoencoder.safetensors"
     return TrainJob(
@@ -409,6 +410,8 @@ def resolve_train(config: TrainConfig) -> TrainJob:
 
 def resolve_evaluate(config: EvaluateConfig) -> EvaluateJob:
     """Resolve `d2 evaluate`; the truth of runs lies beside their matrices."""
+    from d2.evaluate.job import EvaluateJob
+
     sampled = _folders(config.run if config.pred is None else config.pred)
     return EvaluateJob(
         sampled=sampled,
@@ -433,6 +436,8 @@ def resolve_evaluate(config: EvaluateConfig) -> EvaluateJob:
 
 def resolve_reconstruct(config: ReconstructConfig, label: Label) -> ReconstructJob:
     """Resolve `d2 reconstruct`; an InputError where there is nothing to reconstruct."""
+    from d2.recon.job import ReconstructJob, find_sources
+
     motion = bind(config.recon.motion, "recon.motion")
     runs, matrix = _folders(config.run), _absolute(config.matrix)
     return ReconstructJob(
@@ -452,6 +457,8 @@ def resolve_reconstruct(config: ReconstructConfig, label: Label) -> ReconstructJ
 
 def resolve_view(config: ViewConfig) -> ViewJob:
     """Resolve `d2 view`; an InputError where there is not one scene."""
+    from d2.recon.view import ViewJob, find_scene
+
     assert config.run is not None
     scene, matrix = find_scene(absolute(config.run), _absolute(config.matrix))
     return ViewJob(scene=scene, matrix=matrix, host=config.host, port=config.port)
@@ -459,6 +466,8 @@ def resolve_view(config: ViewConfig) -> ViewJob:
 
 def resolve_report(config: ReportConfig, text: str, label: Label) -> ReportJob:
     """Resolve `d2 report`."""
+    from d2.study.report import ReportJob
+
     return ReportJob(
         runs={run: absolute(run) for run in config.runs},
         folder=absolute(config.output_dir),

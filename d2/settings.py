@@ -1,10 +1,12 @@
-"""The plain numbers of sampling, with their defaults; `sampler.NAME` of the configuration has the
-same."""
+"""Plain values that jobs are told: the numbers of sampling, with their defaults, which
+`sampler.NAME` of the configuration has too; devices, loggers and metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,37 @@ class Settings:
         return karras_sigmas(
             self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho
         )
+
+
+class Devices(NamedTuple):
+    """What a job runs on, in Lightning's words."""
+
+    accelerator: str  # auto, cpu, gpu, …
+    devices: Any  # number of processes, or what else Lightning takes
+    strategy: str  # auto, ddp, ddp_fork, …
+    num_nodes: int = 1  # machines, each with so many devices
+    timeout_seconds: float = 1800.0  # for which a process waits for another
+
+
+class Logging(NamedTuple):
+    """Which logger a job has, and what W&B files its runs under."""
+
+    kind: str  # csv | wandb | tensorboard
+    project: str
+    entity: str | None  # user or team of W&B; None: the account's own
+    group: str | None  # None: the study's or sweep's name
+    tags: Sequence[str]  # beside preset and priors
+    offline: bool | None  # None: as WANDB_MODE says, else offline
+
+
+class Metrics(NamedTuple):
+    """What is to be measured, and the files of the networks that it takes."""
+
+    names: tuple[str, ...]  # of METRICS
+    traversals: tuple[str, ...]  # of the video sets
+    features: str | None  # the network of videos, of FEATURE_FILES; None: no figures of videos
+    features_file: Path | None  # None: the one in checkpoints/
+    features_resize: str | None  # how pictures come to I3D's size; None: its own way
+    clip_file: Path | None
+    clip_model: str
+    clip_text: str | None

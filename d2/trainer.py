@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -16,16 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from d2 import launch, signals
 from d2.errors import InputError
-
-
-class Devices(NamedTuple):
-    """What a job runs on, in Lightning's words."""
-
-    accelerator: str  # auto, cpu, gpu, …
-    devices: Any  # number of processes, or what else Lightning takes
-    strategy: str  # auto, ddp, ddp_fork, …
-    num_nodes: int = 1  # machines, each with so many devices
-    timeout_seconds: float = 1800.0  # for which a process waits for another
+from d2.settings import Devices
 
 
 def make_trainer(

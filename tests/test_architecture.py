@@ -38,7 +38,7 @@ LAYERS = {
     "d2.priors": ("d2.files", "d2.nn", "d2.sampling"),
     "d2.priors.analytic": ("d2.matrix", "d2.sampling", "d2.priors"),
     "d2.data": ("d2.cameras", "d2.matrix", "d2.scene"),
-    "d2.metrics": ("d2.files", "d2.matrix", "d2.nn", "d2.scene"),
+    "d2.metrics": ("d2.files", "d2.matrix", "d2.nn", "d2.scene", "d2.settings"),
     "d2.metrics.features": ("d2.files", "d2.metrics", "d2.nn"),
     "d2.report": ("d2.files", "d2.metrics.figures", "d2.metrics.intervals", "d2.metrics.table"),
     "d2.terms": (
@@ -85,22 +85,18 @@ LAYERS = {
     "d2.config.describe": ("d2.config.command_line", "d2.config.schema"),
     "d2.config.help": ("d2.config.describe", "d2.config.names", "d2.files"),
     "d2.config.binding": ("d2.files", "d2.rules.calibrated", "d2.sampling"),
-    "d2.trainer": ("d2.launch", "d2.signals"),
-    "d2.loggers": ("d2.config.names", "d2.files"),
+    "d2.trainer": ("d2.launch", "d2.settings", "d2.signals"),
+    "d2.loggers": ("d2.config.names", "d2.files", "d2.settings"),
     # --- what is decided before a job begins
     "d2.networks": ("d2.files", "d2.matrix", "d2.priors", "d2.terms"),
     "d2.job": (
         "d2.config.names",
         "d2.config.recipe",
         "d2.data",
-        "d2.loggers",
         "d2.matrix",
-        "d2.metrics.networks",
         "d2.networks",
         "d2.pipeline",
-        "d2.recon.motion",
-        "d2.terms",
-        "d2.trainer",
+        "d2.settings",
     ),
     # --- the jobs, each a room
     "d2.plan": (
@@ -219,6 +215,7 @@ LAYERS = {
         "d2.rules.choosing",
         "d2.sample",
         "d2.sampling",
+        "d2.settings",
         "d2.study",
         "d2.terms",
         "d2.train",

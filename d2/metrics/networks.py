@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
 import torch
 
 from d2.errors import InputError
@@ -14,6 +11,7 @@ from d2.metrics.clip import load_clip
 from d2.metrics.image import LPIPS_FILES, ImageDistance, load_lpips, load_shift_tolerant_lpips
 from d2.metrics.suite import METRICS, PERCEPTUAL, Suite
 from d2.metrics.video_sets import TRAVERSALS, refuse_short
+from d2.settings import Metrics
 
 FEATURE_FILES = {  # network -> its place in checkpoints/
     "world4d-encoder": "tiny_video_encoder.safetensors",
@@ -21,19 +19,6 @@ FEATURE_FILES = {  # network -> its place in checkpoints/
     "i3d_torchscript": "i3d_torchscript.pt",
     "videomae": "videomae",
 }
-
-
-class Metrics(NamedTuple):
-    """What is to be measured, and the files of the networks that it takes."""
-
-    names: tuple[str, ...]  # of METRICS
-    traversals: tuple[str, ...]  # of the video sets
-    features: str | None  # the network of videos, of FEATURE_FILES; None: no figures of videos
-    features_file: Path | None  # None: the one in checkpoints/
-    features_resize: str | None  # how pictures come to I3D's size; None: its own way
-    clip_file: Path | None
-    clip_model: str
-    clip_text: str | None
 
 
 def load_suite(metrics: Metrics, device: torch.device | str) -> Suite:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from d2 import launch
 from d2.files import read_tensors, write_tensors
-from d2.job import Job
+from d2.job import BASELINES, Job
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.nn.unet import compiled
 from d2.passes import Journal, Run, straight
@@ -35,8 +35,6 @@ from d2.scene import Scene
 from d2.shard import from_first
 from d2.shard import place as place_of_process
 from d2.terms import Priors, to_images
-
-BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
 
 
 class SceneResult(NamedTuple):
