@@ -11,11 +11,9 @@ What needs PyTorch is imported once the configuration is known to be good.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 import sys
 import traceback
 import warnings
@@ -28,11 +26,9 @@ from d2.allocator import keep_freed_memory
 from d2.config import help as pages
 from d2.config.names import did_you_mean
 from d2.errors import InputError
-from d2.files import asset, is_out_of_room
+from d2.files import asset
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from d2.config.command_line import Composed
     from d2.job import Job
 
@@ -86,15 +82,10 @@ def run(argv: list[str]) -> int:
     command_line.start_clock()
     try:
         return run_command(command, arguments)
-    except command_line.ERRORS as error:
-        return complain(command_line.one_line(error))
-    except InputError as error:
-        return complain(str(error))
-    except OSError as error:
-        if not is_out_of_room(error):
+    except Exception as error:
+        if (line := command_line.explained(error)) is None:
             raise
-        way_out = "mend that and start the same command again: what is finished is kept"
-        return complain(f"{error.filename or 'output_dir'}: {error.strerror}; {way_out}")
+        return complain(line)
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -109,7 +100,9 @@ def run_command(command: str, arguments: list[str]) -> int:
         )
         return 0
     if options.multirun:
-        return sweep(command, overrides)
+        from d2.sweep import sweep
+
+        return sweep(command, overrides, refuse, execute)
     composed, point = command_line.composed(command, overrides), launch.point()
     refuse(composed.config)
     if command in MANY and (count := launch.processes(composed.config)):
@@ -256,104 +249,6 @@ def use_threads(config: Any) -> None:
 
     if hasattr(config, "trainer") and config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-
-
-def sweep(command: str, overrides: list[str]) -> int:
-    """Every point of a Hydra multirun, once every value of it has been found good; 3 if only some
-    points failed.
-
-    Points may run in other processes, so what they say comes back through files in the sweep's
-    folder.
-    """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
-    from d2.config import command_line
-    from d2.config.paths import as_path, literal, quoted
-
-    if command not in ("sample", "train"):
-        raise InputError(f"-m: d2 {command} has no points to sweep over; give one command line")
-    for override in overrides:
-        if override.startswith("output_dir="):
-            raise InputError(
-                f"{override}: all points of a sweep would write there; give hydra.sweep.dir=DIR"
-                " instead"
-            )
-    overrides = [
-        command_line.with_known_rules(as_path(override, swept=True)) for override in overrides
-    ]
-    lines = command_line.values_in_turn(overrides)
-    for one in lines:
-        config = command_line.composed(command, one).config
-        refuse(config)
-        if getattr(config, "objective", None):
-            from d2.study.job import check_objective
-
-            check_objective(
-                config.objective, num_variants=len(config.variants), num_seeds=len(config.seeds)
-            )
-    folder = command_line.sweep_folder(
-        command, [*lines[0], *(o for o in overrides if o.startswith("hydra"))]
-    )
-    codes, fixed = folder / ".codes", command_line.fixed_keys(overrides)
-    shutil.rmtree(codes, ignore_errors=True)
-
-    def point(node: DictConfig) -> float | None:
-        job, node = HydraConfig.get(), node.copy()
-        node.output_dir = job.runtime.output_dir
-        place = quoted(literal(job.runtime.output_dir))
-        swept = [o for o in job.overrides.task if command_line.key_of(o) not in fixed]
-        name = ",".join(o for o in swept if command_line.key_of(o) != "seed") or folder.name
-        composed = command_line.Composed(
-            command, node, job.runtime.choices, name=name, group=folder.name
-        )
-        composed.label = composed.label._replace(name=",".join(swept))
-        line = [*job.overrides.task, f"output_dir={place}"]
-        try:
-            refuse(composed.config)
-            # whatever hydra.job.chdir says, paths are as they were given
-            with contextlib.chdir(job.runtime.cwd):
-                if count := launch.processes(composed.config):
-                    names = {
-                        "name": composed.name,
-                        "label": {"name": composed.label.name, "group": folder.name},
-                    }
-                    code = launch.begin(command, line, composed.config, count, names)
-                else:
-                    code = execute(command, composed, line, swept=True)
-        except InputError as error:
-            code = complain(str(error))
-        codes.mkdir(parents=True, exist_ok=True)
-        (codes / str(job.job.num)).write_text(str(code))
-        if command == "train" or composed.config.objective is None:
-            return None
-        from d2.study.job import objective_of
-
-        return objective_of(
-            Path(composed.config.output_dir), composed.name, composed.config.objective
-        )
-
-    GlobalHydra.instance().clear()
-    own = sys.argv
-    sys.argv = [
-        own[0],
-        "-m",
-        *overrides,
-        f"hydra.sweep.dir={quoted(literal(str(folder)))}",
-        *command_line.search_path(command),
-    ]
-    try:
-        hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=command)(point)()
-    finally:
-        sys.argv = own
-    said = {int(file.read_text()) for file in codes.iterdir()}
-    shutil.rmtree(codes)
-    if command == "sample":
-        from d2.study.job import sweep_results
-
-        sweep_results(folder)
-    return said.pop() if len(said) == 1 else 3
 
 
 def complain(message: str) -> int:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from typing import Any
 from d2 import signals
 from d2.errors import InputError, say
 
-NOTES = "D2_NOTES"  # of the environment: the folder for last words
+NOTES = "D2_NOTES"  # of the environment: the file for last words
 POINT = "D2_POINT"  # and the names of a sweep's point
-WORKER = "D2_WORKER"  # and which of how many workers this process is, each with its own scenes
+WORKER = "D2_WORKER"  # and which of how many workers this process is of, and of how many ranks
+BUSY = 0.75  # of the time, which devices that share nothing have to be
 PATIENCE = signals.GRACE_SECONDS + 2  # seconds that the others have to note where they stand
 GOOD = (0, 3)  # exit codes of a process that came to its end
 
@@ -45,14 +47,24 @@ def in_srun() -> bool:
 
 
 def worker() -> tuple[int, int]:
-    """Which of how many workers this is; of one where scenes are not dealt out."""
-    number, _, count = os.environ.get(WORKER, "0/1").partition("/")
-    return int(number), int(count)
+    """Which of how many workers this process is of; of one where scenes are not dealt out."""
+    number, count, _ = _worker()
+    return number, count
 
 
 def is_worker() -> bool:
-    """Whether `deal` started this process, which has one device."""
+    """Whether `deal` started this process, as one of the ranks of a worker."""
     return WORKER in os.environ
+
+
+def ranks_of_worker() -> int:
+    """How many ranks share each matrix of this worker."""
+    return _worker()[2]
+
+
+def _worker() -> tuple[int, int, int]:
+    number, count, ranks = os.environ.get(WORKER, "0/1/1").split("/")
+    return int(number), int(count), int(ranks)
 
 
 def processes(config: Any) -> int:
@@ -73,31 +85,50 @@ def processes(config: Any) -> int:
 def begin(
     command: str, arguments: Sequence[str], config: Any, count: int, point: Any = None
 ) -> int:
-    """Run a command on `count` devices: one matrix after another over all of them, or the scenes
-    dealt out."""
+    """Run a command on `count` devices, which share each matrix or are dealt the scenes, in groups
+    of ranks where that keeps them busy."""
     trainer = config.trainer
-    if command == "sample" and (
-        trainer.parallel == "scenes" or (trainer.parallel == "auto" and even(config, count))
-    ):
-        if trainer.num_nodes > 1:
-            raise InputError(
-                f"trainer.parallel=scenes, num_nodes={trainer.num_nodes}: scenes are dealt out on"
-                " one machine; take a sweep with hydra/launcher=submitit_slurm, or"
-                " trainer.parallel=matrix"
-            )
-        return deal(
-            [command, *arguments], names_of(trainer.devices, trainer.accelerator, count), point
+    number = 1
+    if command == "sample" and config.scenes.count is not None:
+        units = config.scenes.count * max(1, len(config.variants)) * max(1, len(config.seeds))
+        number = number_of_groups(trainer, units, count)
+    elif command == "sample" and trainer.parallel == "scenes":
+        number = count
+    if number == 1:
+        return launch([command, *arguments], count, trainer.num_nodes, point)
+    if trainer.num_nodes > 1:
+        raise InputError(
+            f"trainer.parallel=scenes, num_nodes={trainer.num_nodes}: scenes are dealt out on"
+            " one machine; take a sweep with hydra/launcher=submitit_slurm, or"
+            " trainer.parallel=matrix"
         )
-    return launch([command, *arguments], count, trainer.num_nodes, point)
+    names = names_of(trainer.devices, trainer.accelerator, count)
+    return deal([command, *arguments], in_groups(names, number), point)
 
 
-def even(config: Any, count: int) -> bool:
-    """Whether scenes, variants and seeds that are dealt out keep devices busy for three quarters of
-    the time."""
-    if config.scenes.count is None or config.trainer.num_nodes > 1:
-        return False
-    units = config.scenes.count * max(1, len(config.variants)) * max(1, len(config.seeds))
-    return units / (-(-units // count) * count) >= 0.75
+def number_of_groups(trainer: Any, units: int, count: int) -> int:
+    """Into how many groups of ranks `count` devices fall to work on so many scenes or points.
+
+    Groups share nothing, so the more of them the better, as long as they are busy for `BUSY` of the
+    time.
+    """
+    if trainer.parallel != "auto":
+        return count if trainer.parallel == "scenes" else 1
+    if trainer.num_nodes > 1:
+        return 1
+    divisors = (number for number in range(count, 0, -1) if count % number == 0)
+    return next(g for g in divisors if units / (-(-units // g) * g) >= BUSY)
+
+
+def in_groups(names: Sequence[str], number: int) -> list[list[str]]:
+    """Devices in so many groups of as many each."""
+    size = len(names) // number
+    return [list(names[i * size : (i + 1) * size]) for i in range(number)]
+
+
+def seen(devices: Sequence[str]) -> dict[str, str]:
+    """What lets a process see these devices alone."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices[0] else {}
 
 
 def names_of(devices: Any, accelerator: str, count: int) -> list[str]:
@@ -143,25 +174,60 @@ def launch(
 
 
 def deal(
-    arguments: Sequence[str], devices: Sequence[str], point: Mapping[str, Any] | None = None
+    arguments: Sequence[str],
+    groups: Sequence[Sequence[str]],
+    point: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run `d2 ARGUMENTS` as a worker a device, each with its share of the scenes; then one makes
-    the tables.
+    """Run `d2 ARGUMENTS` as a worker a group of devices, each with its share of the scenes; then
+    one process makes the tables.
 
-    `devices` are what CUDA calls them, empty on a CPU. Returns the exit code.
+    `groups` hold what CUDA calls the devices, empty on a CPU. The ranks of a worker share each of
+    its matrices. Returns the exit code.
     """
-    names = {POINT: json.dumps(point)}
-    on = [{"CUDA_VISIBLE_DEVICES": device} if device else {} for device in devices]
-    own = [
-        {**names, **each, WORKER: f"{i}/{len(devices)}", "RANK": str(i)}
-        for i, each in enumerate(on)
-    ]
+    names, own = {POINT: json.dumps(point)}, []
+    for i, devices in enumerate(groups):
+        ranks = len(devices)
+        worker = {**names, **seen(devices), WORKER: f"{i}/{len(groups)}/{ranks}", "RANK": "0"}
+        if ranks == 1:
+            own.append(worker)
+            continue
+        worker |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        worker |= {"NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
+        own += [{**worker, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(ranks)]
     code = run(arguments, own)
-    return (
-        code
-        if code not in GOOD
-        else run(arguments, [{**names, **on[0], WORKER: "0/1", "RANK": "0"}])
-    )
+    last = {**names, **seen(groups[0][:1]), WORKER: "0/1/1", "RANK": "0"}
+    return code if code not in GOOD else run(arguments, [last])
+
+
+def spread(lines: Sequence[tuple[list[str], Any]], groups: Sequence[Sequence[str]]) -> list[int]:
+    """Run the points of a sweep, each on one of the groups of devices, the next as soon as one is
+    free; what becomes of one is nothing to the others.
+
+    `lines` are a point's arguments and the names that its results go by. Returns the exit codes.
+    """
+    signals.loaded()
+    count = sum(len(devices) for devices in groups)
+    waiting, codes = deque(range(len(lines))), [0] * len(lines)
+    running: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}  # group -> point, process
+    with tempfile.TemporaryDirectory(prefix="d2-") as notes:
+        try:
+            while waiting or running:
+                for group, devices in enumerate(groups):
+                    if group not in running and waiting:
+                        point = waiting.popleft()
+                        own = {**seen(devices), NOTES: f"{notes}/{point}"}
+                        own[POINT] = json.dumps(lines[point][1])
+                        running[group] = point, start(lines[point][0], own, count)
+                time.sleep(0.05)
+                for group, (point, process) in list(running.items()):
+                    if (code := process.poll()) is not None:
+                        codes[point] = code if code >= 0 else 1
+                        say_why(f"point {point}", code, Path(notes) / str(point))
+                        del running[group]
+        except signals.Stopped as stopped:
+            end([process for _, process in running.values()], stopped.signum)
+            raise
+    return codes
 
 
 def run(arguments: Sequence[str], own: Sequence[Mapping[str, str]]) -> int:
@@ -169,8 +235,12 @@ def run(arguments: Sequence[str], own: Sequence[Mapping[str, str]]) -> int:
     code."""
     signals.loaded()
     with tempfile.TemporaryDirectory(prefix="d2-") as notes:
-        processes = [start(arguments, {**each, NOTES: notes}, len(own)) for each in own]
-        return watch(processes, [Path(notes) / each["RANK"] for each in own])
+        files = [Path(notes) / str(rank) for rank in range(len(own))]
+        processes = [
+            start(arguments, {**each, NOTES: str(file)}, len(own))
+            for each, file in zip(own, files, strict=True)
+        ]
+        return watch(processes, files)
 
 
 def start(arguments: Sequence[str], own: Mapping[str, str], count: int) -> subprocess.Popen[bytes]:
@@ -197,17 +267,22 @@ def watch(processes: Sequence[subprocess.Popen[bytes]], notes: Sequence[Path]) -
     first = first_to_fail(codes, notes)
     end(processes, signal.SIGTERM)
     code = codes[first] or 1
+    say_why(f"rank {notes[first].name}", code, notes[first])
+    return code if code > 0 else 1
+
+
+def say_why(who: str, code: int, note: Path) -> None:
+    """Say what a process noted that failed, or what ended it."""
     if code < 0:
-        died = f"d2: rank {notes[first].name} was ended by {signal.Signals(-code).name}"
+        died = f"d2: {who} was ended by {signal.Signals(-code).name}"
         say(
             f"{died}{', out of memory?' if code == -signal.SIGKILL else ''}; start the same command"
             " again to go on"
         )
-    elif notes[first].exists():
-        say(notes[first].read_text(encoding="utf-8").rstrip())
-    else:
-        say(f"d2: rank {notes[first].name} ended with code {code}")
-    return code if code > 0 else 1
+    elif note.exists():
+        say(note.read_text(encoding="utf-8").rstrip())
+    elif code not in GOOD:
+        say(f"d2: {who} ended with code {code}")
 
 
 def first_to_fail(codes: Sequence[int | None], notes: Sequence[Path]) -> int:
@@ -256,13 +331,11 @@ def is_watched() -> bool:
 def last_words(text: str) -> None:
     """Say why a command ends; one of several processes notes it, and whoever started them says
     it."""
-    notes = os.environ.get(NOTES)
-    if notes is None:
+    note = os.environ.get(NOTES)
+    if note is None:
         say(text)
-        return
-    path = Path(notes) / os.environ["RANK"]
-    if not path.exists():
-        path.write_text(text, encoding="utf-8")
+    elif not Path(note).exists():
+        Path(note).write_text(text, encoding="utf-8")
 
 
 def end_with_parent() -> None:

@@ -27,7 +27,7 @@ def make_trainer(
     An InputError names a device that is not there.
     """
     if launch.is_worker():
-        devices = devices._replace(devices=1, strategy="auto")
+        devices = devices._replace(devices=launch.ranks_of_worker(), strategy="auto")
     try:
         return L.Trainer(
             accelerator=devices.accelerator,

@@ -237,8 +237,10 @@ LAYERS = {
         "d2.sample",
         "d2.signals",
         "d2.study",
+        "d2.sweep",
         "d2.train",
     ),
+    "d2.sweep": ("d2.config", "d2.files", "d2.launch", "d2.study"),
     "d2.api": (
         "d2.config",
         "d2.data.sources",
@@ -260,7 +262,7 @@ LAYERS = {
 ROOMS = ("d2.sample", "d2.study", "d2.train", "d2.evaluate", "d2.recon")
 # Library -> where it may be imported.
 FENCES = {
-    "hydra": ("d2.cli", "d2.config.paths", "d2.config.command_line", "d2.config.schema"),
+    "hydra": ("d2.sweep", "d2.config.paths", "d2.config.command_line", "d2.config.schema"),
     "omegaconf": ("d2.config.command_line", "d2.config.describe", "d2.config.schema"),
     "lightning": (*ROOMS, "d2.progress", "d2.trainer", "d2.loggers"),
     "wandb": ("d2.loggers", "d2.report"),

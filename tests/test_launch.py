@@ -172,7 +172,8 @@ def ranks(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
             if pid == 0:
                 code = 99
                 try:
-                    os.environ.update(way(rank, world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                    os.environ.update(way(rank, world))
                     rank_zero_only.rank = rank
                     code = d2_sample(*line, "trainer.threads=1")
                 except BaseException:
@@ -219,7 +220,7 @@ def test_every_way_and_number_of_ranks_makes_the_same_bits(
 
 
 def dealt(rank: int, world: int) -> dict[str, str]:
-    return {"RANK": str(rank), launch.WORKER: f"{rank}/{world}"}
+    return {"RANK": str(rank), launch.WORKER: f"{rank}/{world}/1"}
 
 
 @pytest.mark.slow
@@ -229,42 +230,48 @@ def dealt(rank: int, world: int) -> dict[str, str]:
 def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
     line: list[str], ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    """Tables and pages too."""
-    line = [*line, "renoise=none", "pages=true"]
-    out, kept = tmp_path / "out", {}
-    for world in (1, 2):
+    """Tables and pages too, whether a worker is one rank or two."""
+    line = [*line, "renoise=none", "pages=true", "sampler.sequences_per_call=1"]
+    out, kept, ports = tmp_path / "out", {}, [str(launch.free_port()) for _ in range(2)]
+
+    def pairs(rank: int, world: int) -> dict[str, str]:
+        group, own = divmod(rank, 2)
+        return spawned(own, 2) | {launch.WORKER: f"{group}/2/2", "MASTER_PORT": ports[group]}
+
+    for world, way in ((1, dealt), (2, dealt), (4, pairs)):
         if world > 1:
-            assert ranks(dealt, world, *line) == [0] * world
+            assert ranks(way, world, *line) == [0] * world
         assert ranks(dealt, 1, *line) == [0]
         kept[world] = {
             str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()
         }
         shutil.rmtree(out)
-    assert kept[1] == kept[2] and "results.csv" in kept[1]
+    assert kept[1] == kept[2] == kept[4] and "results.csv" in kept[1]
 
 
 @pytest.mark.parametrize(
-    ("count", "seeds", "parallel", "devices", "dealt_out"),
-    [(1, [], "auto", 4, False), (1, [], "scenes", 4, True), (3, [], "auto", 4, True),
-     (5, [], "auto", 4, False), (1, [0, 1, 2, 3], "auto", 2, True), (8, [], "matrix", 4, False)],
+    ("count", "seeds", "parallel", "devices", "groups"),
+    [(1, [], "auto", 4, 1), (1, [], "scenes", 4, 4), (3, [], "auto", 4, 4),
+     (5, [], "auto", 4, 2), (2, [], "auto", 8, 2), (1, [0, 1, 2, 3], "auto", 2, 2),
+     (8, [], "matrix", 4, 1)],
 )  # fmt: skip
 def test_devices_share_a_matrix_or_have_scenes_of_their_own(
     count: int,
     seeds: list[int],
     parallel: str,
     devices: int,
-    dealt_out: bool,
+    groups: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ways: list[str] = []
-    monkeypatch.setattr(launch, "deal", lambda *_: ways.append("scenes"))
-    monkeypatch.setattr(launch, "launch", lambda *_: ways.append("matrix"))
+    ways: list[int] = []
+    monkeypatch.setattr(launch, "deal", lambda _, dealt, __: ways.append(len(dealt)))
+    monkeypatch.setattr(launch, "launch", lambda *_: ways.append(1))
     trainer = SimpleNamespace(devices=devices, num_nodes=1, accelerator="cpu", parallel=parallel)
     config = SimpleNamespace(
         trainer=trainer, scenes=SimpleNamespace(count=count), variants={}, seeds=seeds
     )
     launch.begin("sample", [], config, devices)
-    assert ways == ["scenes" if dealt_out else "matrix"]
+    assert ways == [groups]
 
 
 def test_a_batch_job_without_srun_runs_as_one_device(

@@ -1,17 +1,21 @@
-"""Sweeps in other processes, and sweeps that tune: `pip install -e .[sweep]`. Hydra's own launcher:
-test_study.py."""
+"""Sweeps in other processes, of our launcher and of others (`pip install -e .[sweep]`), and sweeps
+that tune. Points one after another: test_study.py."""
 
 from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from d2 import cli, launch
 
 SCRIPT = str(Path(sys.executable).with_name("d2"))
 SHORT = [
@@ -36,6 +40,102 @@ def means(folder: Path, metric: str) -> dict[str, float]:
         if row["metric"] == metric:
             values.setdefault(row["variant"], []).append(float(row["value"]))
     return {variant: sum(of) / len(of) for variant, of in values.items()}
+
+
+class Forked:
+    """A process of d2 that has the networks of this one, where `launch.start` would start one
+    anew."""
+
+    def __init__(self, arguments: list[str], own: dict[str, str], count: int):
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 99
+            try:
+                os.environ.update(own)
+                code = cli.run(arguments)
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
+LEFT = ("results.csv", "table.md", "plot.svg", "matrix.safetensors", "metrics.json", "config.yaml")
+
+
+def left_in(folder: Path) -> dict[str, bytes]:
+    """The tables, matrices and configurations of a sweep."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.parent.name != ".hydra"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.name in LEFT}
+
+
+def test_points_dealt_to_devices_leave_what_one_device_leaves(
+    d2_sample: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def start(arguments: list[str], *more: Any) -> Forked:
+        started.append(arguments)
+        return Forked(arguments, *more)
+
+    monkeypatch.setattr(launch, "start", start)
+    line = ["-m", "weights.curve.scale=0.3,0.6", "renoise=none,vrs_short", "trainer.threads=1"]
+    out, kept = tmp_path / "out", {}
+    for devices in (1, 2):
+        assert d2_sample(*line, f"trainer.devices={devices}", "trainer.accelerator=cpu") == 0
+        kept[devices] = left_in(out)
+        shutil.rmtree(out)
+    assert len(started) == 4 and len(kept[1]) == 3 + 4 * 4
+    assert kept[1] == kept[2]
+
+
+def test_a_point_that_fails_or_is_killed_leaves_the_others_whole(
+    d2_sample: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def start(arguments: list[str], *more: Any) -> Any:
+        if "seed=2" in arguments:
+            return subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+        return Forked(arguments, *more)
+
+    monkeypatch.setattr(launch, "start", start)
+    line = ["renoise=none", "trainer.devices=2", "trainer.accelerator=cpu"]
+    assert d2_sample("-m", *line, "scenes.anchor_frame=0,3", "seed=1,2") == 3
+    said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("d2: ")]
+    killed = "was ended by SIGKILL, out of memory?; start the same command again to go on"
+    assert sorted(said) == [
+        f"d2: point 1 {killed}",
+        f"d2: point 3 {killed}",
+        "d2: scenes.anchor_frame=3: the clip has frames 0 to 2",
+    ]
+    rows = rows_of(tmp_path / "out" / "results.csv")
+    assert {(row["variant"], row["seed"]) for row in rows} == {("scenes.anchor_frame=0", "1")}
+    assert not (tmp_path / "out" / ".codes").exists()
+
+
+def test_a_point_with_a_fault_of_ours_leaves_the_others_whole(
+    d2_sample: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    own = cli.execute
+
+    def execute(command: str, composed: Any, *more: Any, **named: Any) -> int:
+        if composed.config.seed == 0:
+            raise RuntimeError("a fault")
+        return own(command, composed, *more, **named)
+
+    monkeypatch.setattr(cli, "execute", execute)
+    assert d2_sample("-m", "renoise=none", "seed=0,1") == 3
+    assert "RuntimeError: a fault" in capfd.readouterr().err
+    assert {row["seed"] for row in rows_of(tmp_path / "out" / "results.csv")} == {"1"}
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def installed(tiny_weights: list[str], tmp_path_factory: pytest.TempPathFactory)
     base = tmp_path_factory.mktemp("wheel")
     source, wheels, target = base / "source", base / "wheels", base / "target"
     source.mkdir()
-    for name in ("d2", "conf", "experiments"):
+    for name in ("d2", "hydra_plugins", "conf", "experiments"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, source)
@@ -106,12 +106,16 @@ def test_a_wheel_brings_its_assets_and_no_weights_of_the_users(installed: Path) 
     assert (
         pages
         and files
-        and pages | {f"d2/_assets/{name}" for name in files} | {"d2/py.typed"} <= set(names)
+        and pages
+        | {f"d2/_assets/{name}" for name in files}
+        | {"d2/py.typed", "hydra_plugins/d2_launcher.py"}
+        <= set(names)
     )
     outside = [
         name
         for name in names
-        if not name.startswith(("d2/", f"diffusion_squared-{d2.__version__}.dist-info/"))
+        if name != "hydra_plugins/d2_launcher.py"
+        and not name.startswith(("d2/", f"diffusion_squared-{d2.__version__}.dist-info/"))
     ]
     assert outside == []
 

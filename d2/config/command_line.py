@@ -27,11 +27,12 @@ from d2.config.names import Label, did_you_mean, experiments
 from d2.config.paths import as_path, literal, quoted, rule_files
 from d2.config.schema import register
 from d2.errors import InputError
-from d2.files import asset
+from d2.files import asset, is_out_of_room
 
 RULES = ("renoise", "weights", "guidance", "composition", "solver", "choosing")
 RULE_IN_FILE = re.compile(r"[^\s,=\[\](){}'\"]+\.py:\w+")  # path/to/my_rules.py:name
 STARTED = "D2_STARTED"  # of the environment
+_GIVEN: dict[tuple[str, str], str] = {}  # group, name of a rule in a file -> FILE.py:NAME
 ERRORS = (HydraException, OmegaConfBaseException)  # what `one_line` makes a message of
 
 
@@ -227,12 +228,20 @@ def with_known_rules(override: str) -> str:
 
         name = f"{re.sub(r'[^0-9A-Za-z]', '_', match[0])}_{zlib.crc32(match[0].encode()):08x}"
         ConfigStore.instance().store(name=name, group=group, node=rule_node(match[0], group))
+        _GIVEN[group, name] = match[0]
         return name
 
     file, colon, _ = value.rpartition(":")
     if colon and file.endswith(".py") and Path(file).is_file():  # a path may hold whatever it likes
         return f"{key}={known(cast(re.Match[str], re.fullmatch('.*', value, re.DOTALL)))}"
     return f"{key}={RULE_IN_FILE.sub(known, value)}"
+
+
+def as_given(override: str) -> str:
+    """An override of a rule in a file as the user wrote it, for a process that knows no other name
+    of it."""
+    key, equals, name = override.partition("=")
+    return f"{key}{equals}{_GIVEN.get((key.lstrip('+'), name), name)}"
 
 
 # --- sweeps ---------------------------------------------------------------------------------------
@@ -281,6 +290,16 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def is_of(group: str, override: str) -> bool:
+    """Whether an override chooses in a group or sets a key of it."""
+    return key_of(override).partition(".")[0] == group
+
+
+def typed(node: DictConfig) -> Any:
+    """A part of a configuration as the schema's own class."""
+    return OmegaConf.to_object(node)
+
+
 def sweep_folder(command: str, overrides: list[str]) -> Path:
     """Where Hydra will put the points, found out once: its default holds the time."""
     node = compose_command(command, overrides, whole=True)
@@ -288,6 +307,23 @@ def sweep_folder(command: str, overrides: list[str]) -> Path:
 
 
 # --- errors ---------------------------------------------------------------------------------------
+
+
+def said(message: str) -> str:
+    """A message on one line, as d2 says it."""
+    return f"d2: {' '.join(message.split())}"
+
+
+def explained(error: Exception) -> str | None:
+    """What is wrong, in one line, where it is something that the user can mend."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, ERRORS):
+        return one_line(error)
+    if isinstance(error, OSError) and is_out_of_room(error):
+        way_out = "mend that and start the same command again: what is finished is kept"
+        return f"{error.filename or 'output_dir'}: {error.strerror}; {way_out}"
+    return None
 
 
 def one_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from d2 import launch
 from d2.errors import InputError
 from d2.files import locked, read_metadata, write_text
 from d2.sample.kept import KEPT
@@ -31,7 +32,8 @@ SHOWN = 3  # a message names so many keys and counts the rest
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold a run's folder, by its first process."""
-    with locked(folder) if rank_zero_only.rank == 0 else nullcontext():
+    first = rank_zero_only.rank == 0 and launch.worker()[0] == 0
+    with locked(folder) if first else nullcontext():
         yield
 
 
