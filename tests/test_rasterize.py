@@ -165,6 +165,7 @@ def test_what_is_behind_the_camera_or_out_of_sight_is_not_drawn() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="gsplat rasterises on CUDA only")
 def test_gsplat_is_the_same_rasteriser() -> None:
+    pytest.importorskip("gsplat")
     gaussians, pinholes = random_gaussians(300, pictures=3), cameras(64, 3)
     gaussians = Gaussians(*(x.float().cuda() for x in gaussians))
     pinholes = pinholes._replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,67 @@ def test_bad_input_is_one_line(
     assert cli.run(["reconstruct", *arguments, "trainer=cpu"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert said in lines[-1] and not list(tmp_path.rglob("scene.safetensors"))
+
+
+def two_views(folder: Path) -> str:
+    matrix = write_world(folder)
+    cameras = matrix.cameras._replace(
+        azimuth_rad=matrix.cameras.azimuth_rad[:2],
+        elevation_rad=matrix.cameras.elevation_rad[:2],
+        input_view=1,
+    )
+    write_matrix(folder / "two", ImageMatrix(matrix.pixels[:2], cameras, 8.0), None, {})
+    return f"matrix={folder / 'two/matrix.safetensors'}"
+
+
+def all_white(folder: Path) -> str:
+    matrix = write_world(folder)
+    blank = matrix._replace(pixels=torch.ones_like(matrix.pixels))
+    write_matrix(folder / "white", blank, None, {})
+    return f"matrix={folder / 'white/matrix.safetensors'}"
+
+
+def a_camera_turned_away(folder: Path) -> str:
+    """One view, in every frame, looks out of the ring."""
+    write_world(folder)
+    path = folder / "transforms.json"
+    table = json.loads(path.read_text())
+    first = table["frames"][0]["transform_matrix"]
+    away = [[-row[0], row[1], -row[2], row[3]] for row in first]  # half a turn about its y axis
+    for frame in table["frames"]:
+        if frame["transform_matrix"] == first:
+            frame["transform_matrix"] = away
+    path.write_text(json.dumps(table))
+    return f"scenes.path={folder}"
+
+
+def no_table(folder: Path) -> str:
+    write_world(folder)
+    for path in folder.glob("transforms*.json"):
+        path.unlink()
+    return f"scenes.path={folder}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (two_views, "pictures from 2 places; a scene needs at least 3 views"),
+        (all_white, "nothing but background; give pictures of an object"),
+        (a_camera_turned_away, "the cameras do not see a common volume; give pictures"),
+        (no_table, "no cameras; a folder of pictures needs transforms.json"),
+    ],
+)
+def test_what_no_scene_can_be_made_of_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: Callable[[Path], str],
+    said: str,
+) -> None:
+    given = source(tmp_path / "test_0000")
+    assert cli.run(["reconstruct", given, f"output_dir={tmp_path / 'out'}", *QUICK]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("d2: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert not {"scene.safetensors", "metrics.json"} & written(tmp_path / "out")
 
 
 def test_pictures_of_other_sizes_and_missing_ones_are_named(tmp_path: Path) -> None:

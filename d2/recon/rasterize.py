@@ -23,6 +23,7 @@ from d2.recon.gaussians import NEAR, Gaussians, Pinholes, Projected, project
 
 TILE = 4  # pixels a side: of 4, 8 and 16 the fastest on a CPU
 CUT, OPAQUE = 1 / 255, 0.999  # the least and the most that α may be, gsplat's
+SLACK = 1e-3  # variances, of rounding where a tile is only just met
 # tiles of about as many Gaussians are drawn together, so that few are padding
 GROUPS = (16, 32, 64, 128, 256)
 
@@ -138,6 +139,9 @@ def tile_lists(
     y = low[pair, 1] + within // span[pair, 0]
     x = low[pair, 0] + within % span[pair, 0]
     member = order[pair]
+    if cut:
+        met = _least(seen, member, x, y) <= extent.flatten()[member].square() + SLACK
+        member, x, y = member[met], x[met], y[met]
     tile, place = (((member // n) * down + y) * across + x).to(torch.int32).sort(stable=True)
     tiles, counts = tile.unique_consecutive(return_counts=True)
     start, member = counts.cumsum(0) - counts, member[place]
@@ -156,6 +160,31 @@ def tile_lists(
                 )
             )
     return lists
+
+
+def _least(
+    seen: Projected,
+    member: Tensor,  # pairs, among the Gaussians of all pictures
+    x: Tensor,  # pairs, the tile's column
+    y: Tensor,  # pairs, its row
+) -> Tensor:  # pairs
+    """The least dᵀ Σ⁻¹ d of a Gaussian within the square of a tile's pixel centres.
+
+    Where the Gaussian's centre is outside, it lies on one of the two sides that face it.
+    """
+    xx, xy, yy = seen.conic.flatten(0, 1)[member].unbind(-1)
+    centre_x, centre_y = seen.centre.flatten(0, 1)[member].unbind(-1)
+    left, top = x * TILE + 0.5 - centre_x, y * TILE + 0.5 - centre_y
+    right, bottom = left + TILE - 1, top + TILE - 1
+    side_x = left.clamp(min=0) + right.clamp(max=0)  # 0 where the centre is between them
+    side_y = top.clamp(min=0) + bottom.clamp(max=0)
+    along_y = (-xy / yy * side_x).clamp(top, bottom)
+    along_x = (-xy / xx * side_y).clamp(left, right)
+
+    def form(u: Tensor, v: Tensor) -> Tensor:
+        return xx * u * u + 2 * xy * u * v + yy * v * v
+
+    return torch.minimum(form(side_x, along_y), form(along_x, side_y))
 
 
 def _blend(
