@@ -397,6 +397,7 @@ def resolve_train(config: TrainConfig) -> TrainJob:
         latent_noise=p.latent_noise,
         seed=config.seed,
         init_from=_absolute(config.init_from),
+        cuda_graphs=config.cuda_graphs,
         validate_every=config.validate_every,
         save_every_minutes=config.save_every_minutes,
         max_minutes=config.max_minutes,

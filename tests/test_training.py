@@ -110,17 +110,18 @@ def test_the_loss_is_the_error_of_v(
     module, batch = prior()
     g = torch.Generator().manual_seed(1)
     x0 = torch.randn(batch["latents"].shape, generator=g)
-    noise, sigma = torch.randn(x0.shape, generator=g), torch.tensor([0.01, 0.7, 9.0, 500.0])
+    noise, levels = torch.randn(x0.shape, generator=g), torch.tensor([0.01, 0.7, 9.0, 500.0])
+    sigma = levels[:, None].expand(x0.shape[:2])
     condition = module.condition(
         module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)
     )
     outputs: list[Tensor] = []
     module.network.unet.register_forward_hook(lambda _, __, out: outputs.append(out))
     with torch.no_grad():
-        loss = module.v_loss(x0, condition, image_only=False, sigma=sigma, noise=noise)
-    s = sigma[:, None, None, None, None]
+        loss = module.v_loss(x0, condition, sigma, torch.zeros(sigma.shape), noise=noise)
+    s = sigma[:, :, None, None, None]
     error = outputs[0].reshape(x0.shape) - (noise - s * x0) / (1 + s**2).sqrt()
-    assert loss.tolist() == pytest.approx(error.square().mean(dim=(1, 2, 3, 4)).tolist(), rel=1e-3)
+    assert torch.allclose(loss, error.square().mean(dim=(2, 3, 4)), rtol=1e-3)
 
 
 def test_the_noise_levels_are_those_of_the_recipe(
@@ -166,11 +167,11 @@ def test_conditions_are_dropped_whole(
         for seed in range(5):
             module, batch = prior(loss=LossConfig(singles=2, drop=drop))
             for condition, _, _ in told(module, batch, seed):
-                picture = (condition.crossattn == 0).flatten(1).all(1)
+                picture = (condition.crossattn == 0).flatten(2).all(2).flatten()
                 # both or none
-                assert torch.equal(picture, (condition.concat == 0).flatten(1).all(1))
-                assert torch.equal(picture, (condition.crossattn == 0).flatten(1).any(1))
-                assert (condition.vector != 0).flatten(1).any(1).all()  # the numbers stay
+                assert torch.equal(picture, (condition.concat == 0).flatten(2).all(2).flatten())
+                assert torch.equal(picture, (condition.crossattn == 0).flatten(2).any(2).flatten())
+                assert (condition.vector != 0).flatten(2).any(2).all()  # the numbers stay
                 seen |= set(picture.tolist())
             if drop in (0.0, 1.0):
                 break
@@ -181,9 +182,8 @@ def test_single_images_leave_the_temporal_branch_alone(
     prior: Callable[..., tuple[PriorTrainer, dict[str, Tensor]]],
 ) -> None:
     module, batch = prior()
-    (_, flags, x), (_, flags_single, x_single) = told(module, batch)
-    assert x.shape[:2] == (2, 8) and not flags.any()
-    assert x_single.shape[:2] == (2, 1) and flags_single.all()
+    ((_, flags, x),) = told(module, batch)  # two sequences, and a row that holds two images
+    assert x.shape[:2] == (3, 8) and flags.tolist() == [[0] * 8, [0] * 8, [1] * 8]
 
     condition = module.condition(
         module.network, batch, torch.zeros(4), torch.zeros(batch["reference"].shape)
@@ -197,7 +197,8 @@ def test_single_images_leave_the_temporal_branch_alone(
     ]
     for image_only in (True, False):
         module.network.zero_grad()
-        module.v_loss(batch["latents"][:, :1], first, image_only=image_only).sum().backward()
+        flags = torch.full((4, 1), float(image_only))
+        module.v_loss(batch["latents"][:, :1], first, torch.ones(4, 1), flags).sum().backward()
         moved = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in temporal]
         assert any(moved) is not image_only
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in spatial if p.ndim > 1)

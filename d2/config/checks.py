@@ -34,6 +34,8 @@ def check(
                 )
             if config.precision == "fp16":
                 raise InputError("precision=fp16: gradients would vanish in it; take fp32 or bf16")
+            if config.cuda_graphs and p.kind in ("autoencoder", "video_encoder"):
+                raise InputError(f"cuda_graphs=true: prior.kind={p.kind} has no UNet; leave it out")
             if p.decoder_share == 1 and not config.init_from:
                 raise InputError(
                     "init_from=null: prior.decoder_share=1 freezes the encoder; give init_from=FILE"

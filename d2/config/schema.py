@@ -287,6 +287,8 @@ class TrainConfig:
     precision: str = chosen(
         "fp32", "bf16", "fp16"
     )  # of the products of a training step; weights and losses stay in fp32
+    # on a GPU: a prior's UNet captured once and replayed, so that small kernels wait for no launch
+    cuda_graphs: bool = False
     validate_every: int = bounded(500, 1, 10_000_000)  # steps
     save_every_minutes: float = bounded(5.0, 0.01, 100_000)  # checkpoints to go on from
     max_minutes: float | None = bounded(

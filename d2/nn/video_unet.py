@@ -119,7 +119,9 @@ class VideoUNet(UNet):
         embedding = self.time_embed(sinusoidal(c_noise, self.config.model_channels).to(x.dtype))
         embedding = embedding + self.label_emb(vector)
         image_only = image_only.reshape(-1).bool()
-        temporal = image_only.is_meta or not bool(image_only.all())
+        # what lies on no device, or is being captured, has no values to look at
+        unknown = image_only.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        temporal = unknown or not bool(image_only.all())
         given = Given(F.silu(embedding), context, num_frames, image_only, temporal, blend)
         return self.through(x, given)
 

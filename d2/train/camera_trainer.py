@@ -83,9 +83,8 @@ def condition_of(network: CameraPrior, batch: dict[str, Tensor], known: int) -> 
     latents, poses = batch["latents"], batch["poses"].double().cpu()
     b, t, _, h, w = latents.shape
     intrinsics = lens(torch.full((t,), math.radians(FOV_Y_DEG), dtype=torch.float64))
-    every = torch.stack([pluecker(network.placed(p, p), intrinsics, h, w) for p in poses]).to(
-        latents
-    )
+    placed = torch.stack([network.placed(p, p) for p in poses])
+    every = torch.vmap(lambda p: pluecker(p, intrinsics, h, w))(placed).to(latents)
     mask = latents.new_zeros(b, t, 1, h, w)
     mask[:, :known] = 1
     embedded = network.embed(to_images(batch["pixels"][:, :known]))

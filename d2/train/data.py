@@ -21,7 +21,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from d2.data import world4d
 from d2.files import write_array, write_text
@@ -29,6 +29,8 @@ from d2.files import write_array, write_text
 Kind = Literal["orbits", "clips", "pairs", "walks"]
 CPU = torch.device("cpu")
 SHARD = 256  # scenes rendered, and recorded as done, at a time
+# processes that render on an accelerator: one of them draws creatures slower than it shades them
+PER_ACCELERATOR = 4
 
 
 class ViewSet(NamedTuple):
@@ -98,7 +100,7 @@ def rendered(
 ) -> ViewSet:
     """The first `num_scenes` scenes of a split, rendered once; an interrupted rendering goes on.
 
-    Every core renders, or the accelerator does.
+    Every core renders, or a few processes on the accelerator do.
     """
     folder = cache / f"world4d-{world4d.WORLD_VERSION}" / f"{split}_{kind}_{num_scenes}"
     if not (folder / "done.json").exists():
@@ -131,9 +133,9 @@ def rendered(
         )
         # one thread a process; a single shard is not worth another process
         spawn = get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count(), spawn, torch.set_num_threads, (1,)) as pool:
-            here = len(todo) == 1 or device != CPU
-            for shard in map(work, todo) if here else pool.map(work, todo):
+        processes = os.cpu_count() if device == CPU else PER_ACCELERATOR
+        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+            for shard in map(work, todo) if len(todo) == 1 else pool.map(work, todo):
                 done.add(shard)
                 write_text(progress, json.dumps(sorted(done)))
         progress.rename(folder / "done.json")
@@ -149,7 +151,8 @@ def encoded(
     if not path.exists():
         chunks, stage = [], first_stage.to(device)
         for start in range(0, len(views.pixels), 64):
-            images = to_images(torch.from_numpy(views.pixels[start : start + 64].copy()).to(device))
+            pixels = torch.from_numpy(views.pixels[start : start + 64].copy())
+            images = to_images(pixels.to(device))
             latents = stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
             chunks.append(latents.half().cpu().numpy())
         write_array(path, np.concatenate(chunks))
@@ -162,7 +165,8 @@ def to_images(pixels: Tensor) -> Tensor:
 
 
 class Sequences(Dataset):
-    """Sequences of latents with their reference pictures and scalar conditions."""
+    """Sequences of latents with their reference pictures and scalar conditions; a list of indices
+    gives a batch of them."""
 
     def __init__(self, views: ViewSet, latents: np.ndarray, motion: Tensor, reference: int):
         self.views, self.latents, self.motion, self.reference = views, latents, motion, reference
@@ -170,7 +174,7 @@ class Sequences(Dataset):
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
         return {
             "latents": torch.from_numpy(self.latents[index].astype(np.float32)),  # t c h w
             "reference": torch.from_numpy(self.views.pixels[index, self.reference].copy()),  # 3 h w
@@ -182,7 +186,8 @@ class Sequences(Dataset):
 
 
 class Walks(Dataset):
-    """Frozen scenes from anywhere: latents, pictures and poses of all cells of a sequence."""
+    """Frozen scenes from anywhere: latents, pictures and poses of all cells of a sequence; a list
+    of indices gives a batch of them."""
 
     def __init__(self, views: ViewSet, latents: np.ndarray):
         self.views, self.latents = views, latents
@@ -190,7 +195,7 @@ class Walks(Dataset):
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
         assert self.views.poses is not None
         return {
             "latents": torch.from_numpy(self.latents[index].astype(np.float32)),  # t c h w
@@ -200,7 +205,7 @@ class Walks(Dataset):
 
 
 class Pictures(Dataset):
-    """Single pictures of a set of views: n·t of 3 h w, uint8."""
+    """Single pictures of a set of views: n·t of 3 h w, uint8; a list of indices gives a batch."""
 
     def __init__(self, *sets: ViewSet):
         self.sets = sets
@@ -209,7 +214,9 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return sum(len(s.pixels) for s in self.sets) * self.length
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int | list[int]) -> Tensor:
+        if isinstance(index, list):
+            return torch.stack([self[i] for i in index])
         sequence, element = divmod(index, self.length)
         for views in self.sets:
             if sequence < len(views.pixels):
@@ -242,7 +249,10 @@ class RandomBatches(Sampler[list[int]]):
 
 class WorldData(L.LightningDataModule):
     """Batches for training a tiny network: endless random training batches, the whole validation
-    set in order."""
+    set in order.
+
+    A dataset indexed by a list gives a batch, so that arrays are gathered by one call each.
+    """
 
     def __init__(self, train: Dataset, validation: Dataset, *, batch_size: int, seed: int):
         super().__init__()
@@ -259,7 +269,8 @@ class WorldData(L.LightningDataModule):
         )
         size = len(self.train)  # type: ignore[arg-type]
         batches = RandomBatches(size, self.batch_size, seed=self.seed, start=start, rank=rank)
-        return DataLoader(self.train, batch_sampler=batches)
+        return DataLoader(self.train, batch_size=None, sampler=batches)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation, self.batch_size)
+        batches = BatchSampler(SequentialSampler(self.validation), self.batch_size, False)  # type: ignore[arg-type]
+        return DataLoader(self.validation, batch_size=None, sampler=batches)

@@ -38,7 +38,8 @@ Batch = dict[str, Tensor]
 
 
 class Videos(Dataset):
-    """The orbits, then the clips of the same scenes, with what is to be read off them."""
+    """The orbits, then the clips of the same scenes, with what is to be read off them; a list of
+    indices gives a batch."""
 
     def __init__(self, orbits: ViewSet, clips: ViewSet, split: world4d.Split):
         self.sets, self.facts = (orbits, clips), facts_of_views(orbits, split)
@@ -46,7 +47,9 @@ class Videos(Dataset):
     def __len__(self) -> int:
         return sum(len(views.pixels) for views in self.sets)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int | list[int]) -> Batch:
+        if isinstance(index, list):
+            return default_collate([self[i] for i in index])
         kind, scene = divmod(index, len(self.facts))
         views = self.sets[kind]
         azimuth, elevation = (
@@ -160,7 +163,7 @@ class EncoderTrainer(Trained):
             torch.manual_seed(0)
             total = len(videos)  # type: ignore[arg-type]
             chosen = torch.randint(total, (min(count, total),)).split(16)
-            batches = (default_collate([videos[int(i)] for i in part]) for part in chosen)
+            batches = (videos[part.tolist()] for part in chosen)
             found = [self.ema.encoder(corrupted(batch)[0].to(self.device)) for batch in batches]
         mean, covariance = torch.cat(found).mean(dim=0), torch.cat(found).mT.cov()
         root, inverse = ridged_roots(covariance)

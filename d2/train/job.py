@@ -41,6 +41,7 @@ from d2.train.prior_trainer import (
     PriorTrainer,
     Trained,
 )
+from d2.train.replay import replay
 from d2.trainer import Devices, StopsAtOnce, environment, make_trainer
 
 Kind = Literal["autoencoder", "video", "multiview", "camera", "cell", "video_encoder"]
@@ -66,6 +67,7 @@ class TrainJob:
     decoder_steps: int = 0  # of the autoencoder: the last ones, which leave its latents as they are
     edge_weight: float = 0.0
     latent_noise: float = 0.0
+    cuda_graphs: bool = False  # of a prior's UNet
     validate_every: int = 500  # steps
     save_every_minutes: float = 5.0
     max_minutes: float | None = None  # of this call
@@ -104,7 +106,8 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     past = read_past(last)
     refuse_fewer_steps(weights, job.kind, past)
     config = _plain(dataclasses.asdict(job))
-    del config["max_minutes"]  # how a training is cut into calls is no part of it
+    for how in ("max_minutes", "cuda_graphs"):  # a training is cut into calls and computed
+        del config[how]
     started = (
         None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
     )
@@ -116,6 +119,8 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     }
     module, data = builders.get(job.kind, build_prior)(job)
     module.phases = phases
+    if job.cuda_graphs:
+        replay(module.network.unet)  # type: ignore[arg-type]  checked: a prior
     trainer = make_training_trainer(
         job,
         loggers(past.step if past else 0),
@@ -162,7 +167,12 @@ def tell_going_on(past: Past, phases: Sequence[dict[str, Any]]) -> None:
 def make_training_trainer(
     job: TrainJob, loggers: list[Any], callbacks: list[L.Callback]
 ) -> L.Trainer:
-    """Lightning's Trainer of a job, counted in steps."""
+    """Lightning's Trainer of a job, counted in steps.
+
+    On a GPU float32 products are of TF32, as its convolutions are by default.
+    """
+    if job.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     return L.Trainer(
         accelerator=job.accelerator,
         devices=job.devices,
@@ -259,7 +269,7 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     for split, count in sizes.items():
         views = rendered(job.cache_dir, VIEWS[job.kind], split, count, device=job.device)
         latents = encoded(views, stage, name, device=job.device)
-        motion = motion_of(views) if job.kind == "video" else torch.zeros(count)
+        motion = motion_of(views, job.device) if job.kind == "video" else torch.zeros(count)
         parts.append(Sequences(views, latents, motion, -1 if job.kind == "multiview" else 0))
     module = PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss)
     return module, WorldData(*parts, batch_size=job.batch_size, seed=job.seed)
@@ -301,16 +311,15 @@ def settled_first_stage(autoencoder: Path) -> FirstStage:
     return stage
 
 
-def motion_of(views: ViewSet) -> torch.Tensor:
+def motion_of(views: ViewSet, device: torch.device) -> torch.Tensor:
     """Motion of every sequence of a set, computed once: n."""
     path = views.folder / "motion.npy"
     if not path.exists():
-        values = [
-            tiny.motion_bucket(
-                torch.from_numpy(views.pixels[i : i + 64].copy()).float() / 255
-            ).numpy()
+        parts = (
+            torch.from_numpy(views.pixels[i : i + 64].copy()).to(device)
             for i in range(0, len(views.pixels), 64)
-        ]
+        )
+        values = [tiny.motion_bucket(part.float() / 255).cpu().numpy() for part in parts]
         write_array(path, np.concatenate(values))
     return torch.from_numpy(np.load(path))
 

@@ -5,6 +5,7 @@ PyTorch's own takes matrices alone; a UNet's convolutions are matrices too once 
 flattened.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -45,41 +46,52 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             chosen = [p for p in group["params"] if p.grad is not None]
-            for p in chosen:
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+            if not chosen:
+                continue
+            torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
             (self.step_matrices if group["matrices"] else self.step_rest)(chosen, group)
         return loss
 
     def step_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Nesterov momentum, made orthogonal, scaled to the size that AdamW's updates have; alike
         shapes together."""
-        alike: dict[torch.Size, list[nn.Parameter]] = {}
-        for p in parameters:
-            alike.setdefault(p.flatten(1).shape, []).append(p)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        means = [self.kept(p, "momentum") for p in parameters]
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, means, group["momentum"])
+        alike: dict[torch.Size, list[int]] = {}
+        for i, p in enumerate(parameters):
+            alike.setdefault(p.flatten(1).shape, []).append(i)
         for shape, members in alike.items():
-            updates = []
-            for p in members:
-                assert p.grad is not None
-                mean = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                mean.lerp_(p.grad, 1 - group["momentum"])
-                updates.append(p.grad.lerp(mean, group["momentum"]).flatten(1))
             size = 0.2 * max(shape) ** 0.5
-            for p, update in zip(members, orthogonal(torch.stack(updates)), strict=True):
-                p.add_(update.view_as(p), alpha=-group["lr"] * size)
+            chosen = [parameters[i] for i in members]
+            turned = orthogonal(torch.stack([updates[i].flatten(1) for i in members]))
+            steps = [u.view_as(p) for u, p in zip(turned, chosen, strict=True)]
+            torch._foreach_add_(list[Tensor](chosen), steps, alpha=-group["lr"] * size)
 
     def step_rest(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Adam's step."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        means, squares = ([self.kept(p, name) for p in parameters] for name in ("mean", "square"))
         for p in parameters:
-            assert p.grad is not None
-            state = self.state[p]
-            state["step"] = state.get("step", 0) + 1
-            mean, square = (
-                state.setdefault(name, torch.zeros_like(p)) for name in ("mean", "square")
-            )
-            mean.lerp_(p.grad, 1 - group["betas"][0])
-            square.lerp_(p.grad.square(), 1 - group["betas"][1])
-            unbiased = [1 - beta ** state["step"] for beta in group["betas"]]
-            p.addcdiv_(mean / unbiased[0], (square / unbiased[1]).sqrt() + 1e-8, value=-group["lr"])
+            self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        torch._foreach_lerp_(means, grads, 1 - group["betas"][0])
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - group["betas"][1])
+        unbiased = [
+            [1 - beta ** self.state[p]["step"] for p in parameters] for beta in group["betas"]
+        ]
+        spread = torch._foreach_div(squares, unbiased[1])
+        torch._foreach_sqrt_(spread)
+        torch._foreach_add_(spread, 1e-8)
+        torch._foreach_addcdiv_(
+            list[Tensor](parameters), torch._foreach_div(means, unbiased[0]), spread, -group["lr"]
+        )
+
+    def kept(self, p: nn.Parameter, name: str) -> Tensor:
+        """What is remembered of a parameter; zeros at first."""
+        if name not in self.state[p]:
+            self.state[p][name] = torch.zeros_like(p)
+        return self.state[p][name]
 
 
 def orthogonal(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2.priors.first_stage import FirstStage
-from d2.priors.prior import Prior
+from d2.priors.prior import Condition, Prior
 from d2.priors.tiny import FPS_ID, polar_rad
 from d2.train.data import to_images
 from d2.train.latent_basis import orient
@@ -97,9 +97,8 @@ class Trained(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         step = self.global_step + 1
         decay = min(self.optimizer.ema_decay, (1 + step) / (10 + step))
-        own = self.network.state_dict()
-        for name, average in self.ema.state_dict().items():
-            average.lerp_(own[name], 1 - decay)
+        averages, own = self.ema.state_dict().values(), self.network.state_dict().values()
+        torch._foreach_lerp_(list(averages), list(own), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["phases"] = self.phases
@@ -215,8 +214,8 @@ class PriorTrainer(Trained):
     """EDM training of a prior on sequences, and on single images with the temporal branch switched
     off.
 
-    A batch holds sequences; the last `loss.singles` of them give one element each. Of pairs all are
-    single images.
+    A batch holds sequences; the last `loss.singles` of them give one element each, and these stand
+    side by side as sequences whose temporal branch is off. Of pairs all are single images.
     """
 
     network: Prior
@@ -239,7 +238,6 @@ class PriorTrainer(Trained):
         self.first_stage.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        n = len(batch["latents"]) - self.loss.singles
         cond_aug = self.draw_cond_aug(len(batch["latents"]))
         condition = self.condition(
             self.network, batch, cond_aug, torch.randn(batch["reference"].shape, device=self.device)
@@ -250,52 +248,54 @@ class PriorTrainer(Trained):
         condition = condition._replace(
             crossattn=condition.crossattn * keep, concat=condition.concat * keep[..., None]
         )
-        if self.kind == "cell":
-            return self.cell_loss(batch["latents"], condition)
-        sequences, singles = torch.arange(n), torch.arange(n, len(cond_aug))
-        element = torch.randint(batch["latents"].shape[1], (len(singles),))
-        x0 = batch["latents"]
-        single = type(condition)(*(part[singles, element][:, None] for part in condition))
-        losses = [self.v_loss(x0[sequences], condition.select(sequences), image_only=False)]
-        if len(singles):
-            losses.append(self.v_loss(x0[singles, element][:, None], single, image_only=True))
-        elements = [n * x0.shape[1], len(singles)]
-        total = sum(
-            (v.mean() * m for v, m in zip(losses, elements, strict=False)), x0.new_zeros(())
-        ) / sum(elements)
-        self.log("train/loss", losses[0].mean())
-        return total
+        x0, told, sigma, flags, wanted = self.packed(batch["latents"], condition)
+        loss = self.v_loss(x0, told, sigma, flags)
+        n = len(batch["latents"]) - self.loss.singles
+        self.log("train/loss", (loss if self.kind == "cell" else loss[:n]).mean())
+        return (loss * wanted).sum() / wanted.sum()
 
-    def cell_loss(
+    def packed(
         self,
         x0: Tensor,  # b t c h w
-        condition: Any,
-    ) -> Tensor:
-        """The loss of every element by itself, each at a noise level of its own."""
-        flat = type(condition)(*(part.flatten(0, 1)[:, None] for part in condition))
-        loss = self.v_loss(x0.flatten(0, 1)[:, None], flat, image_only=True).mean()
-        self.log("train/loss", loss)
-        return loss
+        condition: Condition,
+    ) -> tuple[Tensor, Condition, Tensor, Tensor, Tensor]:
+        """Sequences, then single images side by side, t to a row: x0, condition, and b' t each of
+        levels, of flags of single images, and of what counts."""
+        t, n = x0.shape[1], 0 if self.kind == "cell" else len(x0) - self.loss.singles
+        if self.kind == "cell":  # every cell by itself
+            cells = [part.flatten(0, 1) for part in (x0, *condition)]
+        else:
+            chosen = torch.arange(n, len(x0)), torch.randint(t, (self.loss.singles,))
+            cells = [part[chosen] for part in (x0, *condition)]
+        m = len(cells[0])
+        place = torch.arange(-(-m // t) * t)
+        these = place.clamp(max=m - 1)  # the last, repeated, fills a row
+        x0, *told = (
+            torch.cat([part[:n], cell[these].unflatten(0, (-1, t))]) if m else part
+            for part, cell in zip((x0, *condition), cells, strict=True)
+        )
+        levels = draw_sigma(self.loss, n)[:, None].expand(n, t), draw_sigma(self.loss, m)
+        sigma = torch.cat([levels[0], levels[1][these].view(-1, t)])
+        flags, wanted = torch.zeros(sigma.shape), torch.ones(sigma.shape)
+        flags[n:], wanted[n:] = 1, (place < m).float().view(-1, t)
+        return x0, Condition(*told), sigma.to(x0), flags.to(x0), wanted.to(x0)
 
     def v_loss(
         self,
         x0: Tensor,  # b t c h w
-        condition: Any,
+        condition: Condition,
+        sigma: Tensor,  # b t
+        image_only: Tensor,  # b t, 1 where the temporal branch is off
         *,
-        image_only: bool,
-        sigma: Tensor | None = None,  # b
         network: Prior | None = None,
         noise: Tensor | None = None,  # b t c h w
-    ) -> Tensor:
-        """(σ²+1)/σ² · |D(x0 + σn) − x0|², mean over elements: b. Equals the error of v (Karras et
-        al. 2022, eq. 8)."""
-        sigma = draw_sigma(self.loss, len(x0)).to(self.device) if sigma is None else sigma
+    ) -> Tensor:  # b t
+        """(σ²+1)/σ² · |D(x0 + σn) − x0|² of every element, the error of v (Karras et al. 2022, eq.
+        8)."""
         noise = torch.randn_like(x0) if noise is None else noise
-        s = sigma[:, None, None, None, None]
-        levels = sigma[:, None].expand(x0.shape[:2])
-        flags = x0.new_full(x0.shape[:2], float(image_only))
-        denoised = (network or self.network)(x0 + s * noise, levels, condition, flags)
-        return ((s**2 + 1) / s**2 * (denoised - x0).square()).mean(dim=(1, 2, 3, 4))
+        s = sigma[:, :, None, None, None]
+        denoised = (network or self.network)(x0 + s * noise, sigma, condition, image_only)
+        return ((s**2 + 1) / s**2 * (denoised - x0).square()).mean(dim=(2, 3, 4))
 
     def condition(
         self, network: Prior, batch: dict[str, Tensor], cond_aug: Tensor, noise: Tensor
@@ -321,14 +321,11 @@ class PriorTrainer(Trained):
             torch.zeros(batch["reference"].shape, device=self.device),
         )
         condition = self.condition(self.ema, batch, *clean)
+        flags = batch["latents"].new_full(batch["latents"].shape[:2], float(self.kind == "cell"))
         for name, sigma, noise in validation_noise(batch["latents"], batch_idx):
+            levels = sigma[:, None].expand(flags.shape)
             value = self.v_loss(
-                batch["latents"],
-                condition,
-                image_only=self.kind == "cell",
-                sigma=sigma,
-                network=self.ema,
-                noise=noise,
+                batch["latents"], condition, levels, flags, network=self.ema, noise=noise
             )
             self.log(name, value.mean(), batch_size=b)
 
