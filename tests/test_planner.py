@@ -39,11 +39,10 @@ TINY = Workload(
 )
 TEMPORAL = FirstStageConfig(  # a decoder of clips, as the published one
     replace(
-        tiny.UNFOLDED.autoencoder,
+        tiny.AUTOENCODER.autoencoder,
         in_channels=48,
         out_channels=48,
-        ch=32,
-        ch_mult=(1, 2),
+        z_channels=tiny.CHANNELS,
         temporal_decoder=True,
     ),
     unshuffle=4,

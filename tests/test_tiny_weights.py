@@ -202,17 +202,19 @@ def test_polar_angles_are_measured_from_the_pole() -> None:
 
 
 @torch.no_grad()
-def test_folded_latents_keep_the_edges_that_the_shipped_ones_lose() -> None:
+def test_the_shipped_latents_keep_the_edges() -> None:
+    """As docs/training.md says of them: pictures come back at 28 dB and more over the creature."""
     pictures = world4d.clips("validation", [0]).pixels[0]
     there = (pictures < 0.97).any(dim=1, keepdim=True)
-    psnr = {}
-    for name in ("", "folded/"):
-        stage = load_first_stage(asset("checkpoints") / f"{name}tiny_autoencoder.safetensors")
-        decoded = (stage.decode(stage(2 * pictures - 1)).clamp(-1, 1) + 1) / 2
-        psnr[name] = -10 * torch.log10((decoded - pictures).square().masked_select(there).mean())
-    assert psnr["folded/"] > psnr[""] + 6
+    stage = load_first_stage(asset("checkpoints") / "tiny_autoencoder.safetensors")
+    decoded = (stage.decode(stage(2 * pictures - 1)).clamp(-1, 1) + 1) / 2
+    error = (decoded - pictures).square().masked_select(there).mean()
+    assert -10 * torch.log10(error) > 28
 
 
 @pytest.mark.parametrize("kind", ["video", "multiview"])
-def test_the_priors_of_folded_latents_load(kind: str) -> None:
-    load_prior(asset("checkpoints") / "folded" / f"tiny_{kind}.safetensors", kind)
+def test_a_prior_says_which_latents_it_was_trained_on(kind: str) -> None:
+    shipped = asset("checkpoints")
+    told = read_weights(shipped / f"tiny_{kind}.safetensors", kind).meta["config"]
+    assert told["autoencoder"] == "tiny_autoencoder.safetensors"
+    load_prior(shipped / f"tiny_{kind}.safetensors", kind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from d2.plan.rehearsal import Cast, Workload, cast_of, cell_evaluations, steps_b
 from d2.priors import tiny
 from d2.priors.checkpoint import PUBLISHED
 from d2.priors.prior import PriorConfig
-from d2.priors.tensor_file import read_header
 
 _counting_cast = functools.lru_cache(1)(cast_of)
 
@@ -107,10 +105,9 @@ def choice_of(job: Job) -> Choice:
 def workload_of(job: Job) -> Workload:
     """What is to be sampled, by sizes alone."""
     if job.networks.is_tiny:
-        stage = tiny.first_stage_of(read_header(Path(job.networks.files["autoencoder"])))
         cell = tiny.CELL if "cell" in job.networks.files else None
         columns = tiny.CAMERA if job.networks.multiview == "tiny_camera" else tiny.MULTIVIEW
-        return Workload(tiny.VIDEO, columns, stage, job.rules, *job.size, cell=cell)
+        return Workload(tiny.VIDEO, columns, tiny.AUTOENCODER, job.rules, *job.size, cell=cell)
     video, multiview = PUBLISHED[job.networks.video], PUBLISHED[job.networks.multiview]
     assert isinstance(video.prior, PriorConfig)
     return Workload(

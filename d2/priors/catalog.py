@@ -137,7 +137,7 @@ def verify_tiny(path: Path, header: dict[str, Entry], kind: str) -> str:
     """A file of the tiny tier against the network it is for."""
     with torch.device("meta"):
         if kind == "autoencoder":
-            network: torch.nn.Module = FirstStage(tiny.first_stage_of(header))
+            network: torch.nn.Module = FirstStage(tiny.AUTOENCODER)
         elif kind == "camera":
             network = CameraPrior(tiny.CAMERA)
         elif kind in KINDS:

@@ -7,7 +7,6 @@ figures in the header.
 from __future__ import annotations
 
 import json
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,22 +48,6 @@ AUTOENCODER = FirstStageConfig(
     ),
     unshuffle=2,
     fold=2,
-)
-
-
-# of the file that ships, until priors of the latents above are better than its own
-UNFOLDED = FirstStageConfig(
-    AutoencoderConfig(
-        in_channels=192,
-        out_channels=192,
-        ch=128,
-        ch_mult=(1,),
-        num_res_blocks=1,
-        z_channels=CHANNELS,
-        temporal_decoder=False,
-        quant_conv=False,
-    ),
-    unshuffle=8,
 )
 
 
@@ -179,16 +162,10 @@ def config_of(kind: str) -> PriorConfig:
     return {"video": VIDEO, "multiview": MULTIVIEW, "cell": CELL}[kind]
 
 
-def first_stage_of(names: Container[str]) -> FirstStageConfig:
-    """Of the autoencoder whose tensors have these names: only folded latents are mixed by a
-    basis."""
-    return AUTOENCODER if "basis" in names else UNFOLDED
-
-
 def load_first_stage(path: Path) -> FirstStage:
     """The tiny autoencoder, frozen."""
     file = read_weights(path, "autoencoder")
-    stage = FirstStage(first_stage_of(file.state))
+    stage = FirstStage(AUTOENCODER)
     load_into(stage, file, path)
     return stage.eval().requires_grad_(False)
 
