@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from d2 import files, launch, loggers, signals
 from d2.errors import InputError
 from d2.sample import write
+from d2.sample.matrix_sampler import MatrixSampler
 
 Run = Callable[..., int]
 
@@ -283,6 +284,27 @@ def test_a_batch_job_without_srun_runs_as_one_device(
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_process_that_hangs_ends_the_others_in_time(
+    ranks: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    own = MatrixSampler.sample_all
+
+    def hangs(self: MatrixSampler, *scene: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            time.sleep(8)
+            os._exit(7)
+        return own(self, *scene)
+
+    monkeypatch.setattr(MatrixSampler, "sample_all", hangs)
+    line = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.timeout_seconds=2"]
+    assert ranks(spawned, 2, *line, "renoise=none", "metrics=[]") == [2, 7]
+    said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("d2: ")]
+    assert len(said) == 1
+    assert "trainer.timeout_seconds=2: a process has not answered for so long" in said[0]
 
 
 def test_two_runs_in_one_folder(

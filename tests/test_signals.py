@@ -74,11 +74,18 @@ def test_a_stop_that_a_library_swallows_is_cut_off_and_said() -> None:
     [
         (["sample", *LONG], "sampling ", signal.SIGTERM),
         (["sample", "-m", *LONG, "seed=0,1"], "sampling ", signal.SIGINT),
+        (["sample", "-m", *LONG, "seed=0,1", "trainer.devices=2"], "sampling ", signal.SIGTERM),
         (["sample", *LONG, "variants={a:[],b:[weights=video]}"], "sampling ", signal.SIGTERM),
         # seconds, while it imports
         *((["sample", *LONG], after, signal.SIGTERM) for after in (0.5, 0.7, 1.0)),
     ],
-    ids=["sampling", "sweep", "study", *(f"start-up-{after}" for after in (0.5, 0.7, 1.0))],
+    ids=[
+        "sampling",
+        "sweep",
+        "sweep-on-two",
+        "study",
+        *(f"start-up-{after}" for after in (0.5, 0.7, 1.0)),
+    ],
 )
 def test_a_command_ends_with_the_signals_code(
     line: list[str], sign: str | float, signum: int, tiny_weights: list[str], tmp_path: Path
