@@ -18,6 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
     from d2.job import Job
 
 MANY = ("sample", "train", "evaluate", "calibrate")  # the commands that can use several devices
+ROOMS = {  # where the work of a command is done; a plan is made without
+    "sample": "d2.sample.job",
+    "train": "d2.train.job",
+    "evaluate": "d2.evaluate.job",
+    "calibrate": "d2.sample.calibrate",
+    "reconstruct": "d2.recon.job",
+    "view": "d2.recon.view",
+    "report": "d2.study.report",
+}
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 
 
@@ -171,8 +181,10 @@ def execute(command: str, composed: Composed, overrides: list[str], *, swept: bo
     kept."""
     from d2 import resolve
 
-    quiet()
     config = composed.config
+    if not (command == "sample" and config.plan):
+        import_module(ROOMS[command])
+    quiet()
     use_threads(config)
     if command == "train":
         from d2.train.job import train_command

@@ -174,7 +174,10 @@ def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[
             "weights=nosuch",
             "weights=nosuch: no such choice; choose alternating or constant or cosine",
         ),
-        ("preset=nosuch", "choose calibrated_exact or official or official_short"),
+        (
+            "preset=nosuch",
+            "choose balanced or best or calibrated_exact or fast or official or official_short",
+        ),
         ("experiment=nosuch", "experiment=nosuch: no such experiment"),
         ("video=nosuch", "choose svd or svd_xt or tiny"),
         (
