@@ -32,7 +32,7 @@ install: .venv/.installed
 
 # the tiny tier's weights from nothing, hours of a CPU: run it again and it goes on. MINUTES is the
 # limit of each prior in one run; with an accelerator, as in
-#   make priors MINUTES=60 TRAIN='precision=bf16 prior.batch_size=256'
+#   make priors MINUTES=60 TRAIN='cuda_graphs=true prior.batch_size=256 num_scenes=30000'
 MINUTES ?= 240
 TRAIN ?=
 priors: .venv/.sampling
