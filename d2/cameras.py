@@ -48,6 +48,15 @@ def looking_at(
     return from_axes(torch.stack([right, down, forward], dim=-1), positions)
 
 
+def on_sphere(
+    azimuth_rad: Tensor,  # v
+    elevation_rad: Tensor,  # v
+) -> Tensor:
+    """Unit vectors from the origin to the cameras, z up: v 3."""
+    a, e = azimuth_rad, elevation_rad
+    return torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], dim=-1)
+
+
 def from_axes(
     axes: Tensor,  # v 3 3, in columns
     positions: Tensor,  # v 3

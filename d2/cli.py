@@ -26,7 +26,7 @@ from d2 import __version__, launch, signals
 from d2.allocator import keep_freed_memory
 from d2.config import help as pages
 from d2.config.names import did_you_mean
-from d2.errors import InputError
+from d2.errors import InputError, as_line
 from d2.files import asset
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def use_threads(config: Any) -> None:
 
 def complain(message: str) -> int:
     """One line on stderr; the exit code of a mistake that the user can mend."""
-    launch.last_words(f"d2: {' '.join(message.split())}")
+    launch.last_words(as_line(message))
     return 2
 
 
@@ -286,11 +286,7 @@ def quiet() -> None:
 
 def _plain(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as its one line, on the first process alone."""
-    return (
-        ""
-        if int(os.environ.get("LOCAL_RANK", "0"))
-        else f"d2: warning: {' '.join(str(message).split())}\n"
-    )
+    return "" if int(os.environ.get("LOCAL_RANK", "0")) else f"{as_line(f'warning: {message}')}\n"
 
 
 if __name__ == "__main__":

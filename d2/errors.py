@@ -14,6 +14,11 @@ class InputError(ValueError):
     """
 
 
+def as_line(message: str) -> str:
+    """A message on one line, as d2 says it."""
+    return f"d2: {' '.join(message.split())}"
+
+
 def say(line: str) -> None:
     """Write a line to stderr by one call, so that lines of several processes do not run into each
     other."""

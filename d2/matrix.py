@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from d2.cameras import Rig, from_axes, lens, opengl
+from d2.cameras import Rig, from_axes, lens, on_sphere, opengl
 from d2.errors import InputError
 
 RADIUS = 2.0  # distance of every camera from the origin; objects lie within 0.5 of it
@@ -61,8 +61,7 @@ def camera_positions(cameras: Cameras) -> Tensor:
     """Camera centres in world coordinates: v 3."""
     if cameras.rig is not None:
         return cameras.rig.poses[:, :3, 3]
-    a, e = cameras.azimuth_rad, cameras.elevation_rad
-    return RADIUS * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], dim=-1)
+    return RADIUS * on_sphere(cameras.azimuth_rad, cameras.elevation_rad)
 
 
 def camera_to_world(cameras: Cameras) -> Tensor:

@@ -22,7 +22,7 @@ from d2 import launch
 from d2.config import command_line
 from d2.config.command_line import Composed
 from d2.config.paths import as_path, literal, quoted
-from d2.errors import InputError
+from d2.errors import InputError, as_line
 from d2.files import asset
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Task:
                 code = self.run(point)
         except Exception as error:  # the others go on
             line = command_line.explained(error)
-            launch.last_words(traceback.format_exc() if line is None else command_line.said(line))
+            launch.last_words(traceback.format_exc() if line is None else as_line(line))
             code = 1 if line is None else 2
         return self.ended(point, code)
 

@@ -309,11 +309,6 @@ def sweep_folder(command: str, overrides: list[str]) -> Path:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def said(message: str) -> str:
-    """A message on one line, as d2 says it."""
-    return f"d2: {' '.join(message.split())}"
-
-
 def explained(error: Exception) -> str | None:
     """What is wrong, in one line, where it is something that the user can mend."""
     if isinstance(error, InputError):

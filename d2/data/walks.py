@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from d2.cameras import Z_UP, looking_at
+from d2.cameras import Z_UP, looking_at, on_sphere
 
 ELEVATION = (math.radians(-15), math.radians(50))
 DISTANCE = (1.7, 2.4)  # from the origin; the ring's is 2
@@ -71,13 +71,6 @@ def nearby(t: int, uniform: Uniform) -> tuple[Tensor, Tensor]:
     extent = spread * torch.cat([torch.ones(1), uniform(2).square()])
     offset = (uniform(t, 3, low=-1, high=1) * extent) @ axes.T
     return middle + offset, target + uniform(1, high=0.5) * offset
-
-
-def on_sphere(azimuth_rad: Tensor, elevation_rad: Tensor) -> Tensor:
-    """Unit vectors, z up: t 3."""
-    level = elevation_rad.cos()
-    parts = [level * azimuth_rad.cos(), level * azimuth_rad.sin(), elevation_rad.sin()]
-    return torch.stack(parts, dim=-1)
 
 
 def span(share: Tensor, ends: tuple[float, float]) -> Tensor:

@@ -147,11 +147,7 @@ def walks(
     walked = torch.stack([draw_walk(index, num_cells) for index in indices])
     poses = walked.flatten(0, 1)
     posed = pose(creatures, creatures.still_time[:, None].expand(-1, num_cells))
-    facts = (creatures.radii, creatures.colours, creatures.split)
-    ellipsoids = Ellipsoids(
-        *(x.flatten(0, 1).to(device) for x in posed),
-        *(repeat(x, "b ... -> (b t) ...", t=num_cells).to(device) for x in facts),
-    )
+    ellipsoids = ellipsoids_of(creatures, posed, device)
     axes, positions = poses[:, :3, :3].mT.to(device), poses[:, :3, 3].to(device)
     return render_from(ellipsoids, axes, positions, size)[0].unflatten(0, (-1, num_cells)), walked
 
@@ -205,10 +201,7 @@ def seen_from(split: Split, index: int, rig: Rig, *, num_frames: int, size: int)
     """A scene of an evaluation split as any cameras see it."""
     refuse_training(split)
     creatures = sample_creatures(split, [index])
-    posed = Pose(*(x.flatten(0, 1) for x in pose(creatures, _times(creatures, num_frames))))
-    facts = (creatures.radii, creatures.colours, creatures.split)
-    # f p …
-    ellipsoids = Ellipsoids(*posed, *(repeat(x, "1 ... -> f ...", f=num_frames) for x in facts))
+    ellipsoids = ellipsoids_of(creatures, pose(creatures, _times(creatures, num_frames)), "cpu")
     views = [
         render_from(
             ellipsoids,
@@ -327,6 +320,19 @@ class Ellipsoids(NamedTuple):
     split: Tensor  # n p 4: upper where n · q > level, q the point on the unit sphere
 
 
+def ellipsoids_of(
+    creatures: Creatures,
+    posed: Pose,  # b t
+    device: torch.device | str,
+) -> Ellipsoids:
+    """Creatures as they stand at every time: (b t) p."""
+    count, facts = posed.centre.shape[1], (creatures.radii, creatures.colours, creatures.split)
+    return Ellipsoids(
+        *(x.flatten(0, 1).to(device) for x in posed),
+        *(repeat(x, "b ... -> (b t) ...", t=count).to(device) for x in facts),
+    )
+
+
 # --- which scenes, times and cameras --------------------------------------------------------------
 
 
@@ -378,15 +384,13 @@ def _pictures(
     """
     if size < 1:
         raise InputError(f"size={size}: a picture has at least one pixel")
-    count, facts = azimuth.shape[1], (creatures.radii, creatures.colours, creatures.split)
-    ellipsoids = Ellipsoids(
-        *(x.flatten(0, 1).to(device) for x in posed),
-        *(repeat(x, "b ... -> (b t) ...", t=count).to(device) for x in facts),
-    )
     pictures = render(
-        ellipsoids, azimuth.flatten().to(device), elevation.flatten().to(device), size
+        ellipsoids_of(creatures, posed, device),
+        azimuth.flatten().to(device),
+        elevation.flatten().to(device),
+        size,
     )
-    pixels, masks, depth = (x.unflatten(0, (-1, count)) for x in pictures)
+    pixels, masks, depth = (x.unflatten(0, (-1, azimuth.shape[1])) for x in pictures)
     return pixels, masks, depth
 
 
