@@ -89,7 +89,8 @@ def run(argv: list[str]) -> int:
     from d2.config import command_line
 
     keep_freed_memory()
-    command_line.start_clock()
+    if not launch.is_watched():  # else the clock is that of the command which started this process
+        command_line.start_clock()
     try:
         return run_command(command, arguments)
     except Exception as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2 import cli
+from d2 import cli, launch
 from d2.config import command_line
 from d2.plan import planning
 from d2.sample import earlier
@@ -34,6 +34,19 @@ def test_a_command_has_one_clock_for_all_processes(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("LOCAL_RANK")
     command_line.start_clock()
     assert datetime.fromisoformat(os.environ[command_line.STARTED]) > began
+
+
+def test_workers_that_are_dealt_scenes_have_the_clock_of_their_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker of one rank is told no LOCAL_RANK, as it belongs to no process group."""
+    began = datetime(2001, 2, 3, 4, 5, 6).isoformat()
+    monkeypatch.setattr(cli, "run_command", lambda *_: 0)
+    monkeypatch.setenv(command_line.STARTED, began)
+    monkeypatch.setenv(launch.NOTES, str(tmp_path / "0"))
+    assert cli.run(["sample"]) == 0 and os.environ[command_line.STARTED] == began
+    monkeypatch.delenv(launch.NOTES)
+    assert cli.run(["sample"]) == 0 and os.environ[command_line.STARTED] > began
 
 
 def picture(path: Path) -> Path:
