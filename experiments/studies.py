@@ -115,8 +115,9 @@ STUDIES = (
     Study("best_rule", 0.7, FULL, "full_plan"),
     Study(
         "does_the_matrix_make_an_asset",
-        4.0,
-        "python experiments/does_the_matrix_make_an_asset/study.py",
+        0.7,
+        "python experiments/does_the_matrix_make_an_asset/study.py"
+        " outputs/does_the_matrix_make_an_asset",
     ),
 )
 

@@ -1,7 +1,8 @@
-"""Does the matrix make an asset? README.md beside this file says what is asked.
+"""Does the matrix make an asset? python experiments/does_the_matrix_make_an_asset/study.py [folder]
+[scenes] [scenes of the published plan] [key=value …, of d2 sample].
 
-python experiments/does_the_matrix_make_an_asset/study.py [key=value …]: the study, and what is made
-of its figures.
+A matrix with its fit is a file of its own, the default's of all scenes first, so that a killed
+study goes on with the next; tables are made of all that are there.
 """
 
 from __future__ import annotations
@@ -10,39 +11,114 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from d2 import cli
-from d2.files import write_text
-from d2.metrics.figures import ALL, Figure, read_figures
-from d2.metrics.intervals import UNKNOWN, Interval, bootstrap_mean, by_scene, means
-from d2.metrics.table import interval_text, markdown_table
+import d2
+from d2.data.sources import list_scenes
+from d2.files import commit, write_text
+from d2.metrics.baselines import repeat_orbit
+from d2.metrics.figures import (
+    ALL,
+    JOINT,
+    Figure,
+    deciding,
+    hash_of,
+    owned,
+    read_figures,
+    weights_hash,
+    write_figures,
+)
+from d2.metrics.intervals import (
+    UNKNOWN,
+    Interval,
+    bootstrap_mean,
+    by_scene,
+    means,
+    paired_difference,
+)
+from d2.metrics.reference import POOLED_NAMES
+from d2.metrics.suite import Suite
+from d2.metrics.table import interval_text, markdown_table, tables
+from d2.pipeline import under_one_prior
+from d2.sample.measure import measure_scene
+from d2.scene import Scene
 
 NAME = "does_the_matrix_make_an_asset"
-SHOWN = (
-    "psnr_masked",
-    "asset_psnr_masked",
-    "asset_gain",
-    "asset_sharpness",
-    "asset_own_view",
-    "asset_own_frame",
-)
+VARIANTS = ("default", "columns_alone", "repeat_orbit", "truth", "published")
+SUITE = Suite(("reference", "self_psnr"), (), None, (), (), {})
+SHOWN = ("psnr_masked", "asset_psnr_masked", "asset_sharpness", "asset_own_view", "asset_own_frame")
 SELF = ("self_psnr", "self_psnr_masked", "self_sharpness")
-ORACLES = ("truth", "autoencoder_ceiling", "true_orbit_repeated")  # nobody ranks samples by these
+ORACLES = ("truth",)  # nobody ranks samples by it
 Figures = Mapping[str, Mapping[str, float]]  # scene -> variant -> value
+
+
+# --- matrices and their scenes --------------------------------------------------------------------
+
+
+@torch.no_grad()
+def matrix_of(variant: str, scene: Scene, default: Any, published: Any) -> Tensor:  # v f 3 h w
+    """What a variant makes of a scene. All variants share the default's orbit."""
+    if variant == "truth":
+        assert scene.truth is not None
+        return scene.truth.pixels
+    given, orbits = default.module.reference(scene.observed())
+    if variant == "repeat_orbit":
+        return repeat_orbit(orbits[0], len(given.pixels))
+    sampler = published if variant == "published" else default
+    alone = variant == "columns_alone"
+    rules = under_one_prior(sampler.rules, "multiview") if alone else sampler.rules
+    return sampler.module.sample(given, orbits, rules, variant).matrix.pixels
+
+
+def measured(variant: str, scene: Scene, default: Any, published: Any) -> list[Figure]:
+    """The figures of a variant's matrix and of the scene that is fitted to it."""
+    pixels = matrix_of(variant, scene, default, published)
+    job = (published if variant == "published" else default).job
+    return owned(
+        measure_scene(SUITE, {JOINT: pixels}, scene)[JOINT].figures,
+        run=NAME,
+        variant=variant,
+        sample=str(job.seed),
+        config=hash_of(deciding(job.text)) if variant in ("default", "published") else "",
+        weights=weights_hash(job.facts),
+        commit=commit(),
+    )
+
+
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def assets(figures: Sequence[Figure]) -> str:
     """A line a variant: the matrix and its scene against the truth, and the matrix against its
     scene."""
-    rows = [
-        {
-            "variant": variant,
-            **{name: interval_text(of.get(name, UNKNOWN)) for name in (*SHOWN, *SELF)},
-        }
-        for variant, of in means(figures, seed=0).items()
-    ]
+    return markdown_table(
+        [
+            {
+                "variant": variant,
+                "scenes": str(max(interval.n for interval in of.values())),
+                **{name: interval_text(of.get(name, UNKNOWN)) for name in (*SHOWN, *SELF)},
+            }
+            for variant, of in means(figures, seed=0).items()
+        ]
+    )
+
+
+def gains(figures: Sequence[Figure]) -> str:
+    """A line a variant: what its scene is ahead of its matrix, paired."""
+    rows = []
+    for variant, metrics in by_scene(figures).items():
+        if variant in ORACLES:
+            continue
+        row = {"variant": variant}
+        for name in POOLED_NAMES:
+            pairs = [(metrics[f"asset_{name}"][s], own) for s, own in metrics[name].items()]
+            apart = paired_difference(*zip(*pairs, strict=True), seed=0)
+            row[name] = interval_text(apart, "+.2f")
+        rows.append(row)
     return markdown_table(rows)
 
 
@@ -102,20 +178,67 @@ def mean(values: Iterator[float]) -> Interval:
     return bootstrap_mean(found, seed=0) if found else UNKNOWN
 
 
-def main(overrides: Sequence[str]) -> int:
-    given = [value.partition("=")[2] for value in overrides if value.startswith("output_dir=")]
-    folder = Path(given[-1] if given else f"outputs/{NAME}")
-    if code := cli.run(["sample", f"experiment={NAME}", *overrides]):
-        return code
-    figures = read_figures(folder / "results.csv")
-    text = (
-        f"{assets(figures)}\n\nSpearman's rank correlation of"
-        f" self_psnr_masked.\n\n{ranks(figures)}\n"
+def plot(path: Path, figures: Sequence[Figure]) -> None:
+    """Every scene's asset against its matrix, and both against self_psnr; needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (
+        ("psnr_masked", "asset_psnr_masked", "matrix against truth", "asset against truth"),
+        ("self_psnr_masked", "psnr_masked", "matrix against its own fit", "matrix against truth"),
     )
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+    for axis, (across, up, x_label, y_label) in zip(axes, panels, strict=True):
+        for variant, metrics in by_scene(figures).items():
+            if variant not in ORACLES:
+                x, y = ([metrics[name][s] for s in metrics[across]] for name in (across, up))
+                axis.plot(x, y, "o", ms=4, alpha=0.8, label=variant.replace("_", " "))
+        axis.set(xlabel=f"{x_label}, masked PSNR, dB", ylabel=f"{y_label}, masked PSNR, dB")
+        axis.spines[["top", "right"]].set_visible(False)
+    low, high = min(axes[0].get_xlim()), max(axes[0].get_xlim())
+    axes[0].plot([low, high], [low, high], color="0.6", lw=1, zorder=0)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main(folder: Path, count: int, published_count: int, *own: str) -> None:
+    words = (*own, "scenes.split=test", f"scenes.count={count}", "trainer=cpu")
+    default, published = d2.load(*words), d2.load("preset=official", *words)
+    weights = weights_hash(default.job.facts)
+    scenes = list_scenes(default.job.source)
+    figures: list[Figure] = []
+    for variant in VARIANTS:
+        for unread in scenes[: published_count if variant == "published" else count]:
+            file = folder / "parts" / f"{variant}.{unread.name}.{weights}.csv"
+            if not file.exists():
+                write_figures(file, measured(variant, unread.read(), default, published))
+            figures += read_figures(file)
+    write_figures(folder / "results.csv", figures)
+    write_text(
+        folder / "table.md",
+        f"Means [95 % bootstrap intervals].\n\n{tables(figures, compare_to='columns_alone')}\n",
+    )
+    parts = (
+        "Means over scenes [95 % bootstrap intervals].",
+        assets(figures),
+        "Asset minus matrix, paired.",
+        gains(figures),
+        "Spearman's rank correlation of self_psnr_masked, the truth apart.",
+        ranks(figures),
+    )
+    text = "\n\n".join(parts) + "\n"
     write_text(folder / "assets.md", text)
+    plot(folder / "plot.png", figures)
     print(text, end="")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    given = sys.argv[1:]
+    main(
+        Path(given[0] if given else f"outputs/{NAME}"),
+        int(given[1]) if len(given) > 1 else 16,
+        int(given[2]) if len(given) > 2 else 16,
+        *given[3:],
+    )
