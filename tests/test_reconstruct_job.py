@@ -225,7 +225,7 @@ def test_a_run_ends_with_its_assets_where_they_are_asked_for(
 
     write_world(tmp_path / "out/test_0000")
     page = tmp_path / "out/test_0000/index.html"
-    page.write_text("<h1>the matrix</h1>")
+    page.write_text("<header>the matrix</header>")
     overrides = [
         f"output_dir={tmp_path / 'out'}",
         *QUICK,

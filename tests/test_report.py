@@ -123,7 +123,7 @@ def test_the_table_holds_means_over_scenes_of_means_over_seeds(study: Path, tmp_
     ]
     wanted = bootstrap_mean(values, seed=0)
     assert (
-        cell(page, "1 slow", "psnr masked")
+        cell(page, "1 slow", "psnr masked, dB")
         == f"{wanted.mean:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]"
     )
     assert cell(page, "1 slow", "N") == "6" and cell(page, "1 slow", "cell evaluations") == "4000"
@@ -154,7 +154,7 @@ def test_psnr_never_stands_alone(tmp_path: Path) -> None:
     # by themselves, against the cost, against sigma
     assert charts == [*compared, COST, *compared, "video_multiview"]
     head = re.findall(r'<th scope="col">(.*?)</th>', page)
-    assert {"psnr masked", "sharpness", "own view unseen"} <= set(head)
+    assert {"psnr masked, dB", "sharpness", "own view unseen"} <= set(head)
     for said in re.findall(r"<figcaption>(.*?)</figcaption>", page):
         assert "psnr masked" in said and "sharpness" in said and "own frame unseen" in said
 

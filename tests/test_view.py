@@ -20,7 +20,16 @@ from d2.recon.files import write_scene
 from d2.recon.gaussians import Gaussians, rotations
 from d2.recon.motion import cubic_bspline
 from d2.recon.scene import MovingGaussians
-from d2.recon.view import ViewJob, at, find_scene, serve, splat_arrays
+from d2.recon.view import (
+    PANEL,
+    ViewJob,
+    at,
+    bytes_of,
+    enlarged,
+    find_scene,
+    serve,
+    splat_arrays,
+)
 
 
 @pytest.fixture
@@ -70,6 +79,12 @@ def test_splats_are_the_gaussians_of_the_moment() -> None:
         torch.from_numpy(later["covariances"]).double(), covariance, atol=1e-5, rtol=1e-4
     )
     assert abs(now["centers"] - later["centers"]).max() > 0.01
+
+
+def test_a_picture_of_the_panel_is_as_wide_as_it() -> None:
+    small, large = torch.rand(3, 32, 64), torch.rand(3, 640, 640)
+    assert enlarged(small).shape == (PANEL // 2, PANEL, 3)
+    assert (enlarged(large) == bytes_of(large)).all()
 
 
 def test_viser_is_imported_by_the_server_alone() -> None:

@@ -25,7 +25,7 @@ from d2.recon.multiview import write_multiview
 from d2.recon.run import reconstruct
 from d2.recon.transforms import capture_folders, read_capture
 from d2.recon.world import world_figures, world_scene
-from d2.report.asset_page import link_asset
+from d2.report.asset_page import show_asset
 
 MATRIX = "matrix.safetensors"
 
@@ -129,7 +129,7 @@ def after_sampling(
                 accelerator=accelerator,
                 more_figures=more_figures,
             )
-            link_asset(folder / source.name / "index.html", "asset/index.html")
+            show_asset(folder / source.name / "index.html", "asset")
         except InputError as error:
             if required:
                 raise

@@ -13,8 +13,14 @@ from d2.recon.hull import common_ball
 from d2.recon.scene import MovingGaussians
 from d2.report.asset_page import TIMES_PER_FRAME, AssetScene, AssetView, write_asset_page
 
-# each with its masked twin and sharpness
-SHOWN = ("self_psnr", "train_psnr", "held_psnr", "angle_psnr", "time_psnr")
+SHOWN = {  # figures -> what they are of
+    "train": "fitted cells, against the matrix",
+    "held": "held cells, against the matrix",
+    "angle": "half-way angles, against the truth",
+    "angle_neighbours": "mean of the two neighbouring views",
+    "time": "half-way times, against the truth",
+    "time_neighbours": "mean of the two neighbouring frames",
+}
 
 
 @torch.no_grad()
@@ -54,7 +60,7 @@ def write_page(
         view=view,
         fps=capture.fps,
         num_frames=capture.num_frames,
-        metrics=shown(figures),
+        figures=shown(figures),
         matrix=in_order(capture) if whole else None,
         azimuth_rad=azimuth,
         elevation_rad=elevation,
@@ -77,8 +83,16 @@ def in_order(capture: Capture) -> Tensor:  # v f 3 h w
     return capture.pixels[order].unflatten(0, (capture.num_views, capture.num_frames))
 
 
-def shown(figures: dict[str, float]) -> dict[str, float]:
-    """The figures people read: PSNR never without its masked twin and sharpness."""
-    stems = [name.removesuffix("_psnr") for name in SHOWN]
-    names = [f"{stem}_{kind}" for stem in stems for kind in ("psnr", "psnr_masked", "sharpness")]
-    return {name: figures[name] for name in names if name in figures}
+def shown(figures: dict[str, float]) -> list[dict[str, str | float]]:
+    """The figures people read, with their units: PSNR never without its masked twin and
+    sharpness."""
+    return [
+        {
+            "pictures": said,
+            "PSNR, dB": figures[f"{name}_psnr"],
+            "of the object, dB": figures[f"{name}_psnr_masked"],
+            "sharpness": figures[f"{name}_sharpness"],
+        }
+        for name, said in SHOWN.items()
+        if f"{name}_psnr" in figures
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2.errors import InputError
@@ -24,6 +25,7 @@ from d2.recon.scene import MovingGaussians
 
 SCENE, MATRIX = "scene.safetensors", "matrix.safetensors"
 FRUSTUM = 0.12  # world units
+PANEL = 320  # pixels, the width of viser's panel
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def serve(job: ViewJob) -> Any:
     server = viser.ViserServer(host=job.host, port=job.port, verbose=False)
     server.scene.set_up_direction("+z")
     splats = server.scene.add_gaussian_splats("/scene", **splat_arrays(at(scene, 0.0)))
-    time = server.gui.add_slider("time", 0.0, max(1, scene.num_frames - 1), 0.05, 0.0)
+    time = server.gui.add_slider("Time, frames", 0.0, max(1, scene.num_frames - 1), 0.05, 0.0)
 
     @time.on_update
     def follow(event: Any) -> None:
@@ -105,18 +107,21 @@ def show_cells(server: Any, scene: MovingGaussians, capture: Capture, time: Any)
         )
         for view in range(capture.num_views)
     ]
-    view = server.gui.add_slider("view", 0, capture.num_views - 1, 1, capture.input_view or 0)
-    cell = server.gui.add_image(bytes_of(matrix[int(view.value), 0]), label="the matrix")
+    view = server.gui.add_slider("View", 0, capture.num_views - 1, 1, capture.input_view or 0)
+    cell = server.gui.add_image(
+        enlarged(matrix[int(view.value), 0]), label="The matrix's cell, nearest frame"
+    )
     drawn = server.gui.add_image(
-        cell_of(scene, capture, first[int(view.value)], 0.0), label="the scene"
+        enlarged(cell_of(scene, capture, first[int(view.value)], 0.0)),
+        label="The scene, from the cell's camera",
     )
 
     def update(_: Any) -> None:
-        frame, chosen = round(time.value), int(view.value)
-        cell.image = bytes_of(matrix[chosen, min(frame, capture.num_frames - 1)])
-        drawn.image = cell_of(scene, capture, first[chosen], time.value)
+        frame, chosen = min(round(time.value), capture.num_frames - 1), int(view.value)
+        cell.image = enlarged(matrix[chosen, frame])
+        drawn.image = enlarged(cell_of(scene, capture, first[chosen], time.value))
         for frustum, row in zip(frusta, matrix, strict=True):
-            frustum.image = bytes_of(row[min(frame, capture.num_frames - 1)])
+            frustum.image = bytes_of(row[frame])
 
     time.on_update(update)
     view.on_update(update)
@@ -129,10 +134,10 @@ def at(scene: MovingGaussians, time: float) -> Gaussians:
 
 
 @torch.no_grad()
-def cell_of(scene: MovingGaussians, capture: Capture, picture: int, time: float) -> np.ndarray:
+def cell_of(scene: MovingGaussians, capture: Capture, picture: int, time: float) -> Tensor:  # 3 h w
     """The scene at a time, from the camera of a picture of the matrix."""
     cameras = capture.cameras.of(torch.tensor([picture]))
-    return bytes_of(rasterize(at(scene, time), cameras, torch.ones(3)).colour[0])
+    return rasterize(at(scene, time), cameras, torch.ones(3)).colour[0]
 
 
 def splat_arrays(gaussians: Gaussians) -> dict[str, Any]:
@@ -153,6 +158,13 @@ def viser_quaternion(turn: Tensor) -> np.ndarray:
     import viser.transforms
 
     return viser.transforms.SO3.from_matrix(turn.double().numpy()).wxyz
+
+
+def enlarged(pixels: Tensor) -> np.ndarray:  # 3 h w in [0, 1] -> h w 3
+    """A picture as wide as viser's panel, which shows smaller ones in their own size."""
+    factor = max(1.0, PANEL / pixels.shape[-1])
+    grown = F.interpolate(pixels.detach()[None], scale_factor=factor, mode="bicubic")
+    return bytes_of(grown[0])
 
 
 def bytes_of(pixels: Tensor) -> np.ndarray:  # c h w in [0, 1] -> h w c

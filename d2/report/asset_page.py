@@ -11,8 +11,10 @@ w.
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,7 @@ def write_asset_page(
     view: AssetView,
     fps: float,
     num_frames: int,
-    metrics: dict[str, float],
+    figures: Sequence[Mapping[str, Any]],  # rows, of which the first key names each
     matrix: Tensor | None,  # v f 3 h w, in [0, 1], shown beside the scene
     azimuth_rad: list[float],  # v
     elevation_rad: list[float],  # v
@@ -82,19 +84,23 @@ def write_asset_page(
         "elevation_rad": elevation_rad,
     }
     facts = f"{len(scene.means)} moving Gaussians · {num_frames} frames · {fps:g} fps"
-    write_text(path, render("asset.html", title=title, facts=facts, metrics=metrics, data=data))
+    write_text(path, render("asset.html", title=title, facts=facts, figures=figures, data=data))
 
 
-def link_asset(page: Path, href: str) -> None:
-    """A line under the heading of a page that leads to a scene's; nothing where there is no page,
-    or it does so."""
+def show_asset(page: Path, asset: str) -> None:
+    """Above a scene's matrix, its asset in motion and a way to the asset's page; `asset` is that
+    folder, as seen from the page. Nothing where there is no page; what an earlier asset left is
+    replaced."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
-    line = (
-        f'<p><a href="{href}">The scene of moving Gaussians</a>: any angle at any time, beside the'
-        " matrix.</p>"
+    film = (page.parent / asset / "spiral.mp4").read_bytes()
+    shown = render(
+        "asset_beside.html",
+        href=f"{asset}/index.html",
+        film="data:video/mp4;base64," + base64.b64encode(film).decode(),
     )
-    if text and line not in text:
-        write_text(page, text.replace("</h1>", f"</h1>\n{line}", 1))
+    bare = re.sub(r'\n<section id="asset".*?</section>', "", text, flags=re.DOTALL)
+    if text:
+        write_text(page, bare.replace("</header>", f"</header>\n{shown}", 1))
 
 
 def _packed(tensor: Tensor) -> str:

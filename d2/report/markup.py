@@ -22,8 +22,8 @@ def render(template: str, **values: Any) -> Markup:
 
 
 def label(name: str) -> str:
-    """A figure's name as people read it."""
-    return name.replace("_", " ")
+    """A figure's name as people read it, with its unit where it has one."""
+    return name.replace("_", " ") + (", dB" if "psnr" in name else "")
 
 
 def number(value: Any) -> str:
