@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # what needs no joint sampling, beside it
 BASELINES = ("columns_alone", "rows_alone", "repeat_orbit", "show_input")
+PUBLISHED = "published_rule"  # a baseline of a single run under other rules
 
 
 class Assets(NamedTuple):
@@ -58,6 +59,7 @@ class Job:
     source: SceneSource
     metrics: Metrics | None  # None: nothing is measured
     baselines: bool  # sample columns alone and rows alone too
+    published: Rules | None  # sampled beside them where the job's own rules are others
     pages: bool
     save_every_seconds: float  # of a scene that is being sampled; 0: never
     overwrite: bool  # remove what another configuration left in the folder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from d2.config.binding import bind, moments_file
-from d2.config.command_line import RULES, Composed
+from d2.config.command_line import RULES, Composed, composed
 from d2.config.names import Label
 from d2.config.schema import (
     CamerasConfig,
@@ -60,27 +60,29 @@ FREE = {  # what variants may change; all else they share
 # --- d2 sample ------------------------------------------------------------------------------------
 
 
-def resolve_jobs(composed: Composed, compose: Callable[[list[str]], Composed]) -> list[Job]:
+def resolve_jobs(command: Composed, compose: Callable[[list[str]], Composed]) -> list[Job]:
     """Resolve a command line to its runs: one, or one a variant and seed, a seed's runs together.
 
     `compose` gives a variant's configuration for its overrides. An InputError names what cannot be
     compared.
     """
-    config = composed.config
-    base = resolve(config, composed.text, composed.name, composed.label)
+    config = command.config
+    base = resolve(config, command.text, command.name, command.label)
     if not (config.variants or config.seeds):
-        return [base]
-    variants = config.variants or {composed.name: []}
+        nodes = {key: getattr(config, key) for key in RULES}
+        published = _published(nodes, base) if base.baselines else None
+        return [replace(base, published=published)]
+    variants = config.variants or {command.name: []}
     _check_study(config.metrics, config.seeds, base.source)
-    known = [*variants, *(BASELINES if config.baselines else ())]
+    known = [*variants, *(BASELINES if base.baselines else ())]
     if config.compare_to is not None and config.compare_to not in known:
         raise InputError(
             f"compare_to={config.compare_to}: choose one of the variants, {', '.join(known)}"
         )
-    first, label, jobs = next(iter(variants)), composed.label, []
+    first, label, jobs = next(iter(variants)), command.label, []
     for seed in config.seeds or [config.seed]:
         for variant, overrides in variants.items():
-            baselines = config.baselines and variant == first  # they are the same for all variants
+            baselines = base.baselines and variant == first  # they are the same for all variants
             own = compose([f"seed={seed}", *overrides, f"baselines={baselines}"])
             parts = [variant] * bool(config.variants) + [f"seed_{seed}"] * bool(config.seeds)
             name = "/".join([label.name] * bool(label.group) + parts)
@@ -151,7 +153,8 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         metrics=_metrics_of_samples(
             config.metrics, config.features, config.features_file, vars(config.clip)
         ),
-        baselines=config.baselines and source.has_truth,  # else nothing measures them
+        baselines=source.has_truth if config.baselines == "auto" else config.baselines,
+        published=None,
         pages=config.pages,
         save_every_seconds=config.save_every_seconds,
         overwrite=config.overwrite,
@@ -159,6 +162,15 @@ def resolve(config: SampleConfig, text: str, variant: str, label: Label) -> Job:
         logging=Logging(**vars(config.logger)),
         assets=Assets(config.recon, motion, config.reconstruct is True) if wanted else None,
     )
+
+
+def _published(own: Mapping[str, Any], job: Job) -> Rules | None:
+    """Bind the published rule for as many steps as the job has, the first fifth of them repeated;
+    None where the job's own rules are these."""
+    first_fifth = -(-job.settings.num_steps // 5)
+    config = composed("sample", ["preset=official_short", f"renoise.steps={first_fifth}"]).config
+    nodes = {key: getattr(config, key) for key in RULES}
+    return None if own == nodes else make_rules(nodes, job.settings, job.size)
 
 
 def _check_compile(offload: str, accelerator: str) -> None:

@@ -230,12 +230,12 @@ def test_the_official_preset_is_the_published_run() -> None:
     )
 
 
-def test_the_default_is_the_short_preset() -> None:
+def test_the_default_is_the_fast_preset() -> None:
     config = composed()
-    assert config == composed("preset=official_short") != composed("preset=official")
+    assert config == composed("preset=fast") != composed("preset=official_short")
     rules, settings = resolved(config)
     plan = rules.renoise(settings.sigmas)
-    assert len(plan) <= 25 and 60 <= plan[0].sigma <= 100
+    assert len(plan) == 12 and 60 <= plan[0].sigma <= 100
     assert (
         sum(step.num_repeats == 2 and step.repeat == 0 for step in plan)
         == config.sampler.num_steps // 5

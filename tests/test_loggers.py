@@ -52,7 +52,7 @@ def test_a_study_leaves_a_run_for_every_variant_and_seed(
     assert {(run.group, run.project, run.job_type) for run in runs} == {("out", "d2", "sample")}
     assert len({run.id for run in runs}) == 6
     for run in runs:
-        assert {"official_short", "tiny", "mine"} == set(run.tags)
+        assert {"fast", "tiny", "mine"} == set(run.tags)
         assert run.config["seed"] == int(run.name[-1]) and run.config["sampler"]["num_steps"] == 2
         assert {"version", "commit", "weights_hash"} <= run.config.keys()
         if run.name.startswith("convex"):  # the other rules ask one prior alone

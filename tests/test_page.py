@@ -39,7 +39,7 @@ def write(path, *, sample=None, **changes):
     arguments = {
         "title": "one scene",
         "sample": sample,
-        "truth": None,
+        "others": {},
         "input_view": num_views - 1,
         "azimuth_deg": [360 * (view + 1) / num_views for view in range(num_views)],
         "elevation_deg": [10.0] * num_views,
@@ -362,10 +362,10 @@ def test_a_drag_across_takes_the_orbit_over_while_time_runs_on(visit, tmp_path):
 
 
 def test_truth_and_difference_stand_beside_the_sample(visit, tmp_path):
-    write(tmp_path / "page.html", truth=flat_matrix(blue=50) + 5 / 255)
+    write(tmp_path / "page.html", others={"Truth": flat_matrix(blue=50) + 5 / 255})
     page = visit(tmp_path / "page.html")
     red, green, _ = colour(INPUT_VIEW, 0)
-    assert [centre(page, name) for name in ("#sample", "#truth")] == [
+    assert [centre(page, name) for name in ("#sample", "#other")] == [
         [red, green, 0],
         [red + 5, green + 5, 55],
     ]
@@ -376,22 +376,34 @@ def test_truth_and_difference_stand_beside_the_sample(visit, tmp_path):
     page.keyboard.press("Tab")  # off the select: the arrows are the viewer's again
     page.locator("#panels").focus()
     page.keyboard.press("ArrowRight")
-    assert centre(page, "#truth") == [25, 35, 55]
-    for choice in "sample", "truth", "difference":
+    assert centre(page, "#other") == [25, 35, 55]
+    for choice in "sample", "other", "difference":
         page.locator(f"#compare input[value={choice}]").check()
         shown = [
             name
-            for name in ("sample", "truth", "difference")
+            for name in ("sample", "other", "difference")
             if page.locator(f"#{name}").is_visible()
         ]
         assert shown == [choice]
+
+
+def test_what_stands_beside_the_sample_is_a_choice(visit, tmp_path):
+    write(
+        tmp_path / "page.html",
+        others={"Truth": flat_matrix(), "Columns alone": flat_matrix(blue=90)},
+    )
+    page = visit(tmp_path / "page.html")
+    assert page.locator("#other-caption").inner_text() == "Truth"
+    page.locator("#against").select_option("Columns alone")
+    assert page.locator("#other-caption").inner_text() == "Columns alone"
+    assert centre(page, "#other")[2] == centre(page, "#difference")[2] == 90
 
 
 def test_without_truth_there_is_the_sample_alone(visit, tmp_path):
     write(tmp_path / "page.html")
     page = visit(tmp_path / "page.html")
     assert page.locator("#sample").is_visible()
-    for name in "#truth", "#difference", "#compare", "#gain":
+    for name in "#other", "#difference", "#compare", "#gain":
         assert not page.locator(name).is_visible()
 
 
@@ -444,7 +456,12 @@ def test_large_cells_wrap_in_the_browser_as_in_the_file(visit, tmp_path):
 
 def test_nothing_runs_out_of_the_window(visit, tmp_path):
     row = {"method": "a method of a rather long name", **{f"metric_{i}": 0.5 for i in range(14)}}
-    write(tmp_path / "page.html", truth=flat_matrix(), baselines=[row], config="key: " + "x" * 400)
+    write(
+        tmp_path / "page.html",
+        others={"Truth": flat_matrix()},
+        baselines=[row],
+        config="key: " + "x" * 400,
+    )
     cards = [Card(f"scene_{i}" * 6, "a/index.html", thumbnail(flat_matrix())) for i in range(3)]
     parts = {"cards": cards, "tables": [Table("Summary", "note " * 40, [row])]}
     write_index_page(tmp_path / "index.html", title="run" * 60, facts="", **parts, config="x" * 400)

@@ -191,5 +191,5 @@ def test_the_tables_of_the_configuration_are_those_of_the_code() -> None:
     spec.loader.exec_module(tables)
     text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.filled(text) == text, "stale: run `make docs`"
-    assert text.count("| `sampler.num_steps` | `20` | int, 1 … 1000 |") == 1
-    assert "| `prior.lr` |" in text and "`renoise=vrs_short` (default)" in text
+    assert text.count("| `sampler.num_steps` | `10` | int, 1 … 1000 |") == 1
+    assert "| `prior.lr` |" in text and "`renoise=vrs_fast` (default)" in text

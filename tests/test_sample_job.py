@@ -4,6 +4,7 @@ and what not."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gc
 import json
 import math
@@ -23,10 +24,12 @@ import yaml
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from d2 import cli
 from d2.config import command_line
 from d2.data import sources, world4d
 from d2.data.sources import list_scenes
 from d2.io import read_matrix, read_truth
+from d2.job import Job
 from d2.metrics.metric import METRIC_NAMES
 from d2.networks import load_priors
 from d2.resolve import resolve
@@ -118,8 +121,8 @@ def test_a_run_writes_everything(d2_sample: Run, tmp_path: Path) -> None:
 def test_every_method_and_scene_comes_once_in_the_table(d2_sample: Run, tmp_path: Path) -> None:
     assert d2_sample("baselines=true", "scenes.count=2") == 0
     rows = rows_of(tmp_path / "out" / "metrics.csv")
-    methods = ["joint", "columns_alone", "rows_alone", "repeat_orbit", "show_input"]
-    methods += ["true_orbit_repeated", "autoencoder_ceiling"]
+    methods = ["joint", "published_rule", "columns_alone", "rows_alone", "repeat_orbit"]
+    methods += ["show_input", "true_orbit_repeated", "autoencoder_ceiling"]
     assert [(r["method"], r["scene"]) for r in rows] == [
         (m, f"test_000{i}") for m in methods for i in range(2)
     ]
@@ -284,6 +287,31 @@ def test_every_condition_matters(sampler: Callable[..., tuple[MatrixSampler, Sce
         cameras=scene.cameras._replace(elevation_rad=scene.cameras.elevation_rad + 0.5)
     )
     assert not torch.equal(usual, module.predict_step(tilted, 0).sampled.matrix.latents)
+
+
+def test_the_published_rule_is_sampled_beside_any_other(
+    small_networks: None, small_weights: list[str], tmp_path: Path
+) -> None:
+    """It is another run's joint sample, of the same noise and conditions; a published run has
+    none."""
+
+    def job_of(*words: str) -> Job:
+        out = f"output_dir={tmp_path}"
+        line = [*small_weights, "matrix.num_views=3", "matrix.num_frames=3", out, *words]
+        [job] = cli.jobs_of(command_line.composed("sample", line), line)
+        return job
+
+    assert job_of("preset=official_short").published is None
+    assert job_of("baselines=false").published is None
+    job = job_of("sampler.num_steps=2")
+    assert job.published is not None
+    [scene] = (source.read() for source in list_scenes(job.source))
+    beside = MatrixSampler(job, load_priors(job.networks)).predict_step(scene, 0)
+    alone = dataclasses.replace(job, rules=job.published, published=None, baselines=False)
+    published = MatrixSampler(alone, load_priors(job.networks)).predict_step(scene, 0)
+    assert beside is not None and published is not None
+    assert torch.equal(published.sampled.matrix.pixels, beside.baselines["published_rule"])
+    assert not torch.equal(published.sampled.matrix.pixels, beside.sampled.matrix.pixels)
 
 
 def test_alone_a_prior_is_all_that_counts(

@@ -201,7 +201,9 @@ class SampleConfig:
     # of that network (of videomae a folder); null: the one in checkpoints/
     features_file: str | None = None
     clip: ClipConfig = field(default_factory=ClipConfig)  # of metrics=[clip]
-    baselines: bool = True  # sample columns alone and rows alone too, for the table
+    # sample columns alone, rows alone and the published rule too, from the same noise; auto: where
+    # truth is known, which measures them
+    baselines: Any = chosen("auto", True, False)
     pages: bool = True  # write the HTML pages
     # name -> overrides: a study in one process
     variants: dict[str, list[str]] = field(default_factory=dict)

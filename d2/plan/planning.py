@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from d2.job import Job
+from d2.job import PUBLISHED, Job
 from d2.matrix import camera_ring
 from d2.pipeline import under_one_prior
 from d2.plan.planner import Choice, plan, render
 from d2.plan.rehearsal import Cast, Workload, cast_of, cell_evaluations, steps_by_kind
-from d2.priors import tiny
-from d2.priors.checkpoint import PUBLISHED
+from d2.priors import checkpoint, tiny
 from d2.priors.prior import PriorConfig
 
 _counting_cast = functools.lru_cache(1)(cast_of)
@@ -65,6 +64,8 @@ def cells_of_methods(job: Job) -> dict[str, float]:
     if job.baselines:
         methods["columns_alone"] = under_one_prior(job.rules, "multiview")
         methods["rows_alone"] = under_one_prior(job.rules, "video")
+        if job.published is not None:
+            methods[PUBLISHED] = job.published
     return {
         name: float(cell_evaluations(workload._replace(rules=rules), cast, job.settings))
         for name, rules in methods.items()
@@ -108,7 +109,8 @@ def workload_of(job: Job) -> Workload:
         cell = tiny.CELL if "cell" in job.networks.files else None
         columns = tiny.CAMERA if job.networks.multiview == "tiny_camera" else tiny.MULTIVIEW
         return Workload(tiny.VIDEO, columns, tiny.AUTOENCODER, job.rules, *job.size, cell=cell)
-    video, multiview = PUBLISHED[job.networks.video], PUBLISHED[job.networks.multiview]
+    published = checkpoint.PUBLISHED
+    video, multiview = published[job.networks.video], published[job.networks.multiview]
     assert isinstance(video.prior, PriorConfig)
     return Workload(
         video.prior,

@@ -79,7 +79,8 @@ def write_scene_page(
     *,
     title: str,
     sample: Tensor,  # v f 3 h w, in [0, 1]
-    truth: Tensor | None,  # v f 3 h w, in [0, 1]
+    # what can stand beside it, the first at first: name -> v f 3 h w, in [0, 1]
+    others: Mapping[str, Tensor],
     input_view: int,
     azimuth_deg: list[float],  # v
     elevation_deg: list[float],  # v
@@ -93,12 +94,12 @@ def write_scene_page(
     """Write the viewer of one matrix: drag across to change the view, up or down to change the
     time.
 
-    With `truth`, the true picture and the absolute difference stand beside the sample. `metrics`
+    One of `others`, chosen by name, and the absolute difference stand beside the sample. `metrics`
     also head the table of `baselines`, where they have the same names. The file is replaced at once
     or not at all.
     """
     num_views, num_frames, _, height, width = sample.shape
-    assert truth is None or truth.shape == sample.shape
+    assert all(other.shape == sample.shape for other in others.values())
     assert (
         len(azimuth_deg) == len(elevation_deg) == len(frusta) == num_views
         and 0 <= input_view < num_views
@@ -106,7 +107,7 @@ def write_scene_page(
     atlas = make_atlas(sample, MAX_CELL)
     scene = {
         "sample": atlas,
-        "truth": None if truth is None else make_atlas(truth, MAX_CELL),
+        "others": [make_atlas(other, MAX_CELL) for other in others.values()],
         "input_view": input_view,
         "azimuth_deg": azimuth_deg,
         "elevation_deg": elevation_deg,
@@ -132,6 +133,7 @@ def write_scene_page(
         title=title,
         facts=" · ".join(facts),
         scene=scene,
+        others=list(others),
         metrics=metrics,
         baselines=[{"method": "this sample", **shared}, *baselines] if baselines else [],
         disagreement=(

@@ -126,9 +126,10 @@ def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = Tr
     """
     module.take(job)
     particles = 1 if job.rules.choose is None else job.rules.choose.particles
-    evaluations = len(job.rules.renoise(job.settings.sigmas)) * (
-        particles + (2 if job.baselines else 0)
-    )
+    alike = particles + (2 if job.baselines else 0)
+    evaluations = alike * len(job.rules.renoise(job.settings.sigmas))
+    if job.baselines and job.published is not None:
+        evaluations += len(job.published.renoise(job.settings.sigmas))
     name, costs = job.folder.resolve().name, cells_of_methods(job)
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)
     measure = Measure(partial(load_metrics, job), job.folder, whole=whole)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from d2 import launch
 from d2.files import read_tensors, write_tensors
-from d2.job import BASELINES, Job
+from d2.job import BASELINES, PUBLISHED, Job
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.nn.unet import compiled
 from d2.passes import Journal, Run, straight
@@ -68,7 +68,8 @@ class MatrixSampler(L.LightningModule):
         object.__setattr__(self, "priors", priors)
         for prior in (priors.video, priors.multiview) if job.compile else ():
             compiled(prior.unet)
-        self.rules, self.settings, self.baselines = job.rules, job.settings, job.baselines
+        self.rules, self.settings = job.rules, job.settings
+        self.baselines, self.published = job.baselines, job.published
         self.reference_rules, self.reference_settings = job.reference
         self.num_frames, self.references = job.size.num_frames, references
         # where scenes are kept: what is finished there is not sampled again
@@ -80,7 +81,8 @@ class MatrixSampler(L.LightningModule):
 
     def take(self, job: Job) -> None:
         """Go on with this job, keeping scenes in its folder."""
-        self.rules, self.settings, self.baselines = job.rules, job.settings, job.baselines
+        self.rules, self.settings = job.rules, job.settings
+        self.baselines, self.published = job.baselines, job.published
         self.folder, self.save_every_seconds = job.folder, job.save_every_seconds
 
     def on_predict_start(self) -> None:
@@ -128,7 +130,12 @@ class MatrixSampler(L.LightningModule):
             repeat_orbit(orbits[0], self.num_frames),
             show_input(scene.pixels, scene.cameras.num_views),
         )
-        return SceneResult(sampled, dict(zip(BASELINES, matrices, strict=True)))
+        baselines: dict[str, Tensor] = dict(zip(BASELINES, matrices, strict=True))
+        if self.published is not None:
+            run = passes.named(PUBLISHED)
+            published = self.sample(scene, orbits, self.published, "published rule", run)
+            baselines = {PUBLISHED: published.matrix.pixels, **baselines}
+        return SceneResult(sampled, baselines)
 
     def sample(
         self, scene: Scene, orbits: Tensor, rules: Rules, name: str, run: Run = straight

@@ -92,11 +92,11 @@ def is_mine(trainer: L.Trainer, index: int) -> bool:
 def all_methods(
     module: MatrixSampler, result: SceneResult, scene: Scene, metrics: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The sample, and where truth is known the baselines, the oracle and the ceiling: name -> v f 3
-    h w."""
+    """The sample, the baselines that were made, and with them, where truth is known, the oracle and
+    the ceiling: name -> v f 3 h w."""
     methods = {JOINT: result.sampled.matrix.pixels}
+    methods |= result.baselines
     if scene.truth is not None and result.baselines:
-        methods |= result.baselines
         methods["true_orbit_repeated"] = true_orbit_repeated(
             scene.truth, module.settings.anchor_frames[0]
         )

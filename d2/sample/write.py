@@ -13,6 +13,7 @@ import torch
 from d2.cameras import frusta
 from d2.files import commit, csv_text, staged_folder, write_json, write_text
 from d2.io import write_disagreement, write_matrix
+from d2.job import PUBLISHED
 from d2.matrix import ImageMatrix, rig_of
 from d2.metrics.figures import (
     ALL,
@@ -27,7 +28,6 @@ from d2.metrics.figures import (
 )
 from d2.metrics.intervals import means
 from d2.metrics.table import by_method, columns_of, mean_rows, scene_rows
-from d2.pipeline import Sampled
 from d2.report.figures import ranking_charts
 from d2.report.page import Card, Table, thumbnail, write_index_page, write_scene_page
 from d2.sample.kept import Kept, write_kept
@@ -36,6 +36,7 @@ from d2.sample.measure import Measure, is_mine
 from d2.sample.state import input_of
 from d2.scene import Scene
 
+BESIDE = ("columns_alone", PUBLISHED)  # what can be looked at beside a sample
 FRUSTUM_DEPTH = 0.35  # of a camera in the viewer; the scene's radius is 0.5
 
 
@@ -84,9 +85,8 @@ class Write(L.Callback):
             write_disagreement(partial, *sampled.disagreement)
             write_kept(partial, Kept(measured, card))
             if self.pages:
-                write_page(
-                    partial / "index.html", batch, sampled, rows, deciding(self.origin.config)
-                )
+                page, config = partial / "index.html", deciding(self.origin.config)
+                write_page(page, batch, outputs, rows, config)
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (trainer.is_global_zero and self.measure.whole):
@@ -165,14 +165,20 @@ def write_index(path: Path, cards: list[Card], figures: list[Figure], origin: Or
 
 
 def write_page(
-    path: Path, scene: Scene, sampled: Sampled, rows: dict[str, dict[str, float]], config: str
+    path: Path, scene: Scene, result: SceneResult, rows: dict[str, dict[str, float]], config: str
 ) -> None:
-    """The viewer of one scene."""
+    """The viewer of one scene, with truth, columns alone and the published rule to choose
+    beside it."""
+    sampled, others = result.sampled, {}
+    if scene.truth is not None:
+        others["Truth"] = scene.truth.pixels
+    for method in [name for name in BESIDE if name in result.baselines]:
+        others[method.replace("_", " ").capitalize()] = result.baselines[method].cpu()
     write_scene_page(
         path,
         title=f"d2: {scene.name}",
         sample=sampled.matrix.pixels,
-        truth=scene.truth.pixels if scene.truth else None,
+        others=others,
         input_view=scene.cameras.input_view,
         azimuth_deg=torch.rad2deg(scene.cameras.azimuth_rad).tolist(),
         elevation_deg=torch.rad2deg(scene.cameras.elevation_rad).tolist(),
