@@ -222,6 +222,11 @@ def sample_command(composed: Composed, overrides: list[str], *, swept: bool) -> 
 
     jobs, config = jobs_of(composed, overrides), composed.config
     is_study = bool(config.variants or config.seeds)
+    if config.reconstruct is True and (is_study or swept):
+        raise InputError(
+            "reconstruct=true: a study and a sweep make no scenes; run d2 reconstruct run=DIR on"
+            " what they leave"
+        )
     if config.plan:
         print(plans(jobs) if is_study else planned(jobs[0]))
         return 0

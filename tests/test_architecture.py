@@ -123,6 +123,7 @@ LAYERS = {
         "d2.trainer",
     ),
     "d2.recon.job": (
+        "d2.metrics.figures",
         "d2.metrics.networks",
         "d2.config.names",
         "d2.config.recipe",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from PIL import Image
 
 from d2 import cli
 from d2.data import world4d
+from d2.errors import InputError
 from d2.io import write_matrix
 from d2.matrix import ImageMatrix
+from d2.metrics.figures import read_figures
 from d2.recon import job, run
 from d2.recon.capture import capture_matrix
 from d2.recon.transforms import read_capture
@@ -69,7 +71,7 @@ def test_one_matrix_lies_in_the_output_folder_itself(tmp_path: Path) -> None:
 
 
 def test_a_study_gets_an_asset_for_every_matrix(tmp_path: Path) -> None:
-    for place, index in (("a/test_0000", 0), ("b/test_0001", 1)):
+    for place, index in (("a/seed_0/test_0000", 0), ("b/seed_3/test_0001", 1)):
         write_world(tmp_path / "study" / place, index)
     out = tmp_path / "out"
     assert (
@@ -78,10 +80,13 @@ def test_a_study_gets_an_asset_for_every_matrix(tmp_path: Path) -> None:
         )
         == 0
     )
-    assert {"a/test_0000/scene.safetensors", "b/test_0001/spiral.mp4"} <= written(out)
-    with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["object"] for row in rows} == {"a/test_0000", "b/test_0001"}
+    made = {"a/seed_0/test_0000/scene.safetensors", "b/seed_3/test_0001/spiral.mp4"}
+    assert made <= written(out)
+    figures = read_figures(out / "results.csv")  # as d2 report does
+    assert {(f.variant, f.sample, f.scene) for f in figures} == {
+        ("a", "0", "test_0000"),
+        ("b", "3", "test_0001"),
+    }
 
 
 def test_a_folder_with_cameras_is_the_matrix_it_was_written_from(tmp_path: Path) -> None:
@@ -202,6 +207,37 @@ def test_what_no_scene_can_be_made_of_is_one_line(
     assert not {"scene.safetensors", "metrics.json"} & written(tmp_path / "out")
 
 
+def test_a_table_with_a_lens_a_picture_is_read_and_what_is_no_camera_is_named(
+    tmp_path: Path,
+) -> None:
+    """nerfstudio lets a picture have its own lens; distorted ones are not modelled."""
+    write_world(tmp_path)
+    path = tmp_path / "transforms.json"
+    table, whole = json.loads(path.read_text()), read_capture(tmp_path)
+    lens = {key: table.pop(key) for key in ("fl_x", "fl_y", "cx", "cy")}
+    table["frames"] = [frame | lens for frame in table["frames"]]
+    table["frames"][0]["fl_x"] *= 2
+    path.write_text(json.dumps(table))
+    own = read_capture(tmp_path).cameras
+    assert torch.equal(own.focal[1:], whole.cameras.focal[1:])
+    assert own.focal[0, 0] == 2 * whole.cameras.focal[0, 0]
+    bad = {
+        "k1=0.1: only pinhole cameras": {"k1": 0.1},
+        "a lens is not in numbers": {"fl_x": "wide"},
+        "is not 4 × 4": {"transform_matrix": [[1.0, 0, 0, 0]] * 3},
+        "not a table of cameras": {"time": "noon"},
+        "cameras (expected sequence": {"transform_matrix": [[1.0], [1.0, 2.0]]},
+    }
+    for said, change in bad.items():
+        frames = [frame | change for frame in table["frames"]]
+        path.write_text(json.dumps({**table, "frames": frames}))
+        with pytest.raises(InputError, match=re.escape(said)):
+            read_capture(tmp_path)
+    path.write_text(json.dumps({**table, "frames": []}))
+    with pytest.raises(InputError, match="not a table of cameras"):
+        read_capture(tmp_path)
+
+
 def test_pictures_of_other_sizes_and_missing_ones_are_named(tmp_path: Path) -> None:
     write_world(tmp_path / "scene")
     picture = tmp_path / "scene/rows/view_00/00.png"
@@ -241,3 +277,12 @@ def test_a_run_ends_with_its_assets_where_they_are_asked_for(
     assert ('href="asset/index.html"' in page.read_text()) == made and made == (
         page.parent / "asset/index.html"
     ).exists()
+
+
+def test_a_study_that_is_asked_for_scenes_says_who_makes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["reconstruct=true", "seeds=[0,1]", f"output_dir={tmp_path / 'out'}", "trainer=cpu"]
+    assert cli.run(["sample", *own]) == 2
+    assert "run d2 reconstruct run=DIR" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

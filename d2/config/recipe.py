@@ -23,15 +23,14 @@ class Recipe:
     hull_resolution: int = bounded(64, 8, 512)
     max_steps: int = bounded(800, 1, 1_000_000)  # optimiser steps
     cells_per_step: int = bounded(4, 1, 1024)  # pictures rendered at each
-    lr_position: float = bounded(2e-3, 0, 1)  # world units
-    lr_motion: float = bounded(4e-3, 0, 1)  # of the control points of position and quaternion
+    lr_position: float = bounded(2e-3, 0, 1)  # where cameras see a ball of 0.58; grows with it
+    lr_motion: float = bounded(4e-3, 0, 1)  # of the control points, likewise, and the quaternion's
     lr_quaternion: float = bounded(1e-2, 0, 1)
     lr_log_scale: float = bounded(1e-2, 0, 1)
     lr_opacity: float = bounded(3e-2, 0, 1)  # of its logit
     lr_colour: float = bounded(1e-2, 0, 1)
-    lr_end: float = bounded(
-        0.03, 1e-6, 1
-    )  # share of the rates at the last step; they are constant for a fifth of the steps
+    plateau: float = bounded(0.2, 0, 0.99)  # share of the steps before the rates fall
+    lr_end: float = bounded(0.03, 1e-6, 1)  # share of the rates at the last step
     ssim_weight: float = bounded(0.2, 0, 1)  # of 1 − SSIM; mean |difference| has 1 minus it
     mask_weight: float = bounded(0.1, 0, 100)  # of mean |coverage − mask|
     motion_weight: float = bounded(0.2, 0, 100)  # of how much the motions of neighbours differ

@@ -5,6 +5,7 @@ Axes: p pictures, b pictures of a step, n Gaussians, c h w.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2.config.recipe import Recipe
+from d2.matrix import FOV_Y_DEG, RADIUS
 from d2.recon.capture import Capture, held_cells
 from d2.recon.gaussians import Pinholes
 from d2.recon.hull import common_ball, hull_points
@@ -22,7 +24,8 @@ from d2.recon.scene import MovingGaussians, nearest
 
 # Gaussians that are enough at 64 pixels, and how their number grows: 4000 at 128
 SIDE, COUNT, GROWTH = 64, 1500, 1.4
-PLATEAU = 0.2  # of the steps, before the rates fall
+# world units: the ball that the cameras of a matrix see, for which the rates are told
+BALL = RADIUS * math.sin(math.radians(FOV_Y_DEG) / 2)
 
 
 class SceneFit(L.LightningModule):
@@ -36,7 +39,9 @@ class SceneFit(L.LightningModule):
         super().__init__()
         self.recipe, self.rasterize, self.seed = recipe, rasterize, seed
         self.capture = capture.of(~held_cells(recipe.hold, capture))
-        self.scene = start_scene(self.capture, recipe, motion, seed)
+        centre, radius = common_ball(self.capture.cameras)
+        self.unit = radius / BALL  # lengths of this world, so that its scale does not matter
+        self.scene = start_scene(self.capture, recipe, motion, seed, centre, radius)
         self.register_buffer(
             "neighbours", nearest(self.scene.means.detach(), recipe.num_neighbours)[1]
         )
@@ -91,18 +96,18 @@ class SceneFit(L.LightningModule):
         return (weight * each).mean() + r.motion_weight * self.unsteadiness()
 
     def unsteadiness(self) -> Tensor:
-        """How much the control points of neighbours differ, in world units."""
+        """How much the control points of neighbours differ, in lengths of the world."""
         controls = self.scene.mean_controls
         if not controls.numel():
             return controls.sum()
-        apart = controls[self.neighbours] - controls[:, None]  # n neighbour k 3
+        apart = (controls[self.neighbours] - controls[:, None]) / self.unit  # n neighbour k 3
         return (apart.square().sum(-1) + 1e-8).sqrt().mean()
 
     def configure_optimizers(self) -> Any:
         r, scene = self.recipe, self.scene
         rates = [
-            (scene.means, r.lr_position),
-            (scene.mean_controls, r.lr_motion),
+            (scene.means, self.unit * r.lr_position),
+            (scene.mean_controls, self.unit * r.lr_motion),
             (scene.quat_controls, r.lr_motion),
             (scene.quats, r.lr_quaternion),
             (scene.log_scales, r.lr_log_scale),
@@ -119,21 +124,27 @@ class SceneFit(L.LightningModule):
     def share_of_rate(self, step: int) -> float:
         """1 on the plateau, then down to `lr_end` by the same factor every step."""
         done = step / self.recipe.max_steps
-        return self.recipe.lr_end ** max(0.0, (done - PLATEAU) / (1 - PLATEAU))
+        plateau = self.recipe.plateau
+        return self.recipe.lr_end ** max(0.0, (done - plateau) / (1 - plateau))
 
 
-def start_scene(capture: Capture, recipe: Recipe, motion: Motion, seed: int) -> MovingGaussians:
-    """Gaussians at rest on the boundary of the visual hull of the middle frame."""
+def start_scene(
+    capture: Capture, recipe: Recipe, motion: Motion, seed: int, centre: Tensor, radius: float
+) -> MovingGaussians:
+    """Gaussians at rest on the boundary of the visual hull of the middle frame, within the ball of
+    `common_ball`."""
     n = recipe.num_gaussians or default_count(capture.cameras)
     frames = capture.frame.unique()
     middle = frames[(frames - (capture.num_frames - 1) / 2).abs().argmin()]
     points, colours = hull_points(
-        capture.of(capture.frame == middle), recipe.hull_resolution, *common_ball(capture.cameras)
+        capture.of(capture.frame == middle), recipe.hull_resolution, centre, radius
     )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(max(n, len(points)), generator=generator)[:n] % len(points)
     points = points[chosen]
-    points = points + 1e-3 * torch.randn(points.shape, generator=generator).to(points)
+    points = points + 1e-3 * radius / BALL * torch.randn(points.shape, generator=generator).to(
+        points
+    )
     scene = MovingGaussians(motion, capture.num_frames, n, recipe.sh_degree).to(points.device)
     scene.start(points, colours[chosen], nearest(points, 3)[0].mean(dim=-1))
     return scene

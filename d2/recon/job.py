@@ -3,6 +3,7 @@ moving Gaussians."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from d2.config.names import Label
 from d2.config.recipe import Recipe
 from d2.errors import InputError, say
-from d2.files import csv_text, ensure_writable, write_text
+from d2.files import ensure_writable
 from d2.io import read_matrix
 from d2.loggers import Logging, finish_loggers, log_figures, log_videos, start_loggers
+from d2.metrics.figures import JOINT, Figure, write_figures
 from d2.metrics.networks import load_distance
 from d2.recon.capture import MIN_VIEWS, Capture, capture_matrix
 from d2.recon.motion import Motion
@@ -59,7 +61,7 @@ class ReconstructJob:
 def reconstruct_command(job: ReconstructJob) -> int:
     """Run the job. Returns the exit code: 0, or 3 if some scenes of several could not be made."""
     sources, folder = job.sources, job.folder
-    rows: list[dict[str, Any]] = []
+    rows: list[Figure] = []
     failures: list[str] = []
     # what is missing stops the run
     distances = [load_distance(name, torch.device("cpu")) for name in job.metrics]
@@ -92,17 +94,28 @@ def reconstruct_command(job: ReconstructJob) -> int:
         log_figures(
             loggers, {f"asset/{name}": value for name, value in done.figures.items()}, index
         )
-        rows += [
-            {"object": source.label, "metric": name, "value": value}
-            for name, value in done.figures.items()
-        ]
+        rows += figures_of(source.label, done.figures)
     if not rows:
         raise InputError(failures[0])
-    write_text(folder / "results.csv", csv_text(rows))
+    write_figures(folder / "results.csv", rows)
     finish_loggers(loggers)
     for line in failures:
         say(f"d2: left out: {line}")
     return 3 if failures else 0
+
+
+def figures_of(label: str, figures: Mapping[str, float]) -> list[Figure]:
+    """A scene's figures as lines of results.csv, under the variant and the seed that the folders of
+    a study name: VARIANT/seed_0/SCENE."""
+    *parts, scene = label.split("/")
+    seeds = [part.removeprefix("seed_") for part in parts if re.fullmatch(r"seed_\d+", part)]
+    variant = "/".join(part for part in parts if not re.fullmatch(r"seed_\d+", part))
+    return [
+        Figure(
+            variant=variant or JOINT, scene=scene, sample=(seeds or ["0"])[-1], metric=k, value=v
+        )
+        for k, v in figures.items()
+    ]
 
 
 def after_sampling(

@@ -22,6 +22,7 @@ from d2.recon.gaussians import Pinholes
 
 TABLE, TABLES = "transforms.json", ("transforms.json", "transforms_train.json")
 FPS = 8.0  # where a table gives none
+BENT = ("k1", "k2", "k3", "k4", "p1", "p2")  # nerfstudio's distortions
 
 
 def capture_folders(root: Path) -> list[Path]:
@@ -54,7 +55,12 @@ def read_capture(folder: Path) -> Capture:
         poses = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)
         times = [float(frame.get("time", 0.0)) for frame in frames]
         files = [picture_file(folder, frame["file_path"]) for frame in frames]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        fps = float(table.get("fps", FPS))
+        if poses.shape != (len(frames), 4, 4):
+            raise TypeError("a transform_matrix is not 4 × 4")
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: not a table of cameras ({error}); see docs of nerfstudio"
         ) from error
@@ -70,44 +76,48 @@ def read_capture(folder: Path) -> Capture:
         Capture(
             pixels=pixels,
             masks=masks,
-            cameras=pinholes(table, path, poses, *pixels.shape[-2:]),
+            cameras=pinholes([{**table, **frame} for frame in frames], path, poses, pixels.shape),
             view=view,
             frame=torch.tensor([moments.index(time) for time in times]),
             num_views=int(view.max()) + 1,
             num_frames=len(moments),
-            fps=float(table.get("fps", FPS)),
+            fps=fps,
         )
     )
 
 
 def pinholes(
-    table: dict[str, Any],
+    lenses: list[dict[str, Any]],  # p, a picture's own keys over those of the table
     path: Path,
     poses: Tensor,  # p 4 4, camera to world, x right, y up, looking along −z
-    height: int,
-    width: int,
+    shape: tuple[int, ...],  # p 3 h w
 ) -> Pinholes:
-    """The cameras of a table: focal lengths in pixels, or angles of view."""
-    scale = width / table.get("w", width)  # of pictures that were made smaller than the table says
-    across = table.get("fl_x") or (
-        0.5 * table.get("w", width) / math.tan(table["camera_angle_x"] / 2)
-        if "camera_angle_x" in table
-        else None
-    )
-    if across is None:
-        raise InputError(f"{path}: neither fl_x nor camera_angle_x; add one")
-    down = table.get("fl_y") or across
+    """The cameras of a table; ValueError for lenses that bend straight lines."""
+    height, width = shape[-2:]
+    lens = torch.tensor([lens_of(keys, path, height, width) for keys in lenses])
     flip = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
-    centre = (
-        torch.tensor([table.get("cx", width / scale / 2), table.get("cy", height / scale / 2)])
-        * scale
-    )
-    focal = torch.tensor([across, down]) * scale
-    count = len(poses)
-    matrix = torch.linalg.inv(poses @ flip).float()
-    return Pinholes(
-        matrix, focal.float().expand(count, 2), centre.float().expand(count, 2), height, width
-    )
+    return Pinholes(torch.linalg.inv(poses @ flip).float(), lens[:, :2], lens[:, 2:], height, width)
+
+
+def lens_of(keys: dict[str, Any], path: Path, height: int, width: int) -> tuple[float, ...]:
+    """Focal lengths across and down and the centre, in pixels of the picture as it is, which may
+    be smaller than the table says."""
+    if bent := [name for name in BENT if keys.get(name)]:
+        raise InputError(
+            f"{path}: {bent[0]}={keys[bent[0]]}: only pinhole cameras are modelled; undistort the"
+            " pictures and leave it out"
+        )
+    try:
+        wide = float(keys.get("w", width))
+        across = float(keys.get("fl_x") or 0.5 * wide / math.tan(float(keys["camera_angle_x"]) / 2))
+        down = float(keys.get("fl_y") or across)
+        scale = width / wide
+        middle = float(keys.get("cx", width / scale / 2)), float(keys.get("cy", height / scale / 2))
+        return tuple(scale * value for value in (across, down, *middle))
+    except KeyError as error:
+        raise InputError(f"{path}: neither fl_x nor camera_angle_x; add one") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a lens is not in numbers ({error}); mend it") from error
 
 
 def picture_file(folder: Path, name: str) -> Path:
