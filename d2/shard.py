@@ -23,9 +23,10 @@ _BY_ITSELF: ContextVar[bool] = ContextVar("_BY_ITSELF", default=False)
 def make_shard(*, sequences_per_call: int | None = None) -> Shard:
     """Evaluate terms on every process of the default group, or on this one where there is none.
 
-    Sequence s belongs to rank s modulo the world size, so the shares differ by one at most whatever
-    their number. Each network call takes up to `sequences_per_call` sequences (None: all of a
-    rank's). Every rank returns the same matrix.
+    Blocks of `sequences_per_call` neighbours are dealt to the ranks in turn, and a network call
+    takes those of one block: what goes into a call does not depend on the number of ranks, and so
+    neither do the bits. None: as many a block as give each rank one. Every rank returns the same
+    matrix.
     """
 
     def shard(term: Term, x: Tensor, sigma: float, need: tuple[Tensor, Tensor]) -> Prediction:
@@ -34,12 +35,13 @@ def make_shard(*, sequences_per_call: int | None = None) -> Shard:
         wanted = sequences_needed(term.cut, need)
         halves: list[Tensor | None] = []
         sequences = take(x, term.cut)
-        results = denoise_share(term, sequences, sigma, wanted, rank, world, sequences_per_call)
+        size = min(sequences_per_call or -(-len(sequences) // world), len(sequences))
+        results = denoise_share(term, sequences, sigma, wanted, rank, world, size)
         for half, result in enumerate(results):
             if not wanted[:, half].any():
                 halves.append(None)
                 continue
-            full = gather(result, len(sequences), rank, world)
+            full = gather(result, len(sequences), world, size)
             halves.append(put(full, term.cut, v, f))
         return Prediction(*halves)
 
@@ -56,7 +58,7 @@ def spread(work: Callable[[Tensor], Tensor], count: int) -> Tensor:
     share = torch.cat(results) if results else work(torch.zeros(1, dtype=torch.long))[:0]
     padded = share.new_zeros(-(-count // world), *share.shape[1:])
     padded[: len(share)] = share
-    return gather(padded, count, rank, world)
+    return gather(padded, count, world, 1)
 
 
 def meet() -> None:
@@ -106,37 +108,39 @@ def denoise_share(
     wanted: Tensor,  # b 2, bool
     rank: int,
     world: int,
-    per_call: int | None,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's sequences denoised, both halves: ceil(b / world) t c h w each, zero where not
-    wanted."""
-    share = -(-len(sequences) // world)
+    """This rank's sequences denoised, both halves, block after block: n t c h w each, as many on
+    every rank, zero where not wanted or nobody's."""
+    blocks = torch.arange(len(sequences)).split(size)
+    share = -(-len(blocks) // world) * size
     results = (
         sequences.new_zeros(share, *sequences.shape[1:]),
         sequences.new_zeros(share, *sequences.shape[1:]),
     )
-    mine = torch.arange(len(sequences))[rank::world]
-    # sequences that want the same go into one call
-    for halves in ((True, True), (True, False), (False, True)):
-        slots = (wanted[mine] == torch.tensor(halves)).all(dim=1).nonzero()[:, 0]
-        for slot in slots.split(per_call or max(1, len(slots))):
-            if len(slot):
-                prediction = term.denoise(sequences[mine[slot]], sigma, mine[slot], halves)
+    for i, block in enumerate(blocks[rank::world]):
+        # sequences that want the same go into one call
+        for halves in ((True, True), (True, False), (False, True)):
+            slots = (wanted[block] == torch.tensor(halves)).all(dim=1).nonzero()[:, 0]
+            if len(slots):
+                mine = block[slots]
+                prediction = term.denoise(sequences[mine], sigma, mine, halves)
                 for result, half in zip(results, prediction, strict=True):
                     if half is not None:
-                        result[slot] = half
+                        result[i * size + slots] = half
     return results
 
 
 def gather(
-    share: Tensor,  # ceil(b / world) t c h w
+    share: Tensor,  # n t c h w, blocks of `size`
     count: int,
-    rank: int,
     world: int,
+    size: int,
 ) -> Tensor:
     """All sequences in their order, on every rank: b t c h w."""
     if world == 1:
         return share[:count]
     parts = [torch.empty_like(share) for _ in range(world)]
     dist.all_gather(parts, share.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+    blocks = torch.stack([part.unflatten(0, (-1, size)) for part in parts], dim=1)
+    return blocks.flatten(0, 2)[:count]

@@ -67,7 +67,8 @@ def process(rank: int, folder: str) -> None:
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
             )
-            held = {"one": sample(1), "all": sample(None), "orbit": sample(1, num_frames=1)}
+            held = {"one": sample(1), "two": sample(2), "all": sample(None)}
+            held["orbit"] = sample(1, num_frames=1)
             held |= {f"spread{n}": squares(n) for n in (1, 2, 7)}
             torch.save(held, f"{folder}/{world}.{rank}.pt")
             dist.barrier()
@@ -76,20 +77,21 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_matrix(tmp_path: Path) -> None:
-    """Bit for bit where each call takes one sequence; every process holds all of it, were it one
-    without a share."""
+    """Bit for bit where a number of sequences a call is given; every process holds all of it, were
+    it one without a share."""
     # pyright: ignore[reportPrivateImportUsage]
     torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone, orbit = sample(1), sample(1, num_frames=1)
+        alone, pairs, orbit = sample(1), sample(2), sample(1, num_frames=1)
     finally:
         torch.set_num_threads(threads)
     held = {path.stem: torch.load(path) for path in tmp_path.glob("*.pt")}
     assert sorted(held) == ["1.0", "2.0", "2.1", "3.0", "3.1", "3.2"]
     for where, got in held.items():
         assert torch.equal(got["one"], alone), f"world.rank {where}"
+        assert torch.equal(got["two"], pairs), f"world.rank {where}"
         assert torch.equal(got["orbit"], orbit), f"world.rank {where}, of whom most have no column"
         torch.testing.assert_close(got["all"], alone, rtol=1e-5, atol=1e-5)
         for n in (1, 2, 7):
