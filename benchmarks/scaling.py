@@ -7,7 +7,7 @@ alike, of gathering between two processes, and of start-up. Out come time and id
 64 devices, in nodes of eight, when devices share each matrix and when they are dealt the scenes.
 Each process has one thread. Between nodes a network is assumed, not measured: `--network`. The
 prediction is checked against measured runs of one and two processes, with median and spread.
-Results go to scaling.json, .md and .svg.
+Results go to scaling.json and .md, the plot to docs/scaling.svg.
 
 A job is timed from the first scene's begin to the last scene's figures, without start-up.
 """
@@ -35,6 +35,7 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64)
 NODE = 8  # devices of a node
 RECORD = "D2_SCALING"  # of the environment: where a job that is recorded leaves its calls
 LINE = [
+    "preset=official_short",
     "baselines=false",
     "pages=false",
     "reconstruct=false",
@@ -209,7 +210,7 @@ def gathering(rank: int, port: int, sizes: list[int], queue: Any) -> None:
 def cost_of_gathering() -> tuple[float, float]:
     """Latency and seconds a byte between two processes of this machine, from a small and a large
     tensor."""
-    from d2.launch import free_port
+    from d2.processes import free_port
 
     sizes, context = [1, 1 << 20], mp.get_context("spawn")
     queue = context.SimpleQueue()
@@ -351,6 +352,7 @@ def main() -> None:
         help="between nodes: latency in microseconds, and GB/s; assumed",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(""))
+    parser.add_argument("--plot", type=Path, default=Path(__file__).parents[1] / "docs/scaling.svg")
     args = parser.parse_args()
     network = Network(args.network[0] * 1e-6, 1e-9 / args.network[1])
     line = ["sample", *LINE, f"sampler.num_steps={args.steps}"]
@@ -368,7 +370,7 @@ def main() -> None:
     }
     args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(result))
-    plot(result, args.out.with_suffix(".svg"))
+    plot(result, args.plot)
     print(table(result), end="")
 
 
