@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2 import __version__, launch, signals
+from d2 import __version__, launch, processes, signals
 from d2.allocator import keep_freed_memory
 from d2.config import help as pages
 from d2.config.names import did_you_mean
@@ -49,7 +49,7 @@ CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
     signals.install(loading=True)
-    launch.end_with_parent()
+    processes.end_with_parent()
     # what a command says on stderr is its own
     logging.getLogger("d2._torchvision").setLevel(logging.ERROR)
     try:
@@ -58,13 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         signals.announce(stopped)
         signals.leave(stopped.exit_code)
     except Exception:
-        if not launch.is_watched():
-            raise
-        launch.last_words(traceback.format_exc())
-        signals.leave(1)
-    if launch.is_watched():  # an interpreter that holds a process group takes its time to fold up
-        signals.leave(code)
-    sys.exit(code)
+        processes.last_words(traceback.format_exc().rstrip())
+        code = 1
+    signals.leave(code)
 
 
 def run(argv: list[str]) -> int:
@@ -89,7 +85,7 @@ def run(argv: list[str]) -> int:
     from d2.config import command_line
 
     keep_freed_memory()
-    if not launch.is_watched():  # else the clock is that of the command which started this process
+    if not processes.is_watched():  # else the clock is that of the command behind this process
         command_line.start_clock()
     try:
         return run_command(command, arguments)
@@ -271,7 +267,7 @@ def use_threads(config: Any) -> None:
 
 def complain(message: str) -> int:
     """One line on stderr; the exit code of a mistake that the user can mend."""
-    launch.last_words(as_line(message))
+    processes.last_words(as_line(message))
     return 2
 
 

@@ -173,7 +173,8 @@ def settle(folder: Path) -> tuple[Path, Path]:
 def is_out_of_room(error: OSError) -> bool:
     """Whether a disk is full, or may not be written, so that there is nothing wrong with the
     program."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return error.errno in (*full, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 # --- one file -------------------------------------------------------------------------------------

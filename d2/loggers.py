@@ -14,6 +14,7 @@ import re
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +262,18 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
 
 def _finish_wandb(run: Any) -> None:
     """Send what is left, and leave it in its files where the server does not take it."""
-    sending = threading.Thread(target=run.finish, daemon=True)
+    sent = threading.Event()
+
+    def send() -> None:
+        with suppress(Exception):  # of the process that sends
+            run.finish()
+            sent.set()
+
+    sending = threading.Thread(target=send, daemon=True)
     sending.start()
     sending.join(FINISH_SECONDS)
-    if sending.is_alive():
-        way_out = f"send it later, wandb sync {Path(run.dir).parent}"
+    if not sent.is_set():
         say(
-            f"d2: logger=wandb: the server has not answered for {FINISH_SECONDS:.0f} seconds;"
-            f" {way_out}"
+            "d2: logger=wandb: the server has not taken all that was logged; send it later, wandb"
+            f" sync {Path(run.dir).parent}"
         )

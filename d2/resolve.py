@@ -417,6 +417,7 @@ def resolve_train(config: TrainConfig) -> TrainJob:
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
         num_nodes=config.trainer.num_nodes,
+        timeout_seconds=config.trainer.timeout_seconds,
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision],
     )
 

@@ -113,9 +113,11 @@ def is_child() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process once its exit handlers have run: an interpreter that holds PyTorch takes
-    seconds to fold up."""
-    atexit._run_exitfuncs()
+    """End the process once its exit handlers have run, for as long as a stop may take: W&B's waits
+    for a server that is silent, and an interpreter that holds PyTorch takes seconds to fold up."""
+    handlers = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    handlers.start()
+    handlers.join(GRACE_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

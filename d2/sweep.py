@@ -9,6 +9,7 @@ sweep's folder.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import traceback
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from d2 import launch
+from d2 import launch, processes
 from d2.config import command_line
 from d2.config.command_line import Composed
 from d2.config.paths import as_path, literal, quoted
@@ -64,7 +65,7 @@ class Task:
                 code = self.run(point)
         except Exception as error:  # the others go on
             line = command_line.explained(error)
-            launch.last_words(traceback.format_exc() if line is None else as_line(line))
+            processes.last_words(traceback.format_exc() if line is None else as_line(line))
             code = 1 if line is None else 2
         return self.ended(point, code)
 
@@ -113,8 +114,12 @@ class Task:
         """Run points on groups of devices. Returns what a sweeper tunes for, of each."""
         own = [f"trainer.devices={len(groups[0])}"]
         own += ["trainer.strategy=auto"] if len(groups[0]) == 1 else []
-        lines = [([self.command, *point.line, *own], point.names) for point in points]
-        codes = launch.spread(lines, groups)
+        lines = [
+            ([self.command, *point.line, *own], {launch.POINT: json.dumps(point.names)})
+            for point in points
+        ]
+        count = sum(len(devices) for devices in groups)
+        codes = processes.spread(lines, [launch.seen(devices) for devices in groups], count)
         return [self.ended(point, code) for point, code in zip(points, codes, strict=True)]
 
     def ended(self, point: Point, code: int) -> float | None:

@@ -50,11 +50,11 @@ def make_trainer(
         raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
 
 
-def strategy(devices: Devices) -> Any:
+def strategy(devices: Devices, **of_ddp: Any) -> Any:
     """Lightning's, with our limit on how long a process waits for another."""
     many = devices.devices != 1 or devices.num_nodes > 1
     if launch.is_launched() and devices.strategy in ("auto", "ddp") and many:
-        return DDPStrategy(timeout=timedelta(seconds=devices.timeout_seconds))
+        return DDPStrategy(timeout=timedelta(seconds=devices.timeout_seconds), **of_ddp)
     return devices.strategy
 
 

@@ -3,7 +3,6 @@ ends all of them."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -19,12 +18,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from d2 import files, launch, loggers, signals
-from d2.errors import InputError
-from d2.sample import write
+from d2 import launch, processes, signals
 from d2.sample.matrix_sampler import MatrixSampler
 
 Run = Callable[..., int]
@@ -44,7 +40,7 @@ def child(code: str, *, ready: Path | None = None) -> subprocess.Popen[bytes]:
 def watched(codes: Sequence[str], folder: Path) -> tuple[int, float]:
     """The exit code of processes watched together, and the seconds it took."""
     began = time.monotonic()
-    code = launch.watch(
+    code = processes.watch(
         [child(code) for code in codes], [folder / str(i) for i in range(len(codes))]
     )
     return code, time.monotonic() - began
@@ -89,16 +85,16 @@ def test_a_signal_reaches_all(tmp_path: Path) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open({!r}, 'w'); time.sleep(60)"
     heard = "open({!r}, 'w'); time.sleep(60)"
     ready = [tmp_path / "ready.0", tmp_path / "ready.1"]
-    processes = [
+    started = [
         child(code.format(str(path)), ready=path)
         for code, path in zip((heard, deaf), ready, strict=True)
     ]
-    launch.PATIENCE = 0.5
+    processes.PATIENCE = 0.5
     try:
-        launch.end(processes, signal.SIGTERM)
+        processes.end(started, signal.SIGTERM)
     finally:
-        launch.PATIENCE = signals.GRACE_SECONDS + 2
-    assert [process.wait(10) for process in processes] == [-signal.SIGTERM, -signal.SIGKILL]
+        processes.PATIENCE = signals.GRACE_SECONDS + 1
+    assert [process.wait(10) for process in started] == [-signal.SIGTERM, -signal.SIGKILL]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +163,7 @@ def ranks(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     """`d2 sample` in processes with the environment of a way of launching: their exit codes."""
 
     def run(way: Callable[[int, int], dict[str, str]], world: int, *line: str) -> list[int]:
-        port, children = str(launch.free_port()), []
+        port, children = str(processes.free_port()), []
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
@@ -233,7 +229,7 @@ def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
 ) -> None:
     """Tables and pages too, whether a worker is one rank or two."""
     line = [*line, "renoise=none", "pages=true", "sampler.sequences_per_call=1"]
-    out, kept, ports = tmp_path / "out", {}, [str(launch.free_port()) for _ in range(2)]
+    out, kept, ports = tmp_path / "out", {}, [str(processes.free_port()) for _ in range(2)]
 
     def pairs(rank: int, world: int) -> dict[str, str]:
         group, own = divmod(rank, 2)
@@ -266,11 +262,10 @@ def test_devices_share_a_matrix_or_have_scenes_of_their_own(
 ) -> None:
     ways: list[int] = []
     monkeypatch.setattr(launch, "deal", lambda _, dealt, __: ways.append(len(dealt)))
-    monkeypatch.setattr(launch, "launch", lambda *_: ways.append(1))
+    monkeypatch.setattr(launch, "run", lambda *_: ways.append(1))
     trainer = SimpleNamespace(devices=devices, num_nodes=1, accelerator="cpu", parallel=parallel)
-    config = SimpleNamespace(
-        trainer=trainer, scenes=SimpleNamespace(count=count), variants={}, seeds=seeds
-    )
+    scenes = SimpleNamespace(source="world4d", views=None, count=count)
+    config = SimpleNamespace(trainer=trainer, scenes=scenes, variants={}, seeds=seeds)
     launch.begin("sample", [], config, devices)
     assert ways == [groups]
 
@@ -305,92 +300,3 @@ def test_a_process_that_hangs_ends_the_others_in_time(
     said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("d2: ")]
     assert len(said) == 1
     assert "trainer.timeout_seconds=2: a process has not answered for so long" in said[0]
-
-
-def test_two_runs_in_one_folder(
-    d2_sample: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    with files.locked(out):
-        files.LOCK_SECONDS = 0.2
-        try:
-            assert d2_sample() == 2
-        finally:
-            files.LOCK_SECONDS = 3.0
-    said = capfd.readouterr().err
-    assert f"d2: output_dir={out}: process {os.getpid()} on " in said and said.count("\n") == 1
-    assert not out.exists()
-    assert d2_sample("renoise=none", "metrics=[]") == 0 and not (out / ".lock").exists()
-
-
-def test_a_full_disk_is_one_line_and_what_is_finished_stays(
-    d2_sample: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    own = write.write_matrix
-
-    def full(folder: Path, *more: Any) -> None:
-        if "test_0001" in folder.name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        own(folder, *more)
-
-    monkeypatch.setattr(write, "write_matrix", full)
-    assert d2_sample("scenes.count=2", "renoise=none") == 2
-    said = capfd.readouterr().err.splitlines()[-1]
-    assert "No space left on device; mend that and start the same command again" in said
-    assert (tmp_path / "out" / "test_0000" / "matrix.safetensors").exists()
-    monkeypatch.setattr(write, "write_matrix", own)
-    assert d2_sample("scenes.count=2", "renoise=none") == 0
-
-
-def test_tensors_on_a_full_disk_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise SafetensorError(
-            "Error while serializing: I/O error: No space left on device (os error 28)"
-        )
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space left on device") as error:
-        files.write_tensors(tmp_path / "x", {"a": torch.zeros(1)}, {})
-    assert files.is_out_of_room(error.value) and not list(tmp_path.iterdir())
-
-
-def test_a_server_that_stops_answering_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(loggers, "FINISH_SECONDS", 0.1)
-    run = SimpleNamespace(finish=lambda: time.sleep(5), dir=str(tmp_path / "run-1" / "files"))
-    loggers._finish_wandb(run)
-    assert (
-        f"the server has not answered for 0 seconds; send it later, wandb sync {tmp_path / 'run-1'}"
-        in (capfd.readouterr().err)
-    )
-
-
-def test_what_is_not_finite_leaves_the_last_good_state(
-    d2_sample: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    from d2 import sampling
-
-    own, calls = sampling.check_term, []
-
-    def broken(term: Any, prediction: Any, sigma: float) -> None:
-        calls.append(term.name)  # counting the cost asks each prior twice, the orbit has two steps
-        if len(calls) > 8:
-            raise InputError(
-                f"{term.name}, sequence 1: its answer is not finite at noise level {sigma:.4g}"
-            )
-        own(term, prediction, sigma)
-
-    monkeypatch.setattr(sampling, "check_term", broken)
-    assert d2_sample("renoise=none") == 2
-    assert (
-        "sequence 1: its answer is not finite at noise level"
-        in capfd.readouterr().err.splitlines()[-1]
-    )
-    assert (tmp_path / "out" / "test_0000" / "state.safetensors").exists()

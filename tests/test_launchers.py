@@ -6,16 +6,19 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import Forked
 
-from d2 import cli, launch
+from d2 import cli, processes
 
 SCRIPT = str(Path(sys.executable).with_name("d2"))
 SHORT = [
@@ -25,7 +28,6 @@ SHORT = [
     "baselines=false",
     "pages=false",
 ]
-SWEPT = ["weights.curve.scale=0.2,0.8"]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -40,28 +42,6 @@ def means(folder: Path, metric: str) -> dict[str, float]:
         if row["metric"] == metric:
             values.setdefault(row["variant"], []).append(float(row["value"]))
     return {variant: sum(of) / len(of) for variant, of in values.items()}
-
-
-class Forked:
-    """A process of d2 that has the networks of this one, where `launch.start` would start one
-    anew."""
-
-    def __init__(self, arguments: list[str], own: dict[str, str], count: int):
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 99
-            try:
-                os.environ.update(own)
-                code = cli.run(arguments)
-            finally:
-                os._exit(code)
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
 
 
 LEFT = ("results.csv", "table.md", "plot.svg", "matrix.safetensors", "metrics.json", "config.yaml")
@@ -82,7 +62,7 @@ def test_points_dealt_to_devices_leave_what_one_device_leaves(
         started.append(arguments)
         return Forked(arguments, *more)
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(processes, "start", start)
     line = ["-m", "weights.curve.scale=0.3,0.6", "renoise=none,vrs_short", "trainer.threads=1"]
     out, kept = tmp_path / "out", {}
     for devices in (1, 2):
@@ -104,7 +84,7 @@ def test_a_point_that_fails_or_is_killed_leaves_the_others_whole(
             return subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
         return Forked(arguments, *more)
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(processes, "start", start)
     line = ["renoise=none", "trainer.devices=2", "trainer.accelerator=cpu"]
     assert d2_sample("-m", *line, "scenes.anchor_frame=0,3", "seed=1,2") == 3
     said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("d2: ")]
@@ -139,74 +119,64 @@ def test_a_point_with_a_fault_of_ours_leaves_the_others_whole(
 
 
 @pytest.fixture
-def sweep(
-    tiny_weights: list[str], tmp_path: Path
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`d2 sample -m` in a process of its own, into a folder of tmp_path."""
+def sweep(tiny_weights: list[str], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """`d2 sample -m` in a process of its own, into tmp_path / "out"."""
 
-    def run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        place = f"hydra.sweep.dir={tmp_path / name}"
+    def run(*overrides: str) -> subprocess.Popen[str]:
+        place = f"hydra.sweep.dir={tmp_path / 'out'}"
         command = [SCRIPT, "sample", "-m", *tiny_weights, *SHORT, "trainer=cpu", place, *overrides]
         env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=500
-        )
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
 
     return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("plugin", "launcher"),
-    [
-        (
-            "hydra_plugins.hydra_joblib_launcher",
-            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-        ),
-        (
-            "hydra_plugins.hydra_submitit_launcher",
-            ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9"],
-        ),
-    ],
-    ids=["joblib", "submitit_local"],
-)
-def test_points_in_other_processes_are_those_of_one(
-    plugin: str,
-    launcher: list[str],
-    sweep: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-) -> None:
-    pytest.importorskip(plugin)
-    done = sweep("spread", *launcher, *SWEPT)
-    assert done.returncode == 0, done.stderr
-    found = means(tmp_path / "spread", "psnr_masked")
-    assert list(found) == ["weights.curve.scale=0.2", "weights.curve.scale=0.8"]
-    assert len(list((tmp_path / "spread").glob("*/test_0000/matrix.safetensors"))) == 2
-
-    before = {
-        p: p.stat().st_mtime_ns
-        for p in (tmp_path / "spread").glob("*/test_0000/matrix.safetensors")
-    }
-    done = sweep("spread", *SWEPT)  # what others finished, this process does not run again
-    assert done.returncode == 0 and done.stderr.count("finished before, not run again") == 2, (
-        done.stderr
-    )
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert means(tmp_path / "spread", "psnr_masked") == found
+def test_points_by_joblib(sweep: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """One of which fails in its process, and is told here."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    process = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "scenes.anchor_frame=0,1,3")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 3, said
+    assert "scenes.anchor_frame=3: the clip has frames 0 to 2" in said
+    found = means(tmp_path / "out", "psnr_masked")
+    assert list(found) == ["scenes.anchor_frame=0", "scenes.anchor_frame=1"]
+    assert not (tmp_path / "out" / ".codes").exists()
 
 
 @pytest.mark.slow
-def test_a_point_that_fails_elsewhere_is_told_here(
-    sweep: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+def test_points_by_submitit_of_which_one_is_taken_away(
+    sweep: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = sweep(
-        "failing", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "scenes.anchor_frame=0,3"
-    )
-    assert (
-        done.returncode == 3 and "scenes.anchor_frame=3: the clip has frames 0 to 2" in done.stderr
-    )
-    assert (tmp_path / "failing" / "0" / "results.csv").exists()
+    """Its signal leaves the state, it is queued again and goes on there; on one device and two they
+    end with the same bits."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    line = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "trainer.devices=1,2"]
+    process = sweep(*line, "sampler.num_steps=12", "sampler.sequences_per_call=1")
+    os.kill(sampling_job(tmp_path / "out"), signal.SIGUSR2)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("out/*/test_0000/state.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    one, two = sorted((tmp_path / "out").glob("*/test_0000/matrix.safetensors"))
+    assert one.read_bytes() == two.read_bytes()
+    points = ["trainer.devices=1", "trainer.devices=2"]
+    assert list(means(tmp_path / "out", "psnr_masked")) == points
+
+
+def sampling_job(folder: Path) -> int:
+    """The first process of submitit's that samples."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for said in folder.glob(".submitit/*/*_0_log.err"):
+            if "sampling " in said.read_text():
+                controller = said.name.partition("_")[0]
+                (job,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+                return int(job)
+        time.sleep(0.05)
+    raise AssertionError("no job of submitit's has begun to sample")
 
 
 def test_optuna_tunes_a_number_of_a_rule(d2_sample: Callable[..., int], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2 import cli, launch
+from d2 import cli, processes
 from d2.config import command_line
 from d2.plan import planning
 from d2.sample import earlier
@@ -43,9 +43,9 @@ def test_workers_that_are_dealt_scenes_have_the_clock_of_their_command(
     began = datetime(2001, 2, 3, 4, 5, 6).isoformat()
     monkeypatch.setattr(cli, "run_command", lambda *_: 0)
     monkeypatch.setenv(command_line.STARTED, began)
-    monkeypatch.setenv(launch.NOTES, str(tmp_path / "0"))
+    monkeypatch.setenv(processes.NOTES, str(tmp_path / "0"))
     assert cli.run(["sample"]) == 0 and os.environ[command_line.STARTED] == began
-    monkeypatch.delenv(launch.NOTES)
+    monkeypatch.delenv(processes.NOTES)
     assert cli.run(["sample"]) == 0 and os.environ[command_line.STARTED] > began
 
 

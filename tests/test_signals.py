@@ -9,20 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from evaluation_files import write_run
+from forked import Forked, wait_for
+from small_encoder import random_matrix
 
 from d2 import signals
+from d2.errors import say
+from d2.evaluate import job as evaluate_job
+from d2.sample import write
 
-LONG = [
-    "sampler.num_steps=1000",
-    "matrix.num_views=8",
-    "matrix.num_frames=8",
-    "pages=false",
-    "trainer=cpu",
-]
+LONG = ["sampler.num_steps=1000", "matrix.num_views=3", "matrix.num_frames=3", "pages=false"]
+LONG += ["baselines=false", "reconstruct=false"]
 WITHIN = 10.0  # seconds
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture
@@ -70,47 +71,85 @@ def test_a_stop_that_a_library_swallows_is_cut_off_and_said() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("line", "sign", "signum"),
-    [
-        (["sample", *LONG], "sampling ", signal.SIGTERM),
-        (["sample", "-m", *LONG, "seed=0,1"], "sampling ", signal.SIGINT),
-        (["sample", "-m", *LONG, "seed=0,1", "trainer.devices=2"], "sampling ", signal.SIGTERM),
-        (["sample", *LONG, "variants={a:[],b:[weights=video]}"], "sampling ", signal.SIGTERM),
-        # seconds, while it imports
-        *((["sample", *LONG], after, signal.SIGTERM) for after in (0.5, 0.7, 1.0)),
-    ],
-    ids=[
-        "sampling",
-        "sweep",
-        "sweep-on-two",
-        "study",
-        *(f"start-up-{after}" for after in (0.5, 0.7, 1.0)),
-    ],
+    ("after", "devices", "signum"),
+    # seconds, while it imports
+    [(0.5, 1, signal.SIGTERM), (1.0, 1, signal.SIGINT), (3.0, 2, signal.SIGTERM)],
 )
-def test_a_command_ends_with_the_signals_code(
-    line: list[str], sign: str | float, signum: int, tiny_weights: list[str], tmp_path: Path
+def test_a_signal_ends_a_start_up(
+    after: float, devices: int, signum: int, tiny_weights: list[str], tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "d2", *line, *tiny_weights],
+        [sys.executable, "-m", "d2", "sample", *LONG, f"trainer.devices={devices}", *tiny_weights],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=ENV,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         cwd=tmp_path,
     )
-    assert process.stderr is not None
-    if isinstance(sign, str):
-        assert any(sign in line for line in process.stderr)  # reads up to there
-        time.sleep(1)
-    else:
-        time.sleep(sign)
+    time.sleep(after)
     asked = time.monotonic()
     process.send_signal(signum)
     _, said = process.communicate(timeout=60)
+    ended_well(process.returncode, asked, signum, said, tmp_path)
+
+
+def ended_well(code: int | None, asked: float, signum: int, said: str, folder: Path) -> None:
+    """In time, with the signal's code, said once and last, and nothing half-written."""
     assert time.monotonic() - asked < WITHIN
-    assert process.returncode == 128 + signum
-    assert (
-        said.splitlines()[-1] == f"d2: stopped by {signal.Signals(signum).name}"
-        and "Traceback" not in said
-    )
-    assert not list(tmp_path.rglob("*.partial"))
+    assert code == 128 + signum
+    stopped = f"d2: stopped by {signal.Signals(signum).name}"
+    assert said.splitlines()[-1] == stopped and said.count(stopped) == 1
+    assert "Traceback" not in said and not list(folder.rglob("*.partial"))
+
+
+TWO = ["trainer.devices=2", "trainer.parallel=matrix"]
+SAMPLE = ["sample", *LONG]
+TRAIN = ["train", "prior=tiny_multiview", "num_scenes=4", "num_validation_scenes=2"]
+TRAIN += ["prior.batch_size=2", "prior.singles=1", "validate_every=2", "cache_dir=cache"]
+EVALUATE = ["evaluate", "run=run", "metrics=[reference]"]
+IN = {  # command, what it says where the signal comes, and how often
+    "sampling": (SAMPLE, "sampling ", 1),
+    "sampling-on-two": ([*SAMPLE, *TWO], "sampling ", 1),
+    "scenes-on-two": ([*SAMPLE, "trainer.devices=2", "scenes.count=2"], "sampling ", 2),
+    "sweep": ([*SAMPLE, "-m", "seed=0,1"], "sampling ", 1),
+    "sweep-on-two": ([*SAMPLE, "-m", "seed=0,1", "trainer.devices=2"], "sampling ", 2),
+    "study-on-two": ([*SAMPLE, *TWO, "variants={a:[],b:[weights=video]}"], "sampling ", 1),
+    "writing": ([*SAMPLE, "sampler.num_steps=2"], "writing\n", 1),
+    "writing-on-two": ([*SAMPLE, *TWO, "sampler.num_steps=2"], "writing\n", 1),
+    "evaluation": (EVALUATE, "evaluating ", 1),
+    "evaluation-on-two": ([*EVALUATE, "trainer.devices=2"], "evaluating ", 2),
+    "training": (TRAIN, "step 2 of", 1),
+    "training-on-two": ([*TRAIN, "trainer.devices=2", "trainer.strategy=ddp"], "step 2 of", 1),
+}
+
+
+@pytest.mark.parametrize("where", IN)
+def test_a_signal_ends_a_command_wherever_it_is(
+    where: str,
+    small_networks: None,
+    small_weights: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On one process and several, of which none is left; SIGTERM and SIGINT in turn."""
+
+    line, sign, times = IN[where]
+
+    def slowly(*_: Any) -> None:
+        say("writing")
+        time.sleep(60)
+
+    monkeypatch.setattr(write, "write_matrix", slowly)
+    monkeypatch.setattr(evaluate_job, "measured", lambda *_: time.sleep(60))
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", {name: random_matrix(0, 3, 4) for name in "ab"})
+    weights = {"sample": small_weights, "train": small_weights[-1:]}.get(line[0], [])
+    place = "hydra.sweep.dir=out" if "-m" in line else "output_dir=out"
+    said, signum = tmp_path / "said", (signal.SIGTERM, signal.SIGINT)[list(IN).index(where) % 2]
+    process = Forked([*line, *weights, place, "trainer.accelerator=cpu"], said=said)
+    wait_for(sign, said, times)
+    time.sleep(0.2)
+    asked = time.monotonic()
+    process.send_signal(signum)
+    code = process.wait()
+    ended_well(code, asked, signum, said.read_text(), tmp_path)

@@ -26,7 +26,7 @@ class SamplerConfig:
     rho: float = bounded(Settings.rho, 1, 100)  # Karras et al. 2022, eq. 5
     # what joint sampling starts from: noise, or the noised orbit
     start: str = chosen("noise", "multiview")
-    # of one network call; null: all of a process's
+    # of one network call; null: all of a process's, and last digits that depend on their number
     sequences_per_call: int | None = bounded(None, 1, 1_000_000)
     # pictures of reference encoded at once
     encode_chunk: int = bounded(Settings.encode_chunk, 1, 1_000_000)

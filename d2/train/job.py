@@ -28,6 +28,7 @@ from d2.priors import tiny
 from d2.priors.camera_prior import CameraPrior
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
+from d2.settings import Devices
 from d2.train.callbacks import Checkpoints, TrainingProgress, WeightsWriter
 from d2.train.camera_trainer import CameraTrainer
 from d2.train.data import Kind as ViewKind
@@ -42,7 +43,7 @@ from d2.train.prior_trainer import (
     Trained,
 )
 from d2.train.replay import replay
-from d2.trainer import Devices, StopsAtOnce, environment, make_trainer
+from d2.trainer import StopsAtOnce, environment, make_trainer, strategy
 
 Kind = Literal["autoencoder", "video", "multiview", "camera", "cell", "video_encoder"]
 # what each trains on
@@ -75,6 +76,7 @@ class TrainJob:
     devices: Any = 1  # each with batches of its own
     strategy: str = "auto"
     num_nodes: int = 1
+    timeout_seconds: float = 1800.0  # for which a process waits for another
     precision: Any = "32-true"
 
     @property
@@ -84,6 +86,12 @@ class TrainJob:
             self.accelerator == "auto" and torch.cuda.is_available()
         )
         return torch.device("cuda" if cuda else "cpu")
+
+    @property
+    def told(self) -> Devices:
+        """What it runs on."""
+        where = (self.accelerator, self.devices, self.strategy, self.num_nodes)
+        return Devices(*where, self.timeout_seconds)
 
     @property
     def starts_from(self) -> Kind:
@@ -106,7 +114,8 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     past = read_past(last)
     refuse_fewer_steps(weights, job.kind, past)
     config = _plain(dataclasses.asdict(job))
-    for how in ("max_minutes", "cuda_graphs"):  # a training is cut into calls and computed
+    # a training is cut into calls, computed and waited for
+    for how in ("max_minutes", "cuda_graphs", "timeout_seconds"):
         del config[how]
     started = (
         None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
@@ -179,7 +188,7 @@ def make_training_trainer(
         num_nodes=job.num_nodes,
         plugins=[environment()],
         # keys and queries of an attention over a single context token get no gradient
-        strategy="ddp_find_unused_parameters_true" if job.strategy == "ddp" else job.strategy,
+        strategy=strategy(job.told, find_unused_parameters=True),
         use_distributed_sampler=False,
         precision=job.precision,
         max_steps=job.optimizer.max_steps,
@@ -200,8 +209,7 @@ def make_training_trainer(
 def train_command(job: TrainJob, logging: Logging, label: Label, told: Mapping[str, Any]) -> int:
     """`d2 train`; `label` and `told` are what loggers call the run and are told of its
     configuration."""
-    devices = Devices(job.accelerator, job.devices, job.strategy, job.num_nodes)
-    make_trainer(devices, job.output_dir, [], [])  # refuses a device before anything is rendered
+    make_trainer(job.told, job.output_dir, [], [])  # refuses a device before anything is rendered
 
     def loggers(step: int) -> list[Any]:
         id_file = job.output_dir / "checkpoints" / "wandb_id"
