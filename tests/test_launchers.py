@@ -136,7 +136,7 @@ def test_points_by_joblib(sweep: Callable[..., subprocess.Popen[str]], tmp_path:
     """One of which fails in its process, and is told here."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "scenes.anchor_frame=0,1,3")
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=500)
     assert process.returncode == 3, said
     assert "scenes.anchor_frame=3: the clip has frames 0 to 2" in said
     found = means(tmp_path / "out", "psnr_masked")
@@ -154,11 +154,11 @@ def test_points_by_submitit_of_which_one_is_taken_away(
     line = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "trainer.devices=1,2"]
     process = sweep(*line, "sampler.num_steps=12", "sampler.sequences_per_call=1")
     os.kill(sampling_job(tmp_path / "out"), signal.SIGUSR2)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("out/*/test_0000/state.safetensors")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=500)
     assert process.returncode == 0, said
     one, two = sorted((tmp_path / "out").glob("*/test_0000/matrix.safetensors"))
     assert one.read_bytes() == two.read_bytes()
@@ -168,7 +168,7 @@ def test_points_by_submitit_of_which_one_is_taken_away(
 
 def sampling_job(folder: Path) -> int:
     """The first process of submitit's that samples."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for said in folder.glob(".submitit/*/*_0_log.err"):
             if "sampling " in said.read_text():
