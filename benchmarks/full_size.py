@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from d2.matrix import camera_ring, rig_of
-from d2.pipeline import Rules, sample_scene
+from d2.pipeline import sample_scene
 from d2.plan.planner import GIB, Choice, Plan, plan, render
 from d2.plan.rehearsal import Workload
 from d2.priors.camera_prior import CameraCondition, CameraPrior, CameraPriorConfig
@@ -30,6 +30,7 @@ from d2.priors.placement import place
 from d2.priors.prior import Prior, PriorConfig
 from d2.priors.rays import normalised, pluecker
 from d2.rules import composition, guidance, renoise, solver, weights
+from d2.rules.bundle import Rules
 from d2.sampling import State
 from d2.scene import Scene
 from d2.terms import Priors, Settings

@@ -141,9 +141,9 @@ def recorded(calls: list[Call]) -> Iterator[None]:
         return result
 
     shard.denoise_share, shard.spread = denoise_share, spread_out
-    from d2 import pipeline, terms
+    from d2 import reference, terms
 
-    users = [module for module in (pipeline, terms) if getattr(module, "spread", None) is spread]
+    users = [module for module in (reference, terms) if getattr(module, "spread", None) is spread]
     for module in users:
         module.spread = spread_out  # type: ignore[attr-defined]
     try:

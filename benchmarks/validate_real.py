@@ -30,9 +30,9 @@ from d2.files import ensure_writable, write_json, write_text
 from d2.io import write_png
 from d2.networks import weights_hashes
 from d2.noise import draw
-from d2.pipeline import decode, shard_of
 from d2.plan.planner import GIB, plan
 from d2.plan.planning import choice_of, device_memory, workload_of
+from d2.reference import decode, shard_of
 from d2.sampling import State
 from d2.scene import Scene, Truth
 from d2.terms import Unary, joint_terms, to_images

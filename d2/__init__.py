@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from d2.api import SampledMatrix, Sampler, load
     from d2.matrix import Cameras, Cut, ImageMatrix, camera_ring, columns, put, rows, take
     from d2.noise import draw, step_noise
-    from d2.pipeline import Rules, Sampled, make_clip, make_orbit, sample_scene
+    from d2.pipeline import Sampled, sample_scene
+    from d2.reference import make_clip, make_orbit
+    from d2.rules.bundle import Rules
     from d2.sampling import Prediction, Step, Term, initial_x, karras_sigmas, sample_matrix
     from d2.scene import Scene, Truth
     from d2.shard import make_shard
@@ -30,7 +32,9 @@ _HOMES = {  # module -> its names that a Python user needs
     "d2.scene": ("Scene", "Truth"),
     "d2.matrix": ("Cameras", "Cut", "ImageMatrix", "camera_ring", "columns", "put", "rows", "take"),
     "d2.noise": ("draw", "step_noise"),
-    "d2.pipeline": ("Rules", "Sampled", "make_clip", "make_orbit", "sample_scene"),
+    "d2.pipeline": ("Sampled", "sample_scene"),
+    "d2.reference": ("make_clip", "make_orbit"),
+    "d2.rules.bundle": ("Rules",),
     "d2.sampling": ("Prediction", "Step", "Term", "initial_x", "karras_sigmas", "sample_matrix"),
     "d2.shard": ("make_shard",),
     "d2.terms": ("Priors", "Settings", "Unary", "joint_terms"),

@@ -24,9 +24,9 @@ from d2.io import write_matrix
 from d2.job import Job
 from d2.matrix import ImageMatrix
 from d2.networks import load_priors
-from d2.pipeline import Rules
 from d2.priors.placement import place
 from d2.resolve import resolve
+from d2.rules.bundle import Rules
 from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import Composition, State
 from d2.scene import Scene

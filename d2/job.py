@@ -19,7 +19,7 @@ from d2.data import world4d
 from d2.data.sources import SceneSource
 from d2.matrix import MatrixSize
 from d2.networks import Networks, weights_hashes
-from d2.pipeline import Rules
+from d2.rules.bundle import Rules
 from d2.settings import Devices, Logging, Metrics, Settings
 
 if TYPE_CHECKING:

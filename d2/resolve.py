@@ -37,8 +37,9 @@ from d2.job import BASELINES, Assets, Job
 from d2.matrix import MatrixSize, camera_ring
 from d2.metrics.video_sets import TRAVERSALS
 from d2.networks import Networks, choose_networks, matrix_size
-from d2.pipeline import Rules
 from d2.priors.sv3d import AZIMUTH_SIGN
+from d2.reference import check_anchors
+from d2.rules.bundle import Rules
 from d2.rules.choosing import cuts
 from d2.sampling import needed
 from d2.settings import Devices, Logging, Metrics, Settings, Unary
@@ -238,11 +239,7 @@ def anchor_frames(
             )
         given = (*range(0, num_frames - window, max(1, window // 2)), num_frames - window)
     anchors = tuple(given or (first,))
-    for anchor in anchors:
-        if not 0 <= anchor < num_frames:
-            raise InputError(
-                f"scenes.anchor_frame={anchor}: the clip has frames 0 to {num_frames - 1}"
-            )
+    check_anchors(anchors, num_frames)
     return anchors
 
 

@@ -17,10 +17,12 @@ from d2.cameras import Z_UP, Rig, Start, lens, looking_at, preset_path
 from d2.errors import InputError
 from d2.matrix import Cameras, camera_ring, cameras_of, rig_of
 from d2.noise import draw
-from d2.pipeline import Rules, make_orbit, sample_scene, under_one_prior
+from d2.pipeline import sample_scene
 from d2.priors import chunks, rays
 from d2.priors.discrete_levels import own_sigmas, snapped, table
+from d2.reference import make_orbit
 from d2.rules import composition, guidance, renoise, solver, weights
+from d2.rules.bundle import Rules, under_one_prior
 from d2.sampling import Step, Term, among_speakers, karras_sigmas
 from d2.scene import Known, Scene
 from d2.terms import Priors, Settings, video_term

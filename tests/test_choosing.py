@@ -18,11 +18,12 @@ from d2.io import read_matrix
 from d2.noise import draw, step_noise
 from d2.particles import SEED_STRIDE, Chosen, choose
 from d2.passes import straight
-from d2.pipeline import Rules, uniform
+from d2.pipeline import uniform
 from d2.plan.rehearsal import Workload, cell_evaluations
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive
 from d2.rules import choosing, renoise, solver
+from d2.rules.bundle import Rules
 from d2.rules.choosing import Choosing, Judge, cuts, shares, systematic
 from d2.rules.composition import convex, linear
 from d2.sampling import Prediction, Step, evenly, initial_x, karras_sigmas

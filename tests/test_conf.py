@@ -20,10 +20,10 @@ from d2.config.checks import check
 from d2.config.names import Label
 from d2.files import asset
 from d2.matrix import camera_ring
-from d2.pipeline import Rules
 from d2.priors import tiny
 from d2.priors.prior import Prior
 from d2.resolve import resolve
+from d2.rules.bundle import Rules
 from d2.sampling import Composition, Step, needed
 from d2.terms import Settings
 

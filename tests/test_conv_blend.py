@@ -14,8 +14,8 @@ from torch import Tensor
 from d2.matrix import columns
 from d2.nn.video_unet import Blend
 from d2.noise import draw
-from d2.pipeline import shard_of
 from d2.priors.prior import denoiser
+from d2.reference import shard_of
 from d2.sampling import Denoise, Prediction, Term
 from d2.shard import make_shard
 from d2.terms import Settings

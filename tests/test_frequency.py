@@ -11,8 +11,9 @@ from torch import Tensor
 
 from d2.matrix import camera_ring, columns, rows
 from d2.noise import draw
-from d2.pipeline import Rules, sample_one_axis
+from d2.reference import sample_one_axis
 from d2.rules import composition, guidance, renoise, solver, weights
+from d2.rules.bundle import Rules
 from d2.rules.frequency import low_pass, mix, reinitialised
 from d2.sampling import Prediction, Term
 from d2.terms import Settings

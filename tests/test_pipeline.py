@@ -15,10 +15,12 @@ from d2 import terms
 from d2.matrix import Cameras, camera_ring
 from d2.nn.autoencoder import AutoencoderConfig
 from d2.noise import Stream, draw
-from d2.pipeline import Rules, Sampled, decode, make_clip, make_orbit, sample_scene
+from d2.pipeline import Sampled, sample_scene
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Condition
+from d2.reference import decode, make_clip, make_orbit
 from d2.rules import composition, guidance, renoise, solver, weights
+from d2.rules.bundle import Rules
 from d2.sampling import State
 from d2.scene import Scene
 from d2.terms import Priors, Settings, multiview_term

@@ -16,11 +16,11 @@ from torch import Tensor
 from d2.errors import InputError
 from d2.matrix import camera_ring, raster
 from d2.noise import draw
-from d2.pipeline import Rules
 from d2.plan.rehearsal import Workload, cell_evaluations
 from d2.priors import analytic
 from d2.priors.analytic import autoregressive, wasserstein2
 from d2.rules import renoise, scaffold, solver
+from d2.rules.bundle import Rules
 from d2.rules.composition import convex, linear
 from d2.sampling import Step, Term, evenly, karras_sigmas
 from d2.terms import Settings

@@ -21,9 +21,9 @@ from d2.metrics.energy import energy_score, object_disc
 from d2.metrics.figures import COST, EVALUATED, SAMPLED, Figure, read_figures, write_figures
 from d2.metrics.intervals import by_scene, differences, means
 from d2.metrics.table import mean_rows
-from d2.pipeline import Rules
 from d2.plan.rehearsal import Workload, cell_evaluations
 from d2.rules import renoise, solver, weights
+from d2.rules.bundle import Rules
 from d2.rules.composition import convex, linear
 from d2.rules.nested import nested
 from d2.sample.matrix_sampler import MatrixSampler

@@ -11,11 +11,11 @@ import torch
 
 from d2.job import PUBLISHED, Job
 from d2.matrix import camera_ring
-from d2.pipeline import under_one_prior
 from d2.plan.planner import Choice, plan, render
 from d2.plan.rehearsal import Cast, Workload, cast_of, cell_evaluations, steps_by_kind
 from d2.priors import checkpoint, tiny
 from d2.priors.prior import PriorConfig
+from d2.rules.bundle import under_one_prior
 
 _counting_cast = functools.lru_cache(1)(cast_of)
 

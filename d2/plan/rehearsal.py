@@ -24,10 +24,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from d2.matrix import Cameras, camera_ring
-from d2.pipeline import Rules, make_clip, make_orbits, sample_scene
+from d2.pipeline import sample_scene
 from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
+from d2.reference import make_clip, make_orbits
+from d2.rules.bundle import Rules
 from d2.rules.choosing import Choosing, Judge, cuts
 from d2.sampling import State, Step, as_composition, needed, within
 from d2.scene import Scene

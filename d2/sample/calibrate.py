@@ -23,7 +23,7 @@ from d2.files import csv_text, ensure_writable, write_json, write_text
 from d2.job import Job
 from d2.networks import load_priors
 from d2.noise import draw
-from d2.pipeline import shard_of
+from d2.reference import shard_of
 from d2.rules.calibrated import (
     FORMAT,
     Grams,

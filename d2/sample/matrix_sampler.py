@@ -18,16 +18,10 @@ from d2.job import BASELINES, PUBLISHED, Job
 from d2.metrics.baselines import repeat_orbit, show_input
 from d2.nn.unet import compiled
 from d2.passes import Journal, Run, straight
-from d2.pipeline import (
-    Rules,
-    Sampled,
-    make_clip,
-    make_orbits,
-    sample_scene,
-    to_pixels,
-    under_one_prior,
-)
+from d2.pipeline import Sampled, sample_scene
 from d2.priors.placement import place
+from d2.reference import make_clip, make_orbits, to_pixels
+from d2.rules.bundle import Rules, under_one_prior
 from d2.sample.kept import is_finished
 from d2.sample.state import input_of, journal
 from d2.sampling import State

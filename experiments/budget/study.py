@@ -24,7 +24,9 @@ from d2.files import write_json
 from d2.metrics.figures import weights_hash
 from d2.metrics.intervals import bootstrap_mean
 from d2.noise import draw
-from d2.pipeline import sample_scene, shard_of, under_one_prior
+from d2.pipeline import sample_scene
+from d2.reference import shard_of
+from d2.rules.bundle import under_one_prior
 from d2.rules.nested import nested
 from d2.sampling import Prediction, State, Step, evenly, sample_matrix
 from d2.terms import joint_terms, to_images

@@ -23,7 +23,8 @@ from d2.metrics.figures import weights_hash
 from d2.metrics.intervals import Interval, bootstrap_mean
 from d2.metrics.reference import reference_metrics
 from d2.metrics.table import interval_text, markdown_table
-from d2.pipeline import decode, sample_scene
+from d2.pipeline import sample_scene
+from d2.reference import decode
 from d2.rules import choosing
 from d2.rules.choosing import Choosing, Judge
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from d2.matrix import camera_ring, columns, rows
-from d2.pipeline import make_clip, make_orbit, sample_one_axis, sample_scene
+from d2.pipeline import sample_scene
 from d2.priors.prior import Condition, Prior, denoiser
+from d2.reference import make_clip, make_orbit, sample_one_axis
 from d2.rules import guidance, weights
 from d2.rules.frequency import LowPass, low_pass, reinitialised
 from d2.sampling import State, Term, initial_x

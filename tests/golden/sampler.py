@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from d2.matrix import Cameras, camera_ring, columns, rows
-from d2.pipeline import Rules, shard_of
 from d2.priors.prior import Condition, denoiser
+from d2.reference import shard_of
 from d2.rules import composition, guidance, renoise, solver, weights
+from d2.rules.bundle import Rules
 from d2.sampling import Step, Term, initial_x, karras_sigmas, sample_matrix
 from d2.terms import Settings
 from golden.case import Case, Options
