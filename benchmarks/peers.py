@@ -46,7 +46,7 @@ from d2.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from d2.matrix import camera_ring
 from d2.nn.linear import linear
 from d2.noise import draw
-from d2.plan.rehearsal import Meter
+from d2.plan.cast import Meter
 from d2.report.charts import Point, ranking, sheet
 from d2.sampling import as_composition, sample_matrix
 from d2.shard import make_shard

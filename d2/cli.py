@@ -11,9 +11,10 @@ What needs PyTorch is imported once the configuration is known to be good.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import io
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -31,18 +32,8 @@ from d2.files import asset
 
 if TYPE_CHECKING:
     from d2.config.command_line import Composed
-    from d2.job import Job
 
 MANY = ("sample", "train", "evaluate", "calibrate")  # the commands that can use several devices
-ROOMS = {  # where the work of a command is done; a plan is made without
-    "sample": "d2.sample.job",
-    "train": "d2.train.job",
-    "evaluate": "d2.evaluate.job",
-    "calibrate": "d2.sample.calibrate",
-    "reconstruct": "d2.recon.job",
-    "view": "d2.recon.view",
-    "report": "d2.study.report",
-}
 CHECKPOINTS = "d2 checkpoints list|verify FILE|download NAME"
 
 
@@ -52,11 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes.end_with_parent()
     # what a command says on stderr is its own
     logging.getLogger("d2._torchvision").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):  # a terminal need not know × and σ
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
     except signals.Stopped as stopped:
         signals.announce(stopped)
         signals.leave(stopped.exit_code)
+    except BrokenPipeError:  # whoever read what we print has enough of it, as `d2 --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signals.leave(128 + signal.SIGPIPE)
     except Exception:
         processes.last_words(traceback.format_exc().rstrip())
         code = 1
@@ -80,6 +78,8 @@ def run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(f"usage: {CHECKPOINTS}" if command == "checkpoints" else pages.of_command(command))
         return 0
+    if {"-V", "--version"} & set(arguments):
+        return run(["--version"])
     if command == "checkpoints":
         return checkpoints(arguments)
     from d2.config import command_line
@@ -116,7 +116,8 @@ def run_command(command: str, arguments: list[str]) -> int:
         return launch.begin(command, arguments, composed.config, count)
     if point:  # of a sweep, by whose names its results go
         composed.name, composed.label = point["name"], composed.label._replace(**point["label"])
-    return execute(command, composed, overrides, swept=bool(point))
+        composed.swept = True
+    return execute(command, composed)
 
 
 def refuse(config: Any) -> None:
@@ -173,88 +174,14 @@ def checkpoints(arguments: list[str]) -> int:
     return 0
 
 
-def execute(command: str, composed: Composed, overrides: list[str], *, swept: bool = False) -> int:
-    """Resolve a configuration, which `overrides` gave, and run it; a finished point of a sweep is
-    kept."""
-    from d2 import resolve
-
-    config = composed.config
-    if not (command == "sample" and config.plan):
-        import_module(ROOMS[command])
+def execute(command: str, composed: Composed) -> int:
+    """Do a command."""
+    planned = getattr(composed.config, "plan", False)
+    # its libraries come with it
+    room = import_module(f"d2.commands.{'plan' if planned else command}")
     quiet()
-    use_threads(config)
-    if command == "train":
-        from d2.train.job import train_command
-
-        job, told = resolve.resolve_train(config), dataclasses.asdict(config)
-        return train_command(job, resolve.Logging(**vars(config.logger)), composed.label, told)
-    if command == "evaluate":
-        from d2.evaluate.job import evaluate
-
-        return evaluate(resolve.resolve_evaluate(config))
-    if command == "calibrate":
-        from d2.sample.calibrate import calibrate
-
-        return calibrate(resolve.resolve(config, composed.text, composed.name, composed.label))
-    if command == "reconstruct":
-        from d2.recon.job import reconstruct_command
-
-        return reconstruct_command(resolve.resolve_reconstruct(config, composed.label))
-    if command == "view":
-        from d2.recon.view import view_command
-
-        return view_command(resolve.resolve_view(config))
-    if command == "report":
-        from d2.study.report import report
-
-        return report(resolve.resolve_report(config, composed.text, composed.label))
-    return sample_command(composed, overrides, swept=swept)
-
-
-def sample_command(composed: Composed, overrides: list[str], *, swept: bool) -> int:
-    """A single run, a study, or the plan of either."""
-    from d2.files import absolute
-    from d2.plan.planning import planned, plans
-
-    jobs, config = jobs_of(composed, overrides), composed.config
-    is_study = bool(config.variants or config.seeds)
-    if config.reconstruct is True and (is_study or swept):
-        raise InputError(
-            "reconstruct=true: a study and a sweep make no scenes; run d2 reconstruct run=DIR on"
-            " what they leave"
-        )
-    if config.plan:
-        print(plans(jobs) if is_study else planned(jobs[0]))
-        return 0
-    from d2.recon.job import after_sampling
-    from d2.sample.job import sample
-    from d2.study.job import rename, study
-
-    if is_study:
-        return study(jobs, absolute(config.output_dir), config.compare_to)
-    (job,) = jobs
-    code = sample(job)
-    if swept:
-        rename(job.folder, job.variant)
-    elif job.assets is not None and launch.worker()[1] == 1:
-        after_sampling(job.folder, **job.assets._asdict(), accelerator=job.devices.accelerator)
-    return code
-
-
-def jobs_of(composed: Composed, overrides: list[str]) -> list[Job]:
-    """The runs of a command line of `d2 sample`."""
-    from d2.config import command_line
-    from d2.resolve import resolve_jobs
-
-    def variant(more: list[str]) -> Composed:
-        node = command_line.compose_command("sample", [*overrides, *more])
-        # a variant does not depend on the others
-        node.variants, node.seeds, node.compare_to = {}, [], None
-        one = command_line.Composed("sample", node, {})
-        refuse(one.config)
-        return one
-
-    return resolve_jobs(composed, variant)
+    use_threads(composed.config)
+    return room.run(composed)
 
 
 def use_threads(config: Any) -> None:

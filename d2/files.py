@@ -55,6 +55,16 @@ def absolute(path: str | Path) -> Path:
     return (path if path.exists() else path.expanduser()).absolute()
 
 
+def given_path(path: str | None) -> Path | None:
+    """The same of a path that may not have been given."""
+    return absolute(path) if path else None
+
+
+def all_absolute(paths: str | Sequence[str] | None) -> list[Path]:
+    """The same of one path, of several or of none."""
+    return [absolute(path) for path in ([paths] if isinstance(paths, str) else paths or ())]
+
+
 # --- nothing half-written -------------------------------------------------------------------------
 
 

@@ -12,8 +12,9 @@ from d2.errors import InputError
 from d2.files import absolute, asset, fingerprint
 from d2.matrix import MatrixSize
 from d2.priors import tiny
+from d2.priors.camera_prior import CameraPriorConfig
 from d2.priors.checkpoint import PUBLISHED, load_pair
-from d2.priors.prior import Prior
+from d2.priors.prior import Prior, PriorConfig
 from d2.terms import Priors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +33,16 @@ class Networks(NamedTuple):
     @property
     def is_tiny(self) -> bool:
         """Whether both priors are of the tiny tier."""
-        return self.video == "tiny"
+        return self.video not in PUBLISHED
+
+    @property
+    def multiview_config(self) -> PriorConfig | CameraPriorConfig:
+        """Sizes of the multi-view prior, and what it can be told."""
+        return (
+            tiny.multiview_config(self.multiview)
+            if self.is_tiny
+            else PUBLISHED[self.multiview].prior
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,16 +62,12 @@ def choose_networks(
 
     Two priors of different tiers have no latent space in common.
     """
-    tiers = {
-        "tiny" if network in ("tiny", "tiny_camera") else "published"
-        for network in (video, multiview)
-    }
-    if len(tiers) > 1:
+    is_tiny = video not in PUBLISHED
+    if is_tiny != (multiview not in PUBLISHED):
         raise InputError(
             f"video={video} multiview={multiview}: their latents differ; take both tiny, or svd +"
             " sv3d or seva"
         )
-    is_tiny = tiers == {"tiny"}
     if is_tiny:
         for key in ("video.checkpoint", "multiview.checkpoint"):
             if given[key] == RANDOM:
@@ -116,7 +122,7 @@ def load_priors(networks: Networks) -> Priors:
             tiny.load_prior(paths["video"], "video"),
             (
                 tiny.load_camera_prior(paths["multiview"])
-                if networks.multiview == "tiny_camera"
+                if networks.multiview_config.cameras == "any"
                 else tiny.load_prior(paths["multiview"], "multiview")
             ),
             tiny.load_first_stage(paths["autoencoder"]),

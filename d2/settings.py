@@ -1,5 +1,5 @@
-"""Plain values that jobs are told: the numbers of sampling, with their defaults, which
-`sampler.NAME` of the configuration has too; devices, loggers and metrics."""
+"""Plain values that jobs are told, with the defaults that the configuration's keys have too: the
+numbers of sampling and of training; devices, loggers and metrics."""
 
 from __future__ import annotations
 
@@ -66,12 +66,13 @@ class Settings:
         )
 
 
-class Devices(NamedTuple):
+@dataclass(frozen=True)
+class Devices:
     """What a job runs on, in Lightning's words."""
 
-    accelerator: str  # auto, cpu, gpu, …
-    devices: Any  # number of processes, or what else Lightning takes
-    strategy: str  # auto, ddp, ddp_fork, …
+    accelerator: str = "auto"  # cpu, gpu, …
+    devices: Any = 1  # number of processes, or what else Lightning takes
+    strategy: str = "auto"  # ddp, ddp_fork, …
     num_nodes: int = 1  # machines, each with so many devices
     timeout_seconds: float = 1800.0  # for which a process waits for another
 
@@ -98,3 +99,73 @@ class Metrics(NamedTuple):
     clip_file: Path | None
     clip_model: str
     clip_text: str | None
+
+
+Kind = Literal["autoencoder", "video", "multiview", "camera", "cell", "video_encoder"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Muon or AdamW with a linear warm-up, a plateau and a linear decay to zero over the last
+    `decay_steps`."""
+
+    lr: float = 6e-4
+    muon: bool = False
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    max_steps: int = 8000
+    decay_steps: int = 3000
+    ema_decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The noise levels trained on and the corruption of conditions."""
+
+    log_sigma_mean: float = 0.3
+    log_sigma_std: float = 1.4
+    high_share: float = 0.1  # log-uniform on [high_min, high_max]
+    high_min: float = 20.0
+    high_max: float = 700.0
+    drop: float = 0.15  # of the conditions, for guidance
+    singles: int = 16  # single images a step, drawn from as many other sequences
+    cond_aug_log_mean: float = -3.0  # ln of the noise on the reference picture, as SVD
+    cond_aug_log_std: float = 1.0
+    cond_aug_zero: float = 0.3  # share of clean references
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides a training run."""
+
+    kind: Kind
+    output_dir: Path
+    cache_dir: Path
+    autoencoder: Path  # weights of the first stage; unused when it is what is trained
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    num_scenes: int = 20_000
+    num_validation_scenes: int = 64
+    batch_size: int = 24
+    seed: int = 0
+    init_from: Path | None = None  # shipped weights to start from
+    decoder_steps: int = 0  # of the autoencoder: the last ones, which leave its latents as they are
+    edge_weight: float = 0.0
+    latent_noise: float = 0.0
+    cuda_graphs: bool = False  # of a prior's UNet
+    validate_every: int = 500  # steps
+    save_every_minutes: float = 5.0
+    max_minutes: float | None = None  # of this call
+    accelerator: str = Devices.accelerator
+    devices: Any = Devices.devices  # each with batches of its own
+    strategy: str = Devices.strategy
+    num_nodes: int = Devices.num_nodes
+    timeout_seconds: float = Devices.timeout_seconds
+    precision: Any = "32-true"
+
+    @property
+    def told(self) -> Devices:
+        """What it runs on."""
+        where = (self.accelerator, self.devices, self.strategy, self.num_nodes)
+        return Devices(*where, self.timeout_seconds)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from d2 import launch, processes
 from d2.config import command_line
 from d2.config.command_line import Composed
-from d2.config.paths import as_path, literal, quoted
+from d2.config.paths import as_written, literal, quoted
 from d2.errors import InputError, as_line
 from d2.files import asset
 
@@ -37,7 +37,6 @@ class Point(NamedTuple):
 
     number: int
     folder: str  # where it was started: paths are as they were given, whatever hydra.job.chdir says
-    line: list[str]  # the overrides that make it
     composed: Composed
 
     @property
@@ -74,8 +73,8 @@ class Task:
         config = point.composed.config
         self.refuse(config)
         if count := launch.processes(config):
-            return launch.begin(self.command, point.line, config, count, point.names)
-        return self.execute(self.command, point.composed, point.line, swept=True)
+            return launch.begin(self.command, point.composed.overrides, config, count, point.names)
+        return self.execute(self.command, point.composed)
 
     def point(self, node: DictConfig) -> Point:
         """What Hydra has composed."""
@@ -86,12 +85,12 @@ class Task:
         given = [command_line.as_given(override) for override in job.overrides.task]
         swept = [o for o in given if command_line.key_of(o) not in self.fixed]
         name = ",".join(o for o in swept if command_line.key_of(o) != "seed") or self.folder.name
-        composed = Composed(
-            self.command, node, job.runtime.choices, name=name, group=self.folder.name
-        )
-        composed.label = composed.label._replace(name=",".join(swept))
         line = [*given, f"output_dir={quoted(literal(job.runtime.output_dir))}"]
-        return Point(job.job.num, job.runtime.cwd, line, composed)
+        composed = Composed(
+            self.command, node, job.runtime.choices, line, name=name, group=self.folder.name
+        )
+        composed.label, composed.swept = composed.label._replace(name=",".join(swept)), True
+        return Point(job.job.num, job.runtime.cwd, composed)
 
     def groups(self, config: DictConfig, points: Sequence[Sequence[str]]) -> list[list[str]]:
         """The groups of devices on which points, told by their overrides, run at once; one where
@@ -115,7 +114,10 @@ class Task:
         own = [f"trainer.devices={len(groups[0])}"]
         own += ["trainer.strategy=auto"] if len(groups[0]) == 1 else []
         lines = [
-            ([self.command, *point.line, *own], {launch.POINT: json.dumps(point.names)})
+            (
+                [self.command, *point.composed.overrides, *own],
+                {launch.POINT: json.dumps(point.names)},
+            )
             for point in points
         ]
         count = sum(len(devices) for devices in groups)
@@ -179,7 +181,7 @@ def checked(command: str, overrides: list[str], refuse: Callable[[Any], None]) -
                 " instead"
             )
     overrides = [
-        command_line.with_known_rules(as_path(override, swept=True)) for override in overrides
+        command_line.with_known_rules(as_written(override, swept=True)) for override in overrides
     ]
     for one in command_line.values_in_turn(overrides):
         config = command_line.composed(command, one).config

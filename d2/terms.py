@@ -16,19 +16,14 @@ from torch import Tensor, nn
 from d2.errors import InputError
 from d2.matrix import Cameras, Cut, column_windows, columns, rig_of, row_windows, rows, single_cells
 from d2.noise import Stream
-from d2.priors.camera_prior import CameraCondition, CameraPrior, camera_denoiser
+from d2.priors.camera_prior import CameraCondition, CameraPrior, CameraPriorConfig, camera_denoiser
 from d2.priors.first_stage import FirstStage
-from d2.priors.prior import Condition, Prior, denoiser
+from d2.priors.prior import Condition, Prior, PriorConfig, denoiser
 from d2.priors.tiny import FRAMES, motion_bucket, polar_rad
 from d2.sampling import Term
 from d2.scene import Known
 from d2.settings import Settings, Unary
 from d2.views import bind_views
-
-RING_ONLY = (
-    "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of radius 2;"
-    " take multiview=seva or tiny_camera, or cameras.preset=ring without radius and fov_deg"
-)
 
 
 class Draw(Protocol):
@@ -126,8 +121,7 @@ def multiview_term(
             f"scenes.views: {1 + len(others.views)} known views, and this multi-view prior is told"
             " one picture; take multiview=seva or tiny_camera, or one clip"
         )
-    if cameras.rig is not None:
-        raise InputError(RING_ONLY)
+    check_cameras(priors.multiview.config, cameras)
     v, f = cameras.num_views, len(references)
     window = settings.multiview_window or v
     cut = (
@@ -155,6 +149,16 @@ def multiview_term(
     )
     denoise = denoiser(priors.multiview, *condition, blend_weight=settings.conv_blend)
     return Term("multiview", cut, denoise, priors.multiview.sigma_range)
+
+
+def check_cameras(prior: PriorConfig | CameraPriorConfig, cameras: Cameras) -> None:
+    """Raise an InputError for cameras that a multi-view prior cannot be told."""
+    if cameras.rig is not None and prior.cameras != "any":
+        raise InputError(
+            "cameras: this multi-view prior is told azimuths and elevations alone, on a sphere of"
+            " radius 2; take multiview=seva or tiny_camera, or cameras.preset=ring without radius"
+            " and fov_deg"
+        )
 
 
 def camera_term(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def make_trainer(
     An InputError names a device that is not there.
     """
     if launch.is_worker():
-        devices = devices._replace(devices=launch.ranks_of_worker(), strategy="auto")
+        devices = replace(devices, devices=launch.ranks_of_worker(), strategy="auto")
     try:
         return L.Trainer(
             accelerator=devices.accelerator,

@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from d2.config.command_line import compose_command
-from d2.config.describe import ROOTS, keys, plain
+from d2.config.describe import keys, plain
+from d2.config.schema import ROOTS
 from d2.files import asset
 
 PAGE = Path(__file__).parent / "configuration.md"
-COMMANDS = ("sample", "train", "evaluate", "report", "reconstruct", "view")
 
 
 def filled(text: str) -> str:
@@ -34,7 +34,7 @@ def key_table(command: str) -> list[str]:
     """Every key of a command: its default when nothing is given, what is allowed, what it means."""
     values = composed(command)
     lines = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for key in keys(ROOTS[command]):
+    for key in keys(command):
         allowed, meaning = key.kind, key.meaning.replace(" | ", " or ")
         if "range" in key.allowed:
             low, high = key.allowed["range"]
@@ -53,7 +53,7 @@ def group_table() -> list[str]:
     conf = asset("conf")
     chosen = {
         group: choice
-        for command in COMMANDS
+        for command in ROOTS
         for group, choice in composed(command).hydra.runtime.choices.items()
     }
     lines = ["| choice | numbers | meaning |", "| --- | --- | --- |"]

@@ -22,9 +22,9 @@ from d2.errors import InputError
 from d2.matrix import Cameras, camera_ring, cameras_of, rig_of
 from d2.priors import tiny
 from d2.priors.camera_prior import CameraCondition
+from d2.settings import LossConfig, OptimizerConfig
 from d2.train.data import rendered
 from d2.train.job import TrainJob, build_camera, train
-from d2.train.prior_trainer import LossConfig, OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from PIL import Image
 
 from d2 import cli
 from d2.config.command_line import compose_command, fixed_keys, values_in_turn
-from d2.config.paths import LISTS, PATHS, as_path, literal, quoted
-from d2.config.schema import EvaluateConfig, ReportConfig, SampleConfig, TrainConfig
+from d2.config.describe import keys
+from d2.config.paths import VERBATIM, as_written, literal, quoted
+from d2.config.schema import ROOTS
 from d2.files import asset
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +71,7 @@ def test_a_path_is_taken_as_it_is(
     (tmp_path / name).mkdir()
     for path in (name, str(tmp_path / name)):  # relative and absolute
         assert scenes_path(f"scenes.path={path}") == path
-        swept = as_path(f"scenes.path={path}", swept=True)
+        swept = as_written(f"scenes.path={path}", swept=True)
         assert (
             fixed_keys([swept]) == {"scenes.path"}
             and scenes_path(values_in_turn([swept])[0][0]) == path
@@ -78,12 +81,18 @@ def test_a_path_is_taken_as_it_is(
         assert scenes_path(f"scenes.path={tmp_path / name}") == str(tmp_path / name)
 
 
-def test_quotes_of_ones_own_lists_and_sweeps_still_mean_what_they_mean(tmp_path: Path) -> None:
+def test_quotes_of_ones_own_lists_and_sweeps_still_mean_what_they_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert scenes_path("scenes.path='it is'") == scenes_path('scenes.path="it is"') == "it is"
     assert scenes_path("scenes.path=null") is None
     assert compose_command("sample", ["output_dir=out/${seed}", "seed=7"]).output_dir == "out/7"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c, d").mkdir()
     for given, expected in (
         ("[a,b]", ["a", "b"]),
+        ("['a, b',c]", ["a, b", "c"]),
+        ("[a,c, d,b=1]", ["a", "c, d", "b=1"]),
         ("[it's,b (1)]", ["it's", "b (1)"]),
         ("it's", "it's"),
     ):
@@ -93,28 +102,31 @@ def test_quotes_of_ones_own_lists_and_sweeps_still_mean_what_they_mean(tmp_path:
         ("a,b", ["a", "b"]),
         ("choice(a,b)", ["a", "b"]),
     ):
-        lines = values_in_turn([as_path(f"scenes.path={given}", swept=True)])
+        lines = values_in_turn([as_written(f"scenes.path={given}", swept=True)])
         assert [scenes_path(*line) for line in lines] == expected
-    assert as_path("seed=0,1", swept=True) == "seed=0,1"
+    assert as_written("seed=0,1", swept=True) == "seed=0,1"
 
 
-def test_every_key_of_a_path_is_in_a_schema() -> None:
-    def keys(schema: Any, prefix: str = "") -> set[str]:
-        found = set()
-        for field in fields(schema):
-            value = field.default_factory() if callable(field.default_factory) else field.default
-            found |= (
-                keys(type(value), f"{prefix}{field.name}.")
-                if is_dataclass(value)
-                else {prefix + field.name}
-            )
-        return found
+@pytest.mark.parametrize("key", [*VERBATIM, "composition.file"])
+def test_every_text_is_taken_as_it_is(key: str) -> None:
+    text = "it's (1), é=[b]"
+    parsed = OverridesParser.create().parse_override(as_written(f"{key}={text}"))
+    assert parsed.key_or_group == key
+    value = parsed.value()
+    assert (value.text if isinstance(value, QuotedString) else value) == text
 
-    known = set().union(*map(keys, (SampleConfig, TrainConfig, EvaluateConfig, ReportConfig)))
-    assert (
-        PATHS - known == {"hydra.sweep.dir", "hydra.run.dir", "composition.moments"}
-        and LISTS <= PATHS
-    )
+
+def test_every_path_of_a_schema_is_such_a_text() -> None:
+    """By what is said of it: a path that a new key asks for is to be marked as one."""
+    words = re.compile(r"\b(folder|file|output_dir|weights file)\b")
+    asked = {
+        key.name
+        for command in ROOTS
+        for key in keys(command)
+        if words.search(key.meaning) and key.kind in ("str", "", "list") and not key.members
+    } - {"cameras.elevation_deg"}  # numbers, "for a folder's scenes"
+    assert {"matrix", "run", "pred", "scenes.path", "video.checkpoint"} <= asked
+    assert sorted(asked - VERBATIM.keys()) == []
 
 
 def test_a_rule_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,11 +161,33 @@ def test_the_checkout_may_lie_anywhere(tmp_path: Path) -> None:
     assert literal("${a}") == "\\${a}" and quoted("a'b\\") == "'a\\'b\\\\'"
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("output_dir=", "output_dir=: empty; give a text, or leave it out"),
+        ("seeds=0,1", "seeds=0,1: several values; add -m for a run of each, or give seeds=[0,1]"),
+        ("sampler.rho", "sampler.rho: no value; give KEY=VALUE or GROUP=CHOICE"),
+        ("variants={../a:[]}", "variants.../a: a folder is named after it; give another name"),
+        ("metrics=reference", "metrics=reference: a list is wanted; give metrics=[reference]"),
+        ("variants={a:[],a:[weights=linear]}", "variants: a is there 2 times; give each a name"),
+        ("weights=null", "Config group override must be a string or a list. Got NoneType"),
+        ("weights=gone.py:f", f"weights._target_=gone.py:f: no such file gone.py in {Path.cwd()};"),
+    ],
+)
+def test_a_mistake_is_said_once_with_the_way_out(
+    given: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["sample", given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"d2: {says}") and line.count(says) == 1
+
+
 def test_what_cannot_be_read_says_how_it_can(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["sample", "clip.text=it's"]) == 2
+    assert cli.run(["sample", "scenes.split=it's"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        line.startswith("d2: clip.text=it's: cannot be parsed") and "quotes within quotes" in line
+        line.startswith("d2: scenes.split=it's: cannot be parsed")
+        and "quotes within quotes" in line
     )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from d2.matrix import camera_ring
 from d2.nn.video_unet import Attention
 from d2.pipeline import sample_scene
+from d2.plan.cast import Fused, Meter, called
 from d2.plan.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_advice, plan, render
-from d2.plan.rehearsal import Fused, Meter, Workload, called, rehearse, shown_steps
+from d2.plan.rehearsal import Workload, rehearse, shown_steps
 from d2.priors import sv3d, svd, tiny
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig

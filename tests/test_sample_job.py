@@ -24,7 +24,7 @@ import yaml
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from d2 import cli
+from d2.commands.runs import runs_of
 from d2.config import command_line
 from d2.data import sources, world4d
 from d2.data.sources import list_scenes
@@ -298,7 +298,7 @@ def test_the_published_rule_is_sampled_beside_any_other(
     def job_of(*words: str) -> Job:
         out = f"output_dir={tmp_path}"
         line = [*small_weights, "matrix.num_views=3", "matrix.num_frames=3", out, *words]
-        [job] = cli.jobs_of(command_line.composed("sample", line), line)
+        [job] = runs_of(command_line.composed("sample", line))
         return job
 
     assert job_of("preset=official_short").published is None

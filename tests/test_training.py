@@ -29,12 +29,13 @@ from d2.data import world4d
 from d2.priors import tiny
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition
+from d2.settings import Kind, LossConfig, OptimizerConfig
 from d2.train import data as datamodule
 from d2.train.data import RandomBatches, rendered
 from d2.train.going_on import read_past
-from d2.train.job import Kind, TrainJob, build_autoencoder, build_prior, train
+from d2.train.job import TrainJob, build_autoencoder, build_prior, train
 from d2.train.latent_basis import orient, pixel_metric
-from d2.train.prior_trainer import LossConfig, OptimizerConfig, PriorTrainer, draw_sigma, lr_factor
+from d2.train.prior_trainer import PriorTrainer, draw_sigma, lr_factor
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MakeJob = Callable[..., TrainJob]
@@ -444,7 +445,7 @@ def test_another_learning_rate_is_used_and_told(
         ({"kind": "multiview"}, "prior.kind=multiview: the training in output_dir has video"),
         (
             {"optimizer": OptimizerConfig(muon=True)},
-            "prior.optimizer=True: the training in output_dir has False",
+            "prior.optimizer=muon: the training in output_dir has adamw",
         ),
         ({"optimizer": OptimizerConfig(max_steps=3)}, "prior.max_steps=3: .*last.ckpt has 4"),
     ],

@@ -21,6 +21,7 @@ from d2.files import asset
 from d2.metrics.features import load_video_encoder
 from d2.nn.video_encoder import VideoEncoder, VideoEncoderConfig
 from d2.priors import tiny
+from d2.settings import LossConfig, OptimizerConfig
 from d2.train import encoder_trainer
 from d2.train.data import rendered
 from d2.train.encoder_trainer import (
@@ -40,7 +41,6 @@ from d2.train.encoder_trainer import (
     targets,
 )
 from d2.train.job import TrainJob, build_video_encoder, train
-from d2.train.prior_trainer import LossConfig, OptimizerConfig
 
 SHIPPED = asset("checkpoints") / "tiny_video_encoder.safetensors"
 

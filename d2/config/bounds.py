@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
 from d2.errors import InputError
@@ -26,6 +26,34 @@ def several(default: tuple[str, ...], *choices: str) -> Any:
     return field(default_factory=lambda: list(default), metadata={"several": choices})
 
 
+def verbatim(default: str | None = None) -> Any:
+    """A path, a name or another text, which the command line takes as it is written."""
+    return field(default=default, metadata={"verbatim": "one"})
+
+
+def verbatims(*, always_list: bool = False) -> Any:
+    """One such text or a list of them, null by default; or always a list, empty by default."""
+    metadata = {"verbatim": "several"}
+    if always_list:
+        return field(default_factory=list, metadata=metadata)
+    return field(default=None, metadata=metadata)
+
+
+def leaves(root: type, prefix: str = "") -> Iterator[tuple[str, type, Field[Any]]]:
+    """Every plain value of a configuration: its dotted key, the class and the field that hold
+    it."""
+    for each in fields(root):
+        if is_dataclass(each.default_factory):
+            yield from leaves(each.default_factory, f"{prefix}{each.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{each.name}", root, each
+
+
+def values(node: Any, names: str) -> dict[str, Any]:
+    """The values of these fields, by their names."""
+    return {name: getattr(node, name) for name in names.split()}
+
+
 def check_fields(node: Any, place: str = "") -> None:
     """Raise an InputError that names a key, its value and what is allowed, for the first that is
     not.
@@ -46,6 +74,8 @@ def check_fields(node: Any, place: str = "") -> None:
 
 def _faults(value: Any, allowed: Any) -> Iterator[str]:
     """The value with what is wrong with it, and the way out."""
+    if "verbatim" in allowed and value == "":
+        yield ": empty; give a text, or leave it out"
     if "range" in allowed:
         low, high = allowed["range"]
         if not low <= value <= high:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from d2.config.names import Label, did_you_mean, experiments
-from d2.config.paths import as_path, literal, quoted, rule_files
+from d2.config.paths import as_written, literal, quoted, rule_files
 from d2.config.schema import register
 from d2.errors import InputError
 from d2.files import asset, is_out_of_room
@@ -48,7 +48,7 @@ def compose_command(command: str, overrides: Iterable[str], *, whole: bool = Fal
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(asset("conf")), version_base="1.3"):
         try:
-            known = [with_known_rules(as_path(override)) for override in overrides]
+            known = [with_known_rules(as_written(override)) for override in overrides]
             return compose(command, [*known, *search_path(command)], whole)
         except ValueError as error:  # Hydra's own, of overrides that it cannot take apart
             raise HydraException(str(error)) from error
@@ -57,11 +57,14 @@ def compose_command(command: str, overrides: Iterable[str], *, whole: bool = Fal
 class Composed:
     """A configuration, typed, and its text, with what the users' files that it names hold."""
 
+    swept = False  # whether it is a point of a sweep
+
     def __init__(
         self,
         command: str,
         node: DictConfig,
         choices: Mapping[str, str],  # of groups
+        overrides: Sequence[str],  # that made it
         *,
         name: str | None = None,
         group: str | None = None,
@@ -69,6 +72,7 @@ class Composed:
         one_clock()
         OmegaConf.resolve(node)
         self.config: Any = OmegaConf.to_object(node)
+        self.overrides = overrides
         files = rule_files(OmegaConf.to_container(node))
         kept = without(node, "overwrite")  # how a run came to its folder is no part of what it is
         self.text = OmegaConf.to_yaml(kept) + "".join(
@@ -82,11 +86,11 @@ class Composed:
         self.label = Label(self.name, group, command, tuple(tags))
 
 
-def composed(command: str, overrides: Iterable[str]) -> Composed:
+def composed(command: str, overrides: Sequence[str]) -> Composed:
     """conf/COMMAND.yaml with overrides, typed."""
     node = compose_command(command, overrides, whole=True)
     choices = node.hydra.runtime.choices
-    return Composed(command, without(node, "hydra"), choices)
+    return Composed(command, without(node, "hydra"), choices, overrides)
 
 
 def printed(command: str, overrides: Iterable[str], which: str, *, resolve: bool) -> str:
@@ -174,11 +178,14 @@ def _variants(override: str) -> str:
         raise InputError(
             f"{override}: give each a name and its overrides, variants={{a:[],b:[weights=linear]}}"
         )
-    pairs = [pair.partition(":") for pair in _split(value[1:-1])]
-    lists = (
-        f"{of.strip()}:{_list_of_overrides(f'variants.{of.strip()}', text.strip())}"
-        for of, _, text in pairs
-    )
+    pairs = [
+        tuple(part.strip() for part in pair.partition(":")[::2]) for pair in _split(value[1:-1])
+    ]
+    names = [of for of, _ in pairs]
+    for of in names:
+        if names.count(of) > 1:
+            raise InputError(f"variants: {of} is there {names.count(of)} times; give each a name")
+    lists = (f"{of}:{_list_of_overrides(f'variants.{of}', text)}" for of, text in pairs)
     return f"++variants={{{','.join(lists)}}}"
 
 
@@ -325,15 +332,23 @@ def one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages: what is wrong, why, and what there is to choose from."""
     said, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
+        if "=" not in str(error.override):
+            return f"{error.override}: no value; give KEY=VALUE or GROUP=CHOICE"
         way_out = (
             "put the value in quotes within quotes, \"KEY='VALUE'\", if it is meant as it stands"
         )
         return f"{error.override}: cannot be parsed, {error.message}; {way_out}"
-    text = f"{said}\n".split("\n")[0].rstrip(".")
+    text = f"{said}\n".split("\n")[0].rstrip(".").removeprefix("Error merging override ")
+    if several := re.fullmatch(r"Ambiguous value for argument '((.*?)=(.*))'", text):
+        override, key, values = several.groups()
+        return f"{override}: several values; add -m for a run of each, or give {key}=[{values}]"
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         reason = "" if cause.msg is None else cause.msg.split("\n")[0]
         if "not in" in reason:
             return no_such_key(str(cause.full_key), cause.parent_node)
+        if "is not a ListConfig" in reason:
+            key, _, value = text.partition("=")
+            return f"{text}: a list is wanted; give {key}=[{value}]"
         return f"{text}: {reason}"
     options, asked = (
         re.findall(r"^\t(\S+)$", said, re.MULTILINE),
@@ -344,7 +359,8 @@ def one_line(error: Exception) -> str:
             f"{asked[1]}={asked[2]}: no such choice{did_you_mean(asked[2], options)}; choose"
             f" {' or '.join(options)}"
         )
-    return f"{text}: {str(cause).splitlines()[0]}" if cause and str(cause) else text
+    why = str(cause or "").partition("\n")[0].rstrip(".")
+    return text if why in text else f"{text}: {why}"
 
 
 def no_such_key(key: str, parent: DictConfig) -> str:

@@ -4,7 +4,7 @@ docs/configuration.md."""
 from __future__ import annotations
 
 import ast
-import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -13,18 +13,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from d2.config import schema
+from d2.config.bounds import leaves
 from d2.config.command_line import RULES, compose_command
-
-ROOTS = {
-    "sample": schema.SampleConfig,
-    "calibrate": schema.SampleConfig,
-    "train": schema.TrainConfig,
-    "evaluate": schema.EvaluateConfig,
-    "report": schema.ReportConfig,
-    "reconstruct": schema.ReconstructConfig,
-    "view": schema.ViewConfig,
-}
+from d2.config.schema import ROOTS
 
 
 class Key(NamedTuple):
@@ -49,25 +40,22 @@ class Key(NamedTuple):
 def values_and_meanings(command: str) -> dict[str, tuple[str, str]]:
     """Key -> its value when nothing is given, and what it means."""
     values, found = compose_command(command, []), {}
-    for key in keys(ROOTS[command]):
+    for key in keys(command):
         parts = (" | ".join(key.choices), key.members, key.meaning)
         meaning = ": ".join(part for part in parts if part)
         found[key.name] = (plain(OmegaConf.select(values, key.name)), meaning)
     return found
 
 
-def keys(root: type, prefix: str = "") -> Iterator[Key]:
-    """Every plain value of a configuration; rules are groups of their own."""
-    said = comments(root)
-    for field in dataclasses.fields(root):
-        key = prefix + field.name
-        if dataclasses.is_dataclass(field.default_factory):
-            yield from keys(field.default_factory, f"{key}.")  # type: ignore[arg-type]
-        elif key not in (*RULES, "recon.motion"):
-            kind = str(field.type).replace(" | None", "").replace("Any", "")
-            yield Key(key, re.sub(r"\[.*", "", kind), field.metadata, said[field.name])
+def keys(command: str) -> Iterator[Key]:
+    """Every plain value of a command's configuration; rules are groups of their own."""
+    for key, owner, each in leaves(ROOTS["sample" if command == "calibrate" else command]):
+        if key not in (*RULES, "recon.motion"):
+            kind = str(each.type).replace(" | None", "").replace("Any", "")
+            yield Key(key, re.sub(r"\[.*", "", kind), each.metadata, comments(owner)[each.name])
 
 
+@functools.cache
 def comments(root: type) -> dict[str, str]:
     """The comments of a dataclass's fields, behind them or, where they are long, above them."""
     source = inspect.getsource(root).splitlines()

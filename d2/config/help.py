@@ -32,89 +32,37 @@ OPTIONS = {
     "-h, --help": "this text",
     "--version": "the version of d2",
 }
-KEYS = {
-    "sample": (
-        "output_dir",
-        "seed",
-        "seeds",
-        "variants",
-        "scenes.path",
-        "scenes.count",
-        "scenes.first",
-        "scenes.anchor_frame",
-        "matrix.num_views",
-        "matrix.num_frames",
-        "cameras.elevation_deg",
-        "sampler.num_steps",
-        "sampler.sigma_min",
-        "sampler.sigma_max",
-        "sampler.sequences_per_call",
-        "sampler.hold",
-        "video.checkpoint",
-        "multiview.checkpoint",
-        "metrics",
-        "baselines",
-        "precision",
-        "offload",
-        "plan",
-        "trainer.devices",
-        "trainer.threads",
-        "logger.project",
-        "logger.offline",
-    ),
-    "train": (
-        "output_dir",
-        "cache_dir",
-        "seed",
-        "init_from",
-        "autoencoder",
-        "num_scenes",
-        "num_validation_scenes",
-        "validate_every",
-        "save_every_minutes",
-        "prior.max_steps",
-        "prior.lr",
-        "prior.batch_size",
-        "prior.singles",
-        "prior.warmup_steps",
-        "prior.decay_steps",
-        "trainer.devices",
-        "trainer.threads",
-        "logger.project",
-        "logger.offline",
-    ),
-    "evaluate": (
-        "run",
-        "pred",
-        "truth",
-        "output_dir",
-        "objects",
-        "metrics",
-        "traversals",
-        "features",
-        "features_file",
-        "size",
-        "input_view",
-        "compare_to",
-    ),
-    "reconstruct": (
-        "run",
-        "matrix",
-        "scenes.path",
-        "output_dir",
-        "recon.hold",
-        "recon.max_steps",
-        "recon.num_gaussians",
-        "recon.rasterizer",
-        "metrics",
-        "seed",
-    ),
-    "view": ("run", "matrix", "host", "port"),
-    "report": ("runs", "output_dir", "compare_to", "quality", "shown_scenes", "seed"),
+TOUCHED = {  # of each command, the keys that people touch
+    "sample": """
+        output_dir seed seeds variants scenes.path scenes.count scenes.first
+        scenes.anchor_frame matrix.num_views matrix.num_frames cameras.elevation_deg
+        sampler.num_steps sampler.sigma_min sampler.sigma_max sampler.sequences_per_call
+        sampler.hold video.checkpoint multiview.checkpoint metrics baselines precision
+        offload plan trainer.devices trainer.threads logger.project logger.offline
+    """,
+    "train": """
+        output_dir cache_dir seed init_from autoencoder num_scenes num_validation_scenes
+        validate_every save_every_minutes prior.max_steps prior.lr prior.batch_size
+        prior.singles prior.warmup_steps prior.decay_steps trainer.devices
+        trainer.threads logger.project logger.offline
+    """,
+    "evaluate": """
+        run pred truth output_dir objects metrics traversals features features_file size
+        input_view compare_to
+    """,
+    "reconstruct": """
+        run matrix scenes.path output_dir recon.hold recon.max_steps recon.num_gaussians
+        recon.rasterizer metrics seed
+    """,
+    "view": "run matrix host port",
+    "report": "runs output_dir compare_to quality shown_scenes seed",
 }
-KEYS["calibrate"] = tuple(
-    k for k in KEYS["sample"] if k.startswith(("output", "scenes", "matrix", "sampler", "video"))
-)
+KEYS = {command: keys.split() for command, keys in TOUCHED.items()}
+KEYS["calibrate"] = [
+    key
+    for key in KEYS["sample"]
+    if key.startswith(("output", "scenes", "matrix", "sampler", "video"))
+]
 EXAMPLES = {
     "sample": (
         "d2 sample scenes=folder scenes.path=my_clip.mp4 output_dir=outputs/mine",

@@ -1,7 +1,7 @@
-"""Paths on a command line are taken as they are: Hydra's grammar minds apostrophes, spaces, commas,
-accents and more.
+"""Paths, names and texts on a command line are taken as they are: Hydra's grammar minds
+apostrophes, spaces, commas, accents and more.
 
-A value is put in quotes where its key wants a path. Of an existing file or folder nothing has a
+A value is put in quotes where the schema says so of its key. Of an existing file nothing has a
 meaning of its own; in what is yet to be made, `${…}` is an interpolation, and between the values of
 a sweep there are commas.
 """
@@ -16,46 +16,36 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from d2.config.bounds import leaves
+from d2.config.schema import ROOTS
 from d2.files import sha256_of
 
-PATHS = {
-    *(
-        "output_dir",
-        "cache_dir",
-        "scenes.path",
-        "matting.model",
-        "autoencoder",
-        "cell",
-        "init_from",
-    ),
-    *("scenes.views", "cameras.path"),
-    *(
-        "video.checkpoint",
-        "multiview.checkpoint",
-        "features_file",
-        "clip.file",
-        "compare_to",
-        "composition.moments",
-    ),
-    *("run", "pred", "truth", "runs", "hydra.sweep.dir", "hydra.run.dir"),
-}
-LISTS = {"run", "pred", "runs"}  # whose value may be several paths
+VERBATIM = {  # key -> one | several, which it is if it is for any command
+    key: kind
+    for kind in ("one", "several")
+    for root in ROOTS.values()
+    for key, _, each in leaves(root)
+    if each.metadata.get("verbatim") == kind
+} | {"hydra.sweep.dir": "one", "hydra.run.dir": "one"}
 # Hydra's functions of a sweep
 SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 
-def as_path(override: str, *, swept: bool = False) -> str:
-    """An override with its value in quotes, where its key wants a path; `swept`: commas lie between
-    values (-m)."""
+def as_written(override: str, *, swept: bool = False) -> str:
+    """An override with its value in quotes, where its key takes it as it is written; `swept`:
+    commas lie between values (-m)."""
     key, equals, value = override.partition("=")
-    if not equals or key.lstrip("+") not in PATHS or value in ("", "null", "???"):
+    # the rules' files have no schema
+    kind = "one" if key.endswith(".file") else VERBATIM.get(key.lstrip("+"))
+    if not equals or kind is None or value in ("", "null", "???"):
         return override
     if _exists(value):
         return f"{key}={quoted(literal(value))}"
-    if swept and (SWEPT.fullmatch(value) or "," in value) and _is_grammatical(override):
+    has_quotes = re.search(r"['\"]", value) and _is_grammatical(override)
+    if swept and (SWEPT.fullmatch(value) or ("," in value and has_quotes)):
         return override
-    if key.lstrip("+") in LISTS and value[:1] + value[-1:] == "[]":
-        return override if _is_grammatical(override) else f"{key}=[{_each_quoted(value[1:-1])}]"
+    if kind == "several" and value[:1] + value[-1:] == "[]":
+        return override if has_quotes else f"{key}=[{_each_quoted(value[1:-1])}]"
     if swept and "," in value:
         return f"{key}={_each_quoted(value)}"
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
@@ -77,8 +67,14 @@ def literal(text: str) -> str:
 
 
 def _each_quoted(values: str) -> str:
-    parts = (part.strip() for part in values.split(","))
-    return ",".join(quoted(literal(part) if _exists(part) else part) for part in parts if part)
+    """Values between commas; what is there under a name with commas is one of them."""
+    parts, found = values.split(","), []
+    while parts:
+        joined = [",".join(parts[:end]).strip() for end in range(len(parts), 0, -1)]
+        there = next((name for name in joined if name and _exists(name)), None)
+        found.append(quoted(joined[-1] if there is None else literal(there)))
+        del parts[: 1 if there is None else len(parts) - joined.index(there)]
+    return ",".join(part for part in found if part != "''")
 
 
 def _exists(value: str) -> bool:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from d2.errors import InputError
-from d2.plan.rehearsal import UNETS, Cast, Rehearsal, Workload, rehearse
+from d2.plan.cast import UNETS, Cast
+from d2.plan.rehearsal import Rehearsal, Workload, rehearse
 from d2.priors.placement import OFFLOADS, resident_bytes, waiting_bytes
 from d2.sampling import within
 from d2.terms import Settings

@@ -11,8 +11,9 @@ import torch
 
 from d2.job import PUBLISHED, Job
 from d2.matrix import camera_ring
+from d2.plan.cast import Cast, cast_of
 from d2.plan.planner import Choice, plan, render
-from d2.plan.rehearsal import Cast, Workload, cast_of, cell_evaluations, steps_by_kind
+from d2.plan.rehearsal import Workload, cell_evaluations, steps_by_kind
 from d2.priors import checkpoint, tiny
 from d2.priors.prior import PriorConfig
 from d2.rules.bundle import under_one_prior
@@ -52,14 +53,7 @@ def cells_of_methods(job: Job) -> dict[str, float]:
     Of the baselines it knows those that sample.
     """
     workload = workload_of(job)
-    cast = _counting_cast(
-        workload.video,
-        workload.multiview,
-        workload.first_stage,
-        workload.decoder,
-        workload.cell,
-        torch.float32,
-    )
+    cast = _counting_cast(workload.sizes, torch.float32)
     methods = {"joint": job.rules}
     if job.baselines:
         methods["columns_alone"] = under_one_prior(job.rules, "multiview")
@@ -107,7 +101,7 @@ def workload_of(job: Job) -> Workload:
     """What is to be sampled, by sizes alone."""
     if job.networks.is_tiny:
         cell = tiny.CELL if "cell" in job.networks.files else None
-        columns = tiny.CAMERA if job.networks.multiview == "tiny_camera" else tiny.MULTIVIEW
+        columns = job.networks.multiview_config
         return Workload(tiny.VIDEO, columns, tiny.AUTOENCODER, job.rules, *job.size, cell=cell)
     published = checkpoint.PUBLISHED
     video, multiview = published[job.networks.video], published[job.networks.multiview]

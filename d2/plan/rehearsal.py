@@ -1,42 +1,30 @@
-"""A run of the job on the meta device, where tensors have shapes but no contents: what it evaluates
-and keeps.
+"""A run of the job on the meta device: what it evaluates and keeps.
 
-It is the job's own code that runs, so what is found follows it. Every network runs once; its
-further calls are counted in proportion to their batch. Memory is in bytes; a multiplication with
-its addition is two operations.
+It is the job's own code that runs, so what is found follows it.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch import Tensor
 
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import sample_scene
-from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
-from d2.priors.first_stage import FirstStage, FirstStageConfig
-from d2.priors.prior import Prior, PriorConfig
+from d2.plan.cast import UNETS, Cast, Count, Fused, Sizes, cast_of
+from d2.priors.camera_prior import CameraPriorConfig
+from d2.priors.first_stage import FirstStageConfig
+from d2.priors.prior import PriorConfig
 from d2.reference import make_clip, make_orbits
 from d2.rules.bundle import Rules
 from d2.rules.choosing import Choosing, Judge, cuts
 from d2.sampling import State, Step, as_composition, needed, within
 from d2.scene import Scene
 from d2.shard import by_itself
-from d2.terms import Priors, Settings
-
-UNETS = ("video", "multiview", "cell")
+from d2.terms import Settings
 
 
 class Workload(NamedTuple):
@@ -53,24 +41,14 @@ class Workload(NamedTuple):
     decoder: FirstStageConfig | None = None  # the multi-view prior's own
     cell: PriorConfig | None = None  # of unary.prior=cell
 
+    @property
+    def sizes(self) -> Sizes:
+        """Those of its networks."""
+        return Sizes(self.video, self.multiview, self.first_stage, self.decoder, self.cell)
+
     def cast(self, dtype: torch.dtype) -> Cast:
         """The networks, to be rehearsed with."""
-        return cast_of(self.video, self.multiview, self.first_stage, self.decoder, self.cell, dtype)
-
-
-class Count(NamedTuple):
-    """What a network evaluated."""
-
-    calls: int = 0
-    items: int = 0  # of its batch: pictures, frames
-    flops: float = 0.0
-
-    def plus(self, other: Count, times: int = 1) -> Count:
-        return Count(
-            self.calls + times * other.calls,
-            self.items + times * other.items,
-            self.flops + times * other.flops,
-        )
+        return cast_of(self.sizes, dtype)
 
 
 class Rehearsal(NamedTuple):
@@ -80,175 +58,6 @@ class Rehearsal(NamedTuple):
     reference: dict[str, Count]  # of orbit and clip
     joint: dict[str, Count]  # of one joint sampling
     peaks: dict[str, int]
-
-
-# ---------------------------------------------------------------------------------------- measuring
-
-
-class Meter(TorchDispatchMode):
-    """Counts operations, and the bytes of tensors that were made since it was entered and still
-    live.
-
-    What was there before, as weights, is not counted. `at` says on whose account a peak goes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at, self.live, self.flops = "", 0, 0.0
-        self.peaks: Counter[str] = Counter()
-        self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def note(self, extra: int = 0) -> None:
-        """Take down how much lives now, with `extra` bytes that only lived for a moment."""
-        self.peaks[self.at] = max(self.peaks[self.at], self.live + extra)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if count := flop_registry.get(func.overloadpacket):
-            self.flops += count(*args, **kwargs, out_val=out)
-        results = [out] if isinstance(out, Tensor) else tree_leaves(out)
-        new = [t for t in results if isinstance(t, Tensor) and key_of(t) not in self.known]
-        if new:
-            # views of what was there
-            old = {key_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-            for tensor in new:
-                self.watch(tensor, old)
-        return out
-
-    def watch(self, tensor: Tensor, old: Collection[int]) -> None:
-        storage, key = tensor.untyped_storage(), key_of(tensor)
-        if key in self.known or key in old:
-            return
-        self.live += storage.nbytes()
-        self.known[key] = weakref.ref(storage, partial(self.gone, key, storage.nbytes()))
-        self.note()
-
-    def gone(self, key: int, size: int, _: object) -> None:
-        del self.known[key]
-        self.live -= size
-
-
-def key_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-class Fused(TorchFunctionMode):
-    """Attention on the meta device as one fused kernel, as on a real one; else its table of scores
-    would be counted."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
-        return func(*args, **(kwargs or {}))
-
-
-# ----------------------------------------------------------------------------------------- the cast
-
-
-class Cast(NamedTuple):
-    """A job's networks on the meta device, each under an understudy that remembers what it
-    costs."""
-
-    priors: Priors
-    units: dict[str, nn.Module]  # name of a network -> what is moved as one with it
-    meter: Meter
-    counts: dict[str, Count]  # of the pass that runs
-
-
-def cast_of(
-    video: PriorConfig,
-    multiview: PriorConfig | CameraPriorConfig,
-    first_stage: FirstStageConfig,
-    decoder: FirstStageConfig | None,
-    cell: PriorConfig | None,
-    dtype: torch.dtype,
-) -> Cast:
-    """Networks of these sizes on the meta device."""
-    with torch.device("meta"):
-        rows, stage = Prior(video), FirstStage(first_stage)
-        priors = Priors(rows, multiview_of(multiview, rows, video), stage, cell and Prior(cell))
-        priors.multiview.decoder = decoder and FirstStage(decoder)
-    for holder in priors.present:
-        holder.to(dtype).eval().requires_grad_(False)
-    cast = Cast(priors, {}, Meter(), {})
-    for name, network, unit in called(priors):
-        cast.units[name] = unit
-        understudy(network, name, cast)
-    return cast
-
-
-def multiview_of(
-    config: PriorConfig | CameraPriorConfig, video: Prior, beside: PriorConfig
-) -> Prior | CameraPrior:
-    """A prior of any cameras has its image tower from the video prior beside it, if it is as
-    large."""
-    if not isinstance(config, CameraPriorConfig):
-        return Prior(config)
-    cameras = CameraPrior(config, with_tower=config.tower != beside.tower)
-    cameras.tower = cameras.tower or video.tower
-    return cameras
-
-
-def called(priors: Priors) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Every network that is called: its name, itself, and what is moved as one with it."""
-    stages = {"": priors.first_stage}
-    for name, prior in zip(UNETS, (priors.video, priors.multiview, priors.cell), strict=True):
-        if prior is None:
-            continue
-        yield name, prior.unet, prior.unet
-        if prior.tower is not None and (
-            prior is priors.video or prior.tower is not priors.video.tower
-        ):
-            yield f"{name} tower", prior.tower, prior.tower
-        if prior.encoder is not None:
-            yield f"{name} encoder", prior.encoder, prior.encoder
-        if prior.decoder is not None:
-            stages[f"{name} "] = prior.decoder
-    for name, stage in stages.items():
-        autoencoder = stage.autoencoder
-        yield f"{name}decoder", autoencoder.decoder, autoencoder
-        if autoencoder.config.has_encoder:
-            yield f"{name}first encoder", autoencoder.encoder, autoencoder
-
-
-class Cost(NamedTuple):
-    """Of one item of a network's batch."""
-
-    flops: float
-    bytes: float  # that live during the call, beyond what lived before
-    shape: torch.Size  # of the result
-
-
-def understudy(network: nn.Module, name: str, cast: Cast) -> None:
-    """Let the first call of a network run, and answer later ones from what it cost."""
-    forward, meter = network.forward, cast.meter
-    known: dict[Any, Cost] = {}
-    dtype = next(network.parameters()).dtype
-
-    def measure(x: Tensor, *rest: Any, **options: Any) -> Cost:
-        flops, peaks, live = meter.flops, meter.peaks, meter.live
-        meter.flops, meter.peaks = 0.0, Counter()
-        given = tree_map(lambda t: t.to(dtype) if isinstance(t, Tensor) else t, (x, rest, options))
-        out = forward(given[0], *given[1], **given[2])
-        cost = Cost(meter.flops / len(x), (meter.peaks[name] - live) / len(x), out.shape[1:])
-        meter.flops, meter.peaks = flops, peaks
-        return cost
-
-    def play(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        meter.at = name
-        key = (x.shape[1:], *(option for option, value in options.items() if value is not None))
-        if key not in known:
-            known[key] = measure(x, *rest, **options)
-        cost, n = known[key], len(x)
-        cast.counts[name] = cast.counts.get(name, Count()).plus(Count(1, n, n * cost.flops))
-        meter.note(round(n * cost.bytes))
-        return x.new_empty(n, *cost.shape)
-
-    network.forward = play
-
-
-# --------------------------------------------------------------------------------------- rehearsing
 
 
 def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:

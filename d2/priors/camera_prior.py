@@ -53,6 +53,7 @@ class CameraPriorConfig:
     # table: the published one, noise predicted, and the published units of cameras; any:
     # ln(sigma)/4, v predicted, and this house's units
     levels: Literal["table", "any"]
+    cameras = "any"  # which it can be told
 
 
 class CameraPrior(nn.Module):

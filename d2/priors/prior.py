@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -51,6 +51,11 @@ class PriorConfig:
     tower: ImageTowerConfig
     encoder: AutoencoderConfig | None
     scalars: tuple[tuple[str, int], ...]  # name and embedding width, in the order of the vector
+
+    @property
+    def cameras(self) -> Literal["none", "ring"]:
+        """Which cameras it can be told: azimuths and elevations alone, or none."""
+        return "ring" if "azimuths_rad" in dict(self.scalars) else "none"
 
 
 class Prior(nn.Module):

@@ -162,6 +162,11 @@ def config_of(kind: str) -> PriorConfig:
     return {"video": VIDEO, "multiview": MULTIVIEW, "cell": CELL}[kind]
 
 
+def multiview_config(network: str) -> PriorConfig | CameraPriorConfig:
+    """Of the tiny multi-view prior of this name: tiny, tiny_camera."""
+    return {"tiny": MULTIVIEW, "tiny_camera": CAMERA}[network]
+
+
 def load_first_stage(path: Path) -> FirstStage:
     """The tiny autoencoder, frozen."""
     file = read_weights(path, "autoencoder")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2.cameras import on_sphere
 from d2.matrix import FOV_Y_DEG, RADIUS, Cameras
 
 BLUR = 0.3  # pixels², of every 3D Gaussian renderer since Kerbl et al.
@@ -99,7 +100,7 @@ def orbit_pinholes(
     """Cameras on a sphere, z up, that look at its centre in the middle of their pictures;
     float32."""
     a, e = azimuth_rad.double(), elevation_rad.double()
-    outward = torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], dim=-1)
+    outward = on_sphere(a, e)
     right = torch.stack([-a.sin(), a.cos(), torch.zeros_like(a)], dim=-1)
     down = torch.stack([e.sin() * a.cos(), e.sin() * a.sin(), -e.cos()], dim=-1)
     turn = torch.stack([right, down, -outward], dim=-2)

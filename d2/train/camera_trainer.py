@@ -15,14 +15,9 @@ from d2.cameras import lens
 from d2.matrix import FOV_Y_DEG
 from d2.priors.camera_prior import CameraCondition, CameraPrior
 from d2.priors.rays import pluecker
+from d2.settings import LossConfig, OptimizerConfig
 from d2.train.data import to_images
-from d2.train.prior_trainer import (
-    LossConfig,
-    OptimizerConfig,
-    Trained,
-    draw_sigma,
-    validation_noise,
-)
+from d2.train.prior_trainer import Trained, draw_sigma, validation_noise
 
 KNOWN = (1, 1, 2, 3)  # cells that are known, each in a quarter of the batches
 

@@ -23,8 +23,9 @@ from d2.data import world4d
 from d2.data.creature import sample_creatures
 from d2.files import write_array
 from d2.nn.video_encoder import VideoEncoder
+from d2.settings import OptimizerConfig
 from d2.train.data import ViewSet
-from d2.train.prior_trainer import OptimizerConfig, Trained
+from d2.train.prior_trainer import Trained
 
 MAX_BLUR, MAX_NOISE = 2.0, 0.25  # standard deviations: in pixels, and of what is added to them
 KERNEL_RADIUS = 6  # pixels, three standard deviations of the widest blur

@@ -89,6 +89,8 @@ def next_phases(
 def _refuse_change(key: str, before: Any, now: Any) -> None:
     if before != now:
         name = KEYS.get(key, key)
+        if key == "optimizer.muon":
+            before, now = (("adamw", "muon")[value] for value in (before, now))
         raise InputError(
             f"{name}={now}: the training in output_dir has {before}; give the same, or another"
             " output_dir"

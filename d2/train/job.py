@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
+from torch.utils.data import Dataset
 
 from d2 import signals
 from d2.config.names import Label
@@ -28,75 +28,21 @@ from d2.priors import tiny
 from d2.priors.camera_prior import CameraPrior
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
-from d2.settings import Devices
+from d2.settings import TrainJob
 from d2.train.callbacks import Checkpoints, TrainingProgress, WeightsWriter
 from d2.train.camera_trainer import CameraTrainer
 from d2.train.data import Kind as ViewKind
 from d2.train.data import Pictures, Sequences, ViewSet, Walks, WorldData, encoded, rendered
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
-from d2.train.prior_trainer import (
-    AutoencoderTrainer,
-    LossConfig,
-    OptimizerConfig,
-    PriorTrainer,
-    Trained,
-)
+from d2.train.prior_trainer import AutoencoderTrainer, PriorTrainer, Trained
 from d2.train.replay import replay
 from d2.trainer import StopsAtOnce, environment, make_trainer, strategy
 
-Kind = Literal["autoencoder", "video", "multiview", "camera", "cell", "video_encoder"]
 # what each trains on
 VIEWS: dict[str, ViewKind] = {"video": "clips", "multiview": "orbits", "cell": "pairs"}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainJob:
-    """Everything that decides a training run."""
-
-    kind: Kind
-    output_dir: Path
-    cache_dir: Path
-    autoencoder: Path  # weights of the first stage; unused when it is what is trained
-    optimizer: OptimizerConfig
-    loss: LossConfig
-    num_scenes: int = 20_000
-    num_validation_scenes: int = 64
-    batch_size: int = 24
-    seed: int = 0
-    init_from: Path | None = None  # shipped weights to start from
-    decoder_steps: int = 0  # of the autoencoder: the last ones, which leave its latents as they are
-    edge_weight: float = 0.0
-    latent_noise: float = 0.0
-    cuda_graphs: bool = False  # of a prior's UNet
-    validate_every: int = 500  # steps
-    save_every_minutes: float = 5.0
-    max_minutes: float | None = None  # of this call
-    accelerator: str = "auto"
-    devices: Any = 1  # each with batches of its own
-    strategy: str = "auto"
-    num_nodes: int = 1
-    timeout_seconds: float = 1800.0  # for which a process waits for another
-    precision: Any = "32-true"
-
-    @property
-    def device(self) -> torch.device:
-        """Where the world is rendered and encoded."""
-        cuda = self.accelerator in ("gpu", "cuda") or (
-            self.accelerator == "auto" and torch.cuda.is_available()
-        )
-        return torch.device("cuda" if cuda else "cpu")
-
-    @property
-    def told(self) -> Devices:
-        """What it runs on."""
-        where = (self.accelerator, self.devices, self.strategy, self.num_nodes)
-        return Devices(*where, self.timeout_seconds)
-
-    @property
-    def starts_from(self) -> Kind:
-        """The kind of weights that `init_from` names."""
-        return "multiview" if self.kind == "cell" else self.kind
+SPLITS: tuple[world4d.Split, world4d.Split] = ("train", "validation")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 StartLoggers = Callable[[int], list[Any]]  # from the step that a training goes on at
@@ -117,10 +63,8 @@ def train(job: TrainJob, loggers: StartLoggers, callbacks: list[L.Callback]) -> 
     # a training is cut into calls, computed and waited for
     for how in ("max_minutes", "cuda_graphs", "timeout_seconds"):
         del config[how]
-    started = (
-        None if job.init_from is None else tiny.read_weights(job.init_from, job.starts_from).meta
-    )
-    phases = next_phases(past, config, started)
+    start = start_of(job)
+    phases = next_phases(past, config, start and start.meta)
     builders = {
         "autoencoder": build_autoencoder,
         "camera": build_camera,
@@ -180,7 +124,7 @@ def make_training_trainer(
 
     On a GPU float32 products are of TF32, as its convolutions are by default.
     """
-    if job.device.type == "cuda":
+    if device_of(job).type == "cuda":
         torch.set_float32_matmul_precision("high")
     return L.Trainer(
         accelerator=job.accelerator,
@@ -223,37 +167,27 @@ def train_command(job: TrainJob, logging: Logging, label: Label, told: Mapping[s
 
 def build_autoencoder(job: TrainJob) -> tuple[AutoencoderTrainer, WorldData]:
     """The autoencoder's module and its pictures: half of them from orbits, half from clips."""
-    stage = FirstStage(tiny.AUTOENCODER)
-    _warm_start(stage, job)
-    ensure_writable(job.output_dir)
-    render = partial(rendered, job.cache_dir, device=job.device)
-    sets = [render(kind, "train", job.num_scenes) for kind in ("orbits", "clips")]
-    held = render("clips", "validation", job.num_validation_scenes)
-    return AutoencoderTrainer(
+    stage = begun(FirstStage(tiny.AUTOENCODER), job)
+    sets = [views_of(job, kind, "train") for kind in ("orbits", "clips")]
+    held = views_of(job, "clips", "validation")
+    module = AutoencoderTrainer(
         stage,
         job.optimizer,
         decoder_steps=job.decoder_steps,
         edge_weight=job.edge_weight,
         latent_noise=job.latent_noise,
-    ), WorldData(Pictures(*sets), Pictures(held), batch_size=job.batch_size, seed=job.seed)
+    )
+    return module, batches(job, [Pictures(*sets), Pictures(held)])
 
 
 def build_video_encoder(job: TrainJob) -> tuple[EncoderTrainer, WorldData]:
     """The video encoder's module and its videos: half of them orbits, half clips."""
-    encoder = VideoEncoder()
-    _warm_start(encoder, job)
-    ensure_writable(job.output_dir)
-    sizes: dict[world4d.Split, int] = {
-        "train": job.num_scenes,
-        "validation": job.num_validation_scenes,
-    }
-    render = partial(rendered, job.cache_dir, device=job.device)
-    train, held = (
-        Videos(render("orbits", split, n), render("clips", split, n), split)
-        for split, n in sizes.items()
-    )
-    module = EncoderTrainer(Reader(encoder), job.optimizer)
-    return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
+    encoder = begun(VideoEncoder(), job)
+    sets = [
+        Videos(views_of(job, "orbits", split), views_of(job, "clips", split), split)
+        for split in SPLITS
+    ]
+    return EncoderTrainer(Reader(encoder), job.optimizer), batches(job, sets)
 
 
 def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
@@ -265,42 +199,40 @@ def build_prior(job: TrainJob) -> tuple[PriorTrainer, WorldData]:
     """
     assert job.kind in ("video", "multiview", "cell")
     stage = settled_first_stage(job.autoencoder)
-    prior = Prior(tiny.config_of(job.kind))
-    _warm_start(prior, job)
-    ensure_writable(job.output_dir)
-    name = fingerprint(job.autoencoder)
-    parts: list[Sequences] = []
-    sizes: dict[world4d.Split, int] = {
-        "train": job.num_scenes,
-        "validation": job.num_validation_scenes,
-    }
-    for split, count in sizes.items():
-        views = rendered(job.cache_dir, VIEWS[job.kind], split, count, device=job.device)
-        latents = encoded(views, stage, name, device=job.device)
-        motion = motion_of(views, job.device) if job.kind == "video" else torch.zeros(count)
-        parts.append(Sequences(views, latents, motion, -1 if job.kind == "multiview" else 0))
-    module = PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss)
-    return module, WorldData(*parts, batch_size=job.batch_size, seed=job.seed)
+    prior = begun(Prior(tiny.config_of(job.kind)), job)
+    sets = []
+    for split in SPLITS:
+        views = views_of(job, VIEWS[job.kind], split)
+        latents = latents_of(job, views, stage)
+        is_clip, reference = job.kind == "video", -1 if job.kind == "multiview" else 0
+        motion = motion_of(views, device_of(job)) if is_clip else torch.zeros(len(latents))
+        sets.append(Sequences(views, latents, motion, reference))
+    return PriorTrainer(prior, stage, job.kind, job.optimizer, job.loss), batches(job, sets)
 
 
 def build_camera(job: TrainJob) -> tuple[CameraTrainer, WorldData]:
     """The module of the prior of any cameras, and its frozen scenes from anywhere."""
     stage = settled_first_stage(job.autoencoder)
-    prior = CameraPrior(tiny.CAMERA)
-    _warm_start(prior, job)
-    ensure_writable(job.output_dir)
-    name = fingerprint(job.autoencoder)
-    sizes: dict[world4d.Split, int] = {
-        "train": job.num_scenes,
-        "validation": job.num_validation_scenes,
-    }
-    sets = [
-        rendered(job.cache_dir, "walks", split, count, device=job.device)
-        for split, count in sizes.items()
-    ]
-    train, held = (Walks(views, encoded(views, stage, name, device=job.device)) for views in sets)
-    module = CameraTrainer(prior, job.optimizer, job.loss)
-    return module, WorldData(train, held, batch_size=job.batch_size, seed=job.seed)
+    prior = begun(CameraPrior(tiny.CAMERA), job)
+    views = [views_of(job, "walks", split) for split in SPLITS]
+    sets = [Walks(each, latents_of(job, each, stage)) for each in views]
+    return CameraTrainer(prior, job.optimizer, job.loss), batches(job, sets)
+
+
+def views_of(job: TrainJob, kind: ViewKind, split: world4d.Split) -> ViewSet:
+    """The rendered scenes of a split, as many as the job wants."""
+    count = job.num_scenes if split == "train" else job.num_validation_scenes
+    return rendered(job.cache_dir, kind, split, count, device=device_of(job))
+
+
+def latents_of(job: TrainJob, views: ViewSet, stage: FirstStage) -> np.ndarray:
+    """Their pictures through the job's first stage, n t c h w."""
+    return encoded(views, stage, fingerprint(job.autoencoder), device=device_of(job))
+
+
+def batches(job: TrainJob, sets: Sequence[Dataset[Any]]) -> WorldData:
+    """Batches of what is trained on, and of what validates."""
+    return WorldData(*sets, batch_size=job.batch_size, seed=job.seed)
 
 
 def settled_first_stage(autoencoder: Path) -> FirstStage:
@@ -319,6 +251,14 @@ def settled_first_stage(autoencoder: Path) -> FirstStage:
     return stage
 
 
+def device_of(job: TrainJob) -> torch.device:
+    """Where the world is rendered and encoded."""
+    cuda = job.accelerator in ("gpu", "cuda") or (
+        job.accelerator == "auto" and torch.cuda.is_available()
+    )
+    return torch.device("cuda" if cuda else "cpu")
+
+
 def motion_of(views: ViewSet, device: torch.device) -> torch.Tensor:
     """Motion of every sequence of a set, computed once: n."""
     path = views.folder / "motion.npy"
@@ -332,15 +272,24 @@ def motion_of(views: ViewSet, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def _warm_start(network: nn.Module, job: TrainJob) -> None:
-    if job.init_from is None:
-        return
-    file = tiny.read_weights(job.init_from, job.starts_from)
-    if job.kind == "cell":  # told one scalar more than a column: the frame
-        name = "unet.label_emb.0.0.weight"
-        told = tiny.CELL.unet.adm_in_channels
-        file.state[name] = F.pad(file.state[name], (0, told - file.state[name].shape[1]))
-    tiny.load_into(network, file, job.init_from)
+def begun(network: Network, job: TrainJob) -> Network:
+    """A network with the weights that its training starts from, once there is room for its own."""
+    file = start_of(job)
+    if file is not None:
+        if job.kind == "cell":  # told one scalar more than a column: the frame
+            name = "unet.label_emb.0.0.weight"
+            told = tiny.CELL.unet.adm_in_channels
+            file.state[name] = F.pad(file.state[name], (0, told - file.state[name].shape[1]))
+        assert job.init_from is not None
+        tiny.load_into(network, file, job.init_from)
+    ensure_writable(job.output_dir)
+    return network
+
+
+def start_of(job: TrainJob) -> tiny.WeightsFile | None:
+    """The weights that a training starts from."""
+    kind = "multiview" if job.kind == "cell" else job.kind
+    return None if job.init_from is None else tiny.read_weights(job.init_from, kind)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,26 +19,12 @@ from torch import Tensor, nn
 from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Condition, Prior
 from d2.priors.tiny import FPS_ID, polar_rad
+from d2.settings import LossConfig, OptimizerConfig
 from d2.train.data import to_images
 from d2.train.latent_basis import orient
 from d2.train.muon import Muon
 
 BANDS = (0.0, 0.1, 1.0, 10.0, 188.0, float("inf"))  # of sigma; published VRS works above 188
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Muon or AdamW with a linear warm-up, a plateau and a linear decay to zero over the last
-    `decay_steps`."""
-
-    lr: float = 6e-4
-    muon: bool = False
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    warmup_steps: int = 200
-    max_steps: int = 8000
-    decay_steps: int = 3000
-    ema_decay: float = 0.999
 
 
 def lr_factor(step: int, config: OptimizerConfig) -> float:
@@ -192,22 +177,6 @@ def creature(
     """Pixels that are not background, grown by two: n 1 h w, bool."""
     there = (pixels < 247).any(dim=1, keepdim=True).float()
     return F.max_pool2d(there, 5, stride=1, padding=2) > 0
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The noise levels trained on and the corruption of conditions."""
-
-    log_sigma_mean: float = 0.3
-    log_sigma_std: float = 1.4
-    high_share: float = 0.1  # log-uniform on [high_min, high_max]
-    high_min: float = 20.0
-    high_max: float = 700.0
-    drop: float = 0.15  # of the conditions, for guidance
-    singles: int = 16  # single images a step, drawn from as many other sequences
-    cond_aug_log_mean: float = -3.0  # ln of the noise on the reference picture, as SVD
-    cond_aug_log_std: float = 1.0
-    cond_aug_zero: float = 0.3  # share of clean references
 
 
 class PriorTrainer(Trained):
