@@ -43,7 +43,7 @@ from d2.metrics.intervals import (
 from d2.metrics.reference import POOLED_NAMES
 from d2.metrics.suite import Suite
 from d2.metrics.table import interval_text, markdown_table, tables
-from d2.pipeline import under_one_prior
+from d2.rules.bundle import under_one_prior
 from d2.sample.measure import measure_scene
 from d2.scene import Scene
 
