@@ -130,7 +130,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "more", [["pages=true", "baselines=true"], ["seeds=[0,1]"]], ids=["run", "study"]
+    "more",
+    [["pages=true", "baselines=true"], ["seeds=[0,1]"], ["particles=2", "choosing=lift"]],
+    ids=["run", "study", "particles"],
 )
 def test_a_run_that_is_stopped_again_and_again_leaves_the_same_bytes(
     more: list[str], d2_sample: Run, tmp_path: Path, steps: list[int]
