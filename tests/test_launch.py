@@ -222,7 +222,12 @@ def dealt(rank: int, world: int) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "line", [["scenes.count=3"], ["variants={a:[],b:[weights=video]}", "scenes.count=2"]]
+    "line",
+    [
+        ["scenes.count=3"],
+        ["variants={a:[],b:[weights=video]}", "scenes.count=2"],
+        ["particles=2", "scenes.count=2"],
+    ],
 )
 def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
     line: list[str], ranks: Callable[..., list[int]], tmp_path: Path
