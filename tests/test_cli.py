@@ -482,3 +482,12 @@ def test_a_bug_exits_with_1_and_its_traceback(tmp_path: Path) -> None:
     done = script(sys.executable, "-c", broken, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback") and "ZeroDivisionError" in done.stderr
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    """`d2 sample --help | head`; and a terminal that knows no × is written to all the same."""
+    line = f"{shlex.quote(sys.executable)} -m d2 sample --help | head -c 1; exit ${{PIPESTATUS[0]}}"
+    latin = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=latin)
+    assert (done.stdout, done.stderr) == ("u", "")
+    assert done.returncode in (0, 141)  # it may have written all before
