@@ -31,8 +31,7 @@ install: .venv/.installed
 	@touch $@
 
 # the tiny tier's weights from nothing, hours of a CPU: run it again and it goes on. MINUTES is the
-# limit of each prior in one run; with an accelerator, as in
-#   make priors MINUTES=60 TRAIN='cuda_graphs=true prior.batch_size=256 num_scenes=30000'
+# limit of each prior in one run; with an accelerator, see docs/training.md
 MINUTES ?= 240
 TRAIN ?=
 priors: .venv/.sampling

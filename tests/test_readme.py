@@ -111,7 +111,7 @@ def test_commands_are_understood(
 ) -> None:
     from d2.resolve import resolve
 
-    def execute(command: str, composed: Any, overrides: list[str], *, swept: bool = False) -> int:
+    def execute(command: str, composed: Any) -> int:
         if command == "sample":
             resolve(composed.config, composed.text, composed.name, composed.label)
         return 0
