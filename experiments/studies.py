@@ -115,7 +115,7 @@ STUDIES = (
     Study("best_rule", 0.7, FULL, "full_plan"),
     Study(
         "does_the_matrix_make_an_asset",
-        0.7,
+        0.8,
         "python experiments/does_the_matrix_make_an_asset/study.py"
         " outputs/does_the_matrix_make_an_asset",
     ),

@@ -73,16 +73,16 @@ def test_the_study_of_assets_and_an_evaluation_have_the_same_figures(
     monkeypatch.setattr(
         self_fit, "RECIPE", Recipe(num_gaussians=30, max_steps=2, hull_resolution=16)
     )
-    out = tmp_path / "out"
     own = [*small_weights, *SHORT, "matrix.num_views=3"]
+    one = [f"{variant}:1" for variant in study.VARIANTS]
     out = tmp_path / "study"
-    study.main(out, 1, 1, *own)
+    study.main(out, *one, *own)
     found = {(f.variant, f.metric): f.value for f in read_figures(out / "results.csv")}
     assert {variant for variant, _ in found} == set(study.VARIANTS)
     said = (out / "assets.md").read_text()
     assert "| truth " in said and "Asset minus matrix, paired." in said
     monkeypatch.setattr(study, "measured", None)  # what is there is read
-    study.main(out, 1, 1, *own)
+    study.main(out, *one, *own)
     assert (out / "assets.md").read_text() == said
     run = tmp_path / "run"
     job = [*own, f"output_dir={run}", "trainer=cpu", "scenes.count=1", "metrics=[]"]

@@ -1,15 +1,16 @@
 """Does the matrix make an asset? python experiments/does_the_matrix_make_an_asset/study.py [folder]
-[scenes] [scenes of the published plan] [key=value …, of d2 sample].
+[variant:scenes …] [key=value …, of d2 sample].
 
-A matrix with its fit is a file of its own, the default's of all scenes first, so that a killed
-study goes on with the next; tables are made of all that are there.
+A matrix with its fit is a file of its own, so that a killed study goes on with the next, and
+tables are made of all that are there.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,42 +49,45 @@ from d2.sample.measure import measure_scene
 from d2.scene import Scene
 
 NAME = "does_the_matrix_make_an_asset"
-VARIANTS = ("default", "columns_alone", "repeat_orbit", "truth", "published")
+DEFAULT = "fast"  # the preset of d2 sample
+VARIANTS = ("default", "official_short", "columns_alone", "repeat_orbit", "truth", "published")
+PRESETS = {"default": DEFAULT, "published": "official"}  # of the others: official_short
 SUITE = Suite(("reference", "self_psnr"), (), None, (), (), {})
 SHOWN = ("psnr_masked", "asset_psnr_masked", "asset_sharpness", "asset_own_view", "asset_own_frame")
 SELF = ("self_psnr", "self_psnr_masked", "self_sharpness")
 ORACLES = ("truth",)  # nobody ranks samples by it
 Figures = Mapping[str, Mapping[str, float]]  # scene -> variant -> value
+Samplers = Callable[[str], Any]  # variant -> what d2.load gives
 
 
 # --- matrices and their scenes --------------------------------------------------------------------
 
 
 @torch.no_grad()
-def matrix_of(variant: str, scene: Scene, default: Any, published: Any) -> Tensor:  # v f 3 h w
-    """What a variant makes of a scene. All variants share the default's orbit."""
+def matrix_of(variant: str, scene: Scene, samplers: Samplers) -> Tensor:  # v f 3 h w
+    """What a variant makes of a scene. The default has its own orbit, all others share one."""
     if variant == "truth":
         assert scene.truth is not None
         return scene.truth.pixels
-    given, orbits = default.module.reference(scene.observed())
+    base, sampler = samplers("official_short").module, samplers(variant).module
+    orbit_of = sampler if variant == "default" else base
+    given, orbits = orbit_of.reference(scene.observed())
     if variant == "repeat_orbit":
         return repeat_orbit(orbits[0], len(given.pixels))
-    sampler = published if variant == "published" else default
     alone = variant == "columns_alone"
     rules = under_one_prior(sampler.rules, "multiview") if alone else sampler.rules
-    return sampler.module.sample(given, orbits, rules, variant).matrix.pixels
+    return sampler.sample(given, orbits, rules, variant).matrix.pixels
 
 
-def measured(variant: str, scene: Scene, default: Any, published: Any) -> list[Figure]:
+def measured(variant: str, scene: Scene, samplers: Samplers) -> list[Figure]:
     """The figures of a variant's matrix and of the scene that is fitted to it."""
-    pixels = matrix_of(variant, scene, default, published)
-    job = (published if variant == "published" else default).job
+    pixels, job = matrix_of(variant, scene, samplers), samplers(variant).job
     return owned(
         measure_scene(SUITE, {JOINT: pixels}, scene)[JOINT].figures,
         run=NAME,
         variant=variant,
         sample=str(job.seed),
-        config=hash_of(deciding(job.text)) if variant in ("default", "published") else "",
+        config=hash_of(deciding(job.text)),
         weights=weights_hash(job.facts),
         commit=commit(),
     )
@@ -203,17 +207,26 @@ def plot(path: Path, figures: Sequence[Figure]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(folder: Path, count: int, published_count: int, *own: str) -> None:
-    words = (*own, "scenes.split=test", f"scenes.count={count}", "trainer=cpu")
-    default, published = d2.load(*words), d2.load("preset=official", *words)
-    weights = weights_hash(default.job.facts)
-    scenes = list_scenes(default.job.source)
+def main(folder: Path, *given: str) -> None:
+    words = [word for word in given if "=" in word]
+    counts = dict.fromkeys(VARIANTS, 16) | {
+        name: int(count) for name, _, count in (w.partition(":") for w in given if "=" not in w)
+    }
+    shared = (*words, "scenes.split=test", f"scenes.count={max(counts.values())}", "trainer=cpu")
+
+    load = cache(partial(d2.load, *shared))
+
+    def samplers(variant: str) -> Any:
+        return load(preset=PRESETS.get(variant, "official_short"))
+
+    weights = weights_hash(samplers("default").job.facts)
+    scenes = list_scenes(samplers("default").job.source)
     figures: list[Figure] = []
-    for variant in VARIANTS:
-        for unread in scenes[: published_count if variant == "published" else count]:
+    for variant, count in counts.items():
+        for unread in scenes[:count]:
             file = folder / "parts" / f"{variant}.{unread.name}.{weights}.csv"
             if not file.exists():
-                write_figures(file, measured(variant, unread.read(), default, published))
+                write_figures(file, measured(variant, unread.read(), samplers))
             figures += read_figures(file)
     write_figures(folder / "results.csv", figures)
     write_text(
@@ -235,10 +248,5 @@ def main(folder: Path, count: int, published_count: int, *own: str) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(
-        Path(given[0] if given else f"outputs/{NAME}"),
-        int(given[1]) if len(given) > 1 else 16,
-        int(given[2]) if len(given) > 2 else 16,
-        *given[3:],
-    )
+    folder = sys.argv[1] if len(sys.argv) > 1 else f"outputs/{NAME}"
+    main(Path(folder), *sys.argv[2:])
