@@ -130,6 +130,7 @@ def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Sett
         video_window=config.video.window,
         multiview_window=config.multiview.window,
         multiview_dilation=config.multiview.dilation,
+        told_orbit=config.multiview.told_orbit,
         hold=tuple(s.hold),
         unary=None if config.unary.prior is None else Unary(**asdict(config.unary)),
         video_cond_aug=config.video.cond_aug,

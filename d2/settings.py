@@ -51,6 +51,8 @@ class Settings:
     video_window: int | None = None  # frames that a row's prior sees at once; None: all
     multiview_window: int | None = None  # views that a column's prior sees at once; None: all
     multiview_dilation: int = 1  # views from one of a window to its next
+    # cells of the nearest orbit that a column is told besides, as far as can be from one another
+    told_orbit: int = 0
     unary: Unary | None = None
     video_cond_aug: float = 0.02
     multiview_cond_aug: float = 1e-5

@@ -7,6 +7,7 @@ sequences, t along a sequence, c h w; pixels are in [0, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,7 +62,7 @@ def joint_terms(
     so."""
     terms = [
         video_term(orbits, clip, noise, priors, settings),
-        multiview_term(clip, cameras, noise, priors, settings, others),
+        multiview_term(clip, cameras, noise, priors, settings, others, orbits),
     ]
     if settings.unary is not None:
         terms.append(unary_term(settings.unary, clip, orbits[0], cameras, noise, priors, settings))
@@ -109,12 +110,18 @@ def multiview_term(
     settings: Settings,
     # further views that are known, of which only a camera prior can be told
     others: Known | None = None,
+    orbits: Tensor | None = None,  # a v 3 h w, of which settings.told_orbit cells are told
 ) -> Term:
     """Columns under the frames of the input view, in the order in which the prior's azimuth
     grows."""
     if isinstance(priors.multiview, CameraPrior):
         return camera_term(
-            priors.multiview, references, cameras, priors.first_stage, settings, others
+            priors.multiview, references, cameras, priors.first_stage, settings, others, orbits
+        )
+    if settings.told_orbit:
+        raise InputError(
+            f"multiview.told_orbit={settings.told_orbit}: this multi-view prior is told one"
+            " picture; take multiview=seva or tiny_camera, or 0"
         )
     if others is not None:
         raise InputError(
@@ -168,12 +175,14 @@ def camera_term(
     first_stage: FirstStage,
     settings: Settings,
     others: Known | None = None,
+    orbits: Tensor | None = None,  # a v 3 h w, of settings.anchor_frames
 ) -> Term:
     """Columns told their cameras, and their known cells: those of the input's row, and of other
     known views' rows.
 
     The input view comes first, which makes it the reference of the rays; then the other known ones,
-    then the rest.
+    then the rest. Cells of the nearest orbit that are told besides stand behind them: of another
+    moment, they are no cells of the column, and without the condition they are not there.
     """
     v, f = cameras.num_views, len(clip)
     if settings.multiview_window is not None or settings.conv_blend is not None:
@@ -188,17 +197,45 @@ def camera_term(
             torch.cat([pictures, others.pixels.movedim(0, 1)], dim=1),
         )
     order = [*views, *(view for view in range(v) if view not in views)]
-    cells = columns(v, f).cells[:, order]
     rig, known = rig_of(cameras), [view in views for view in order]
+    further: list[int] = []
+    if orbits is not None and settings.told_orbit:
+        further = farthest(rig.poses[:, :3, 3], views, settings.told_orbit)
+        apart = torch.arange(f)[:, None] - torch.tensor(settings.anchor_frames)
+        told_orbits = orbits[apart.abs().argmin(dim=1).to(orbits.device)]  # f v 3 h w
+        pictures = torch.cat([pictures, told_orbits[:, further]], dim=1)
+    seen, known = rig.take([*order, *further]), [*known, *(True for _ in further)]
     parts = [
-        bind_views(prior, first_stage, to_images(part), known, rig.take(order), rig.poses)[0]
+        bind_views(prior, first_stage, to_images(part), known, seen, rig.poses)[0]
         for part in pictures.split(settings.encode_chunk)
     ]
     condition = CameraCondition(*map(torch.cat, zip(*parts, strict=True)))
     told = torch.zeros(v, f, dtype=torch.bool)
     told[views] = True
+    cells = columns(v, f).cells[:, order]
     cut = Cut(cells, torch.ones(cells.shape[:2]))
-    return Term("multiview", cut, camera_denoiser(prior, condition), prior.sigma_range, told)
+    denoise = camera_denoiser(prior, condition, condition.first(v).drop())
+    return Term("multiview", cut, denoise, prior.sigma_range, told)
+
+
+def farthest(
+    positions: Tensor,  # v 3
+    views: Sequence[int],
+    count: int,
+) -> list[int]:
+    """Further views, one after the other each as far as can be from the nearest one chosen before;
+    an InputError where there are not so many."""
+    chosen = [*views]
+    if count > len(positions) - len(views):
+        raise InputError(
+            f"multiview.told_orbit={count}: {len(positions)} views, of which {len(views)} are known"
+            f" anyway; give at most {len(positions) - len(views)}"
+        )
+    for _ in range(count):
+        distance = torch.cdist(positions, positions[chosen]).amin(dim=1)
+        distance[chosen] = -1.0
+        chosen.append(int(distance.argmax()))
+    return chosen[len(views) :]
 
 
 def unary_term(

@@ -25,7 +25,7 @@ from d2.rules import composition, guidance, renoise, solver, weights
 from d2.rules.bundle import Rules, under_one_prior
 from d2.sampling import Step, Term, among_speakers, karras_sigmas
 from d2.scene import Known, Scene
-from d2.terms import Priors, Settings, video_term
+from d2.terms import Priors, Settings, multiview_term, video_term
 
 V, F = 4, 3
 HIGH = float(table()[-1])
@@ -174,9 +174,8 @@ def test_weights_of_the_silent_go_to_the_others_in_their_proportions() -> None:
     told = torch.tensor([[True, False]])
     terms = [term("a"), term("b", 10.0, told), term("c")]
     given = among_speakers(fields, terms, 5.0)
-    assert given["b"].tolist() == [[0, pytest.approx(0.3)]] and sum(given.values()).tolist() == [
-        [1, 1]
-    ]  # type: ignore[union-attr]
+    assert given["b"].tolist() == [[0, pytest.approx(0.3)]]
+    assert torch.stack([*given.values()]).sum(dim=0).tolist() == [[1, 1]]
     assert given["a"][0, 0] / given["c"][0, 0] == pytest.approx(2.5)
     above = among_speakers(fields, terms, 11.0)
     assert not above["b"].any() and above["a"].flatten().tolist() == pytest.approx([0.5 / 0.7] * 2)
@@ -227,6 +226,38 @@ def test_more_known_views_are_told_and_kept() -> None:
             RULES,
             settings,
         )
+
+
+def test_cells_of_the_orbit_are_told_behind_a_column_and_are_no_cells_of_it() -> None:
+    """Two of the second anchor's orbit: they are known, and without the condition not there."""
+    cameras, settings = spiral(), replace(SETTINGS, anchor_frames=(0, 2), told_orbit=2)
+    given, clip = priors("any"), scene().pixels
+    orbits = draw(3, "init", (2, V, 3, 2 * SIZE, 2 * SIZE)).sigmoid()
+    inputs: list[Tensor] = []
+    given.multiview.unet.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    term = multiview_term(clip, cameras, partial(draw, 7), given, settings, orbits=orbits)
+    x = draw(1, "init", (F, V, CHANNELS, SIZE, SIZE))
+    said = term.denoise(x, 5.0, torch.arange(F), (True, True))
+    assert said.cond is not None and said.cond.shape == x.shape
+    alone = multiview_term(clip, cameras, partial(draw, 7), given, SETTINGS)
+    want = alone.denoise(x, 5.0, torch.arange(F), (True, False))
+    torch.testing.assert_close(said.uncond, want.uncond)
+    cond = next(i for i in inputs if len(i) == F * (V + 2)).unflatten(0, (F, V + 2))
+    assert cond[:, :, CHANNELS].amin(dim=(2, 3)).tolist() == [[1.0, 0, 0, 0, 1, 1]] * F
+    positions = rig_of(cameras).poses[:, :3, 3]
+    far = int((positions - positions[0]).norm(dim=1).argmax())
+    latents = given.first_stage.encode(orbits[:, far] * 2 - 1)
+    for frame, anchor in ((0, 0), (1, 0), (2, 1)):  # of two as near, the first
+        torch.testing.assert_close(
+            cond[frame, V, :CHANNELS], latents[anchor] / math.sqrt(1 + 0.002**2)
+        )
+    with pytest.raises(InputError, match=r"multiview\.told_orbit=4: 4 views, .*give at most 3"):
+        multiview_term(
+            clip, cameras, partial(draw, 7), given, replace(settings, told_orbit=4), orbits=orbits
+        )
+    ring = Priors(small_prior(1), small_prior(2), first_stage(3))
+    with pytest.raises(InputError, match=r"multiview\.told_orbit=2: this multi-view prior is told"):
+        multiview_term(clip, camera_ring(V), partial(draw, 7), ring, settings)
 
 
 def test_a_prior_that_is_told_any_level_takes_the_rules_own_steps() -> None:

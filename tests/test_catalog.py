@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from d2.files import asset
 from d2.priors import catalog, diffusers_layout, tiny
-from d2.priors.catalog import download, list_checkpoints, verify
+from d2.priors.catalog import TINY, download, list_checkpoints, verify
 from d2.priors.checkpoint import PUBLISHED, layout, wanted
 from d2.priors.prior import Prior
 from d2.priors.published import Published
@@ -179,7 +179,7 @@ def test_a_network_in_shards_is_read_through_its_index(index: str, tmp_path: Pat
         verify(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "video", "multiview"])
+@pytest.mark.parametrize("kind", TINY)
 def test_a_shipped_file_is_known_and_a_changed_one_refused(kind: str, tmp_path: Path) -> None:
     shipped = asset("checkpoints") / f"tiny_{kind}.safetensors"
     state = load_file(shipped)
@@ -245,7 +245,7 @@ def test_the_list_says_what_is_there(tmp_path: Path) -> None:
     ]
     rows = {line.split()[0]: line for line in lines}
     there = {name: line[starts[4] : starts[5]].strip() for name, line in rows.items()}
-    tiers = dict.fromkeys(["tiny_autoencoder", "tiny_video", "tiny_multiview", *PUBLISHED], "no")
+    tiers = dict.fromkeys([*(f"tiny_{kind}" for kind in TINY), *PUBLISHED], "no")
     assert there == tiers | {"tiny_video": "yes", "svd_xt": "yes", "sv3d_p": "damaged"}
     for name, published in PUBLISHED.items():
         assert f"{published.kind}={name} " in rows[name]

@@ -223,7 +223,7 @@ def test_a_prior_of_any_cameras_takes_tower_and_decoder_from_the_video_priors_fi
     bad = saved(
         {name: w for name, w in weights.items() if name != key}, tmp_path / "bad.safetensors"
     )
-    said = rf"^[^\n]*bad.safetensors: not seva: {key} is missing; get seva.safetensors[^\n]*$"
+    said = rf"^[^\n]*bad.safetensors: not seva: {key} is missing; get modelv1.1.safetensors[^\n]*$"
     with pytest.raises(ValueError, match=said):
         load_pair((svd, files[0]), (seva, bad), **F32)
     said = r"^[^\n]*: not svd_xt but seva, a multi-view prior; give it as multiview[^\n]*$"

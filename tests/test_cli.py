@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shlex
@@ -10,16 +11,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image, ImageDraw
+from test_rigs import written
 
 from d2 import cli
 from d2.cli import complain
 from d2.config import help as pages
 from d2.config.command_line import composed, readable, values_in_turn
+from d2.matrix import camera_ring
 from d2.sample import matrix_sampler
 
 Run = Callable[..., int]
@@ -151,6 +155,59 @@ def test_when_all_scenes_are_broken_nothing_is_written(
 
 def test_a_first_scene_beyond_the_last_is_refused(clip: Path, refused: Callable[..., str]) -> None:
     assert "scenes.first=1" in refused("scenes=folder", f"scenes.path={clip}", "scenes.first=1")
+
+
+# --- cameras --------------------------------------------------------------------------------------
+
+
+def in_one_place(table: dict[str, Any]) -> None:
+    for frame in table["frames"]:
+        frame["transform_matrix"] = table["frames"][0]["transform_matrix"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told", "says"),
+    [
+        (None, ("cameras.path={table}", "cameras.input_view=7"), "the input's must be one of them"),
+        (lambda table: table.update(cx=640.0), ("cameras.path={table}",), "do not fit pictures of"),
+        (lambda table: table.update(camera_model="OPENCV_FISHEYE"), ("cameras.path={table}",),
+         "camera_model=OPENCV_FISHEYE"),
+        (in_one_place, ("cameras.path={table}",), "all stand in one place"),
+        (None, ("scenes.views={folder}",), "view_1: no such clip; transforms.json names it"),
+        (None, ("multiview.checkpoint={multiview}",), "holds 'multiview'"),
+        (None, ("video=svd_xt", "multiview=seva", "video.checkpoint=random",
+                "multiview.checkpoint={multiview}"), "not seva: time_embed.0.weight is missing"),
+    ],
+    ids=["no-input", "lens", "fisheye", "one-place", "no-clip", "another-tiny", "another-seva"],
+)  # fmt: skip
+def test_cameras_and_weights_that_do_not_fit_are_refused(
+    spoil: Callable[[dict[str, Any]], None] | None,
+    told: tuple[str, ...],
+    says: str,
+    clip: Path,
+    small_weights: list[str],
+    refused: Callable[..., str],
+) -> None:
+    folder = clip.parent / "views"
+    write_clip(folder / "view_0")
+    table = json.loads(written(folder / "transforms.json", camera_ring(3, 0.1)).read_text())
+    del table["frames"][2]["file_path"]
+    if spoil:
+        spoil(table)
+    (folder / "transforms.json").write_text(json.dumps(table))
+    places = {
+        "table": folder / "transforms.json",
+        "folder": folder,
+        "multiview": small_weights[1].partition("=")[2],
+    }
+    line = refused(
+        "multiview=tiny_camera",
+        "matrix.num_views=null",
+        "scenes=folder",
+        *(() if "scenes.views" in told[0] else (f"scenes.path={clip}",)),
+        *(word.format(**places) for word in told),
+    )
+    assert says in line
 
 
 # --- keys and values ------------------------------------------------------------------------------

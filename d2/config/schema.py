@@ -117,6 +117,8 @@ class MultiviewConfig:
     window: int | None = bounded(None, 1, 1024)
     # views from one of a window to its next
     dilation: int = bounded(Settings.multiview_dilation, 1, 1024)
+    # cells of the anchor's orbit that a column is told beside its own known ones, farthest first
+    told_orbit: int = bounded(Settings.told_orbit, 0, 1024)
 
 
 @dataclass

@@ -24,6 +24,8 @@ from d2.matrix import RADIUS, Cameras, cameras_of
 from d2.scene import Known
 
 TABLE = "transforms.json"
+# lenses, as nerfstudio names them, whose straight lines are straight in the picture, or nearly
+PINHOLES = ("OPENCV", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE")
 
 
 class CameraTable(NamedTuple):
@@ -79,6 +81,12 @@ def read_table(path: Path) -> CameraTable:
 def intrinsics_of(facts: dict[str, Any], path: Path) -> Tensor:
     """Normalised, of the middle square of the pictures; the table's numbers win over a frame's: 3
     3."""
+    model = facts.get("camera_model", PINHOLES[0])
+    if model not in PINHOLES:
+        raise InputError(
+            f"{path}: camera_model={model} is no pinhole; undistort the pictures, and take one of"
+            f" {', '.join(PINHOLES)}"
+        )
     width, height = float(facts.get("w", 1.0)), float(facts.get("h", facts.get("w", 1.0)))
     if "fl_x" in facts:
         if "w" not in facts or "h" not in facts:

@@ -39,6 +39,10 @@ class CameraCondition(NamedTuple):
         crossattn, known, mask = (torch.zeros_like(part) for part in self[:3])
         return CameraCondition(crossattn, known, mask, self.rays)
 
+    def first(self, count: int) -> CameraCondition:
+        """The conditions of the first cells of every sequence."""
+        return CameraCondition(*(part[:, :count] for part in self))
+
     def select(self, sequences: Tensor) -> CameraCondition:
         """The conditions of some of the sequences; `sequences` holds indices."""
         return CameraCondition(*(part[sequences] for part in self))
@@ -147,9 +151,18 @@ def camera_denoiser(
     condition: CameraCondition,  # of all sequences of a cut
     uncond: CameraCondition | None = None,  # None: the dropped twin
 ) -> Denoise:
-    """The prior bound to the conditions of a term's sequences; both halves go through the network
-    in one call."""
+    """The prior bound to the conditions of a term's sequences; halves of as many cells go through
+    the network in one call.
+
+    A half may have more cells than the sequences: known ones, which are told and not asked for.
+    """
     conditions = (condition.drop() if uncond is None else uncond, condition)
+
+    def said(x: Tensor, sigma: float, told: CameraCondition) -> Tensor:
+        t = x.shape[1]
+        cells = torch.cat([x, told.known[:, t:].to(x)], dim=1)
+        levels = torch.full(cells.shape[:2], sigma, dtype=torch.float64)
+        return prior(cells, levels, told)[:, :t]
 
     def denoise(
         x: Tensor, sigma: float, sequences: Tensor, halves: tuple[bool, bool]
@@ -157,9 +170,11 @@ def camera_denoiser(
         asked = [
             c.select(sequences) for c, wanted in zip(conditions, halves, strict=True) if wanted
         ]
-        both = CameraCondition(*(torch.cat(parts) for parts in zip(*asked, strict=True)))
-        levels = torch.full((len(both.rays), x.shape[1]), sigma, dtype=torch.float64)
-        out = iter(prior(x.repeat(len(asked), 1, 1, 1, 1), levels, both).chunk(len(asked)))
+        if len({c.rays.shape[1] for c in asked}) == 1:
+            both = CameraCondition(*(torch.cat(parts) for parts in zip(*asked, strict=True)))
+            out = iter(said(x.repeat(len(asked), 1, 1, 1, 1), sigma, both).chunk(len(asked)))
+        else:
+            out = iter([said(x, sigma, told) for told in asked])
         return Prediction(*(next(out) if wanted else None for wanted in halves))
 
     return denoise

@@ -35,7 +35,12 @@ from d2.priors.first_stage import FirstStage
 from d2.priors.prior import Prior
 from d2.priors.published import Published
 
-TINY = ("autoencoder", "video", "multiview")  # that ship
+TINY = {  # that ship, and what takes them
+    "autoencoder": "video=tiny multiview=tiny",
+    "video": "video=tiny",
+    "multiview": "multiview=tiny",
+    "camera": "multiview=tiny_camera",
+}
 MARGIN = 1.01  # of a file's bytes, to be free on the disk before it is fetched
 KINDS = {
     "autoencoder": "a first stage",
@@ -53,10 +58,9 @@ def list_checkpoints(folder: Path) -> str:
     """A table: what each choice of `video=` and `multiview=` needs in `folder`, and whether it is
     there."""
     rows = [("name", "for", "file", "size", "there", "from", "licence")]
-    for kind in TINY:
+    for kind, use in TINY.items():
         path = folder / f"tiny_{kind}.safetensors"
         size = megabytes(path.stat().st_size) if path.is_file() else "-"
-        use = "video=tiny multiview=tiny" if kind == "autoencoder" else f"{kind}=tiny"
         rows.append((f"tiny_{kind}", use, path.name, size, state_of(path), "ships with d2", "MIT"))
     for p in PUBLISHED.values():
         use, source = f"{p.kind}={p.name}", f"Hugging Face, {p.repository}"
@@ -241,11 +245,7 @@ def download(name: str, folder: Path) -> Path:
 
 def fetch(hub: Any, published: Published, partial: Path) -> Path:
     """Ask the hub; whatever it raises becomes one line with the way out."""
-    name, repository, there = (
-        published.name,
-        published.repository,
-        published.file_there or published.file,
-    )
+    name, repository, there = published.name, published.repository, published.there
     try:
         return Path(hub.hf_hub_download(repository, there, local_dir=partial))
     # the hub's classes differ between its versions; what they say of themselves does not

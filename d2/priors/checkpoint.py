@@ -164,7 +164,7 @@ def image_decoder(
             tensor = mapped(header[key])
         else:
             raise InputError(
-                f"{path}: {key} is missing or of another shape; get {video.file} from"
+                f"{path}: {key} is missing or of another shape; get {video.there} from"
                 f" {video.repository}"
             )
         check_finite(tensor, key, Path(path))
@@ -344,7 +344,7 @@ def check_layout(header: dict[str, Entry], published: Published, path: Path) -> 
     found = f"{first}{f', and {len(more)} more misfits' if more else ''}"
     if not others:
         raise InputError(
-            f"{path}: not {published.name}: {found}; get {published.file} from"
+            f"{path}: not {published.name}: {found}; get {published.there} from"
             f" {published.repository}"
         )
     names, kind = " or ".join(p.name for p in others), others[0].kind

@@ -48,6 +48,11 @@ class Published:
         return f"{self.name}.safetensors"
 
     @property
+    def there(self) -> str:
+        """What the file is called in its repository."""
+        return self.file_there or self.file
+
+    @property
     def any_cameras(self) -> bool:
         """Whether it is told cameras and known cells, and its file holds a UNet alone."""
         return isinstance(self.prior, CameraPriorConfig)

@@ -281,11 +281,27 @@ def check_preprocess(case: Case) -> None:
 # --- forwards of a scene --------------------------------------------------------------------------
 
 
+def check_places(source: list[int], target: list[int], relative: list[float]) -> None:
+    """In one long forward a target stands between the anchors whose numbers its place lies
+    between."""
+    nowhere = torch.eye(4).expand(1, 4, 4)  # places alone decide
+    (chunk,) = chunks.cut_into_chunks(
+        "interp", 100, nowhere, nowhere, input_orders=source, target_orders=target
+    )
+    assert sorted(s.index for s in chunk if not s.known) == list(range(len(target)))
+    for place, slot in enumerate(chunk):
+        if not slot.known:
+            behind = [s.index for s in chunk[:place] if s.known]
+            ahead = [s.index for s in chunk[place:] if s.known]
+            assert max(behind, default=-math.inf) <= relative[slot.index]
+            assert relative[slot.index] <= min(ahead, default=math.inf)
+
+
 def check_chunking(case: Case) -> None:
     for entry in case.meta["cases"]:
         check_chunks(case, entry)
-    for p in case.meta["relative_indices"]:  # places between frames: nothing here asks for them
-        assert p.keys() == {"source", "target", "relative"} and all(map(p.get, p))
+    for p in case.meta["relative_indices"]:
+        check_places(p["source"], p["target"], p["relative"])
     for p in case.meta["anchor_numbers"]:
         names = {"num_prior_frames_ratio": "ratio", "num_prior_frames": "least"}
         told = dict(p["options"].items())
