@@ -107,6 +107,13 @@ STUDIES = (
         f"{PATH}spiral {CAMERA} cameras.preset=spiral matrix.num_views=9",
         "any_cameras_spiral",
     ),
+    Study(
+        "any_cameras",
+        0.4,
+        f"{PATH}spiral_told {CAMERA} multiview.told_orbit=1 cameras.preset=spiral"
+        " matrix.num_views=9",
+        "any_cameras_spiral_told",
+    ),
     Study("any_cameras", 0.3, f"{PATH}helix {CAMERA} {HELIX}", "any_cameras_helix"),
     Study("any_cameras", 0.3, f"{PATH}ring {CAMERA}", "any_cameras_ring"),
     Study("any_cameras", 0.3, f"{PATH}ring_prior multiview=tiny", "any_cameras_ring_prior"),

@@ -46,7 +46,7 @@ def test_a_ring_comes_back_from_a_file_as_it_was(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
     torch.testing.assert_close(again.azimuth_rad, ring.azimuth_rad)
     torch.testing.assert_close(again.elevation_rad, ring.elevation_rad)
-    assert table.aspect == 1 and table.names[0] == "view_0"
+    assert table.aspects == [1] * 6 and table.names[0] == "view_0"
 
 
 def test_a_scenes_frame_does_not_change_what_a_prior_is_told(tmp_path: Path) -> None:
@@ -195,8 +195,14 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(lambda: read_table(tmp_path / "absent.json"))
     clip_folder(tmp_path / "wide", 9, (20, 40))
     clip: Clip = read_clip(tmp_path / "wide", num_frames=2)
-    table_of_squares = read_table(written(path, ring))
-    assert "40 × 20 pixels" in refusal(lambda: square_clip(clip, 16, table_of_squares))
+    table_of_squares = json.loads(written(path, ring).read_text())
+    assert "40 × 20 pixels" in refusal(lambda: square_clip(clip, 16, read_table(path), 2))
+    size = table_of_squares.pop("w"), table_of_squares.pop("h")
+    for view, frame in enumerate(table_of_squares["frames"]):  # one camera takes wider pictures
+        frame |= {"w": size[0] * (2 if view == 2 else 1), "h": size[1], "cx": size[0] / 2}
+    path.write_text(json.dumps(table_of_squares))
+    assert square_clip(clip, 16, read_table(path), 2)[0].shape == (2, 3, 16, 16)
+    assert "camera 1 of" in refusal(lambda: square_clip(clip, 16, read_table(path), 1))
     assert "choose ring, orbit" in refusal(lambda: make_cameras(Wanted(preset="looping"), 4))
     assert "cameras.fov_deg=[30]" in refusal(lambda: make_cameras(Wanted(fov_deg=[30]), 4))
     assert "makes the views" in refusal(

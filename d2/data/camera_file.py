@@ -33,7 +33,7 @@ class CameraTable(NamedTuple):
 
     rig: Rig
     names: list[str | None]  # of a camera's picture or clip, as the file has it
-    aspect: float | None  # width over height of the pictures; None: not said, taken as square
+    aspects: list[float]  # width over height of a camera's pictures; where not said, of squares
     path: Path
 
 
@@ -71,11 +71,10 @@ def read_table(path: Path) -> CameraTable:
     kept = list(first.values())
     frame = scene_frame(poses[kept])
     frame[:3] *= RADIUS
-    sizes = {(f.get("w"), f.get("h")) for f in (frame_ | table for frame_ in frames)}
-    width, height = next(iter(sizes))
-    aspect = width / height if width and height else None
+    facts = [frames[index] | table for index in kept]
+    aspects = [f["w"] / f["h"] if "w" in f and "h" in f else 1.0 for f in facts]
     names = [frames[index].get("file_path") for index in kept]
-    return CameraTable(Rig(in_frame(poses[kept], frame), intrinsics[kept]), names, aspect, path)
+    return CameraTable(Rig(in_frame(poses[kept], frame), intrinsics[kept]), names, aspects, path)
 
 
 def intrinsics_of(facts: dict[str, Any], path: Path) -> Tensor:
@@ -110,15 +109,15 @@ def intrinsics_of(facts: dict[str, Any], path: Path) -> Tensor:
     )
 
 
-def square_clip(clip: Clip, size: int, table: CameraTable) -> tuple[Tensor, Tensor]:
-    """The middle square of every frame, on white, and its masks: pixels f 3 size size, masks f 1
-    size size."""
+def square_clip(clip: Clip, size: int, table: CameraTable, view: int) -> tuple[Tensor, Tensor]:
+    """The middle square of every frame of a view's clip, on white, and its masks: pixels f 3 size
+    size, masks f 1 size size."""
     height, width = clip.rgba.shape[-2:]
-    if abs(width / height / (table.aspect or 1.0) - 1) > 0.01:
-        made_for = f"{table.aspect or 1:.3g} times as wide as high"
+    aspect = table.aspects[view]
+    if abs(width / height / aspect - 1) > 0.01:
         raise InputError(
-            f"{clip.name}: {width} × {height} pixels, and the cameras of {table.path} are of"
-            f" pictures {made_for}; give the cameras of this clip"
+            f"{clip.name}: {width} × {height} pixels, and camera {view} of {table.path} is of"
+            f" pictures {aspect:.3g} times as wide as high; give the cameras of this clip"
         )
     rgba = clip.rgba.double() / 255
     on_white = torch.cat([rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:], rgba[:, 3:]], dim=1)
@@ -170,7 +169,10 @@ def read_views(folder: Path, *, num_frames: int, start: int, stride: int, size: 
             )
         clips.append(
             square_clip(
-                read_clip(place, num_frames=num_frames, start=start, stride=stride), size, table
+                read_clip(place, num_frames=num_frames, start=start, stride=stride),
+                size,
+                table,
+                view,
             )
         )
     if len({len(pixels) for pixels, _ in clips}) > 1:

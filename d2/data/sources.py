@@ -106,7 +106,8 @@ def read_user(source: SceneSource, path: Path, index: int) -> Scene:
         clip = cut_out(clip, model=source.matting_model)
     # what is known of a lens holds for the picture as it was taken
     if source.camera_file is not None:
-        pixels, masks = square_clip(clip, source.size.picture, read_table(source.camera_file))
+        table, view = read_table(source.camera_file), source.cameras.input_view
+        pixels, masks = square_clip(clip, source.size.picture, table, view)
     else:
         pixels, masks = preprocess_clip(
             clip, size=source.size.picture, image_frame_ratio=source.image_frame_ratio
