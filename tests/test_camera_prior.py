@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from d2.priors.discrete_levels import own_sigmas, snapped, table
 from d2.reference import make_orbit
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.rules.bundle import Rules, under_one_prior
+from d2.sample.matrix_sampler import MatrixSampler
 from d2.sampling import Step, Term, among_speakers, karras_sigmas
 from d2.scene import Known, Scene
 from d2.terms import Priors, Settings, multiview_term, video_term
@@ -207,6 +209,11 @@ def test_more_known_views_are_told_and_kept() -> None:
     settings = replace(SETTINGS, sigma_max=80.0, hold=("input_row",))
     sampled = sample_scene(scene(others=others), given, RULES, settings)
     assert torch.equal(sampled.orbits[0, 2], others.pixels[0, 0])
+    job = SimpleNamespace(
+        priors=given, reference_settings=settings, reference_rules=RULES, num_frames=F
+    )
+    orbits = MatrixSampler.make_reference(job, scene(others=others))[1]  # type: ignore[arg-type]
+    assert torch.equal(orbits, sampled.orbits)
     joint = [mask for mask in cells if len(mask) == 2 * F * V]  # the others are the orbit's
     asked = [mask.amax(dim=(1, 2)).unflatten(0, (-1, V)).sum(dim=1).tolist() for mask in joint]
     # nothing, or both known cells

@@ -156,6 +156,15 @@ def test_synchronised_clips_are_known_views(tmp_path: Path) -> None:
     assert views.others.pixels.shape == (1, 2, 3, 16, 16)
     assert views.pixels.mean() == pytest.approx(10 / 255, abs=1e-3)
     assert views.others.pixels.mean() == pytest.approx(200 / 255, abs=1e-3)
+    pictures = json.loads((tmp_path / "transforms.json").read_text())
+    for view in (1, 2):
+        pictures["frames"][view]["file_path"] = "picture.png"
+    write_png(tmp_path / "picture.png", torch.full((3, 20, 20), 0.1))
+    (tmp_path / "transforms.json").write_text(json.dumps(pictures))
+    assert "wants clips; give clips, or matrix.num_frames=1" in refusal(
+        lambda: read_views(tmp_path, num_frames=2, start=0, stride=1, size=16)
+    )
+    assert read_views(tmp_path, num_frames=1, start=0, stride=1, size=16).others is not None
     (tmp_path / "transforms.json").write_text(
         json.dumps(
             table

@@ -181,5 +181,10 @@ def read_views(folder: Path, *, num_frames: int, start: int, stride: int, size: 
             " clips"
         )
     (pixels, masks), *rest = clips
+    if rest and len(pixels) < num_frames:
+        raise InputError(
+            f"scenes.views={folder}: its known views are pictures, and"
+            f" matrix.num_frames={num_frames} wants clips; give clips, or matrix.num_frames=1"
+        )
     others = Known(tuple(known[1:]), torch.stack([p for p, _ in rest])) if rest else None
     return Views(pixels, masks, cameras_of(table.rig, known[0]), others)

@@ -167,9 +167,8 @@ class MatrixSampler(L.LightningModule):
             scene = scene._replace(pixels=clip)
         # what was given, not what was made of it
         pictures = torch.cat([given, scene.pixels[len(given) :]])
-        return scene, make_orbits(
-            pictures, scene.cameras, scene.seed, self.priors, rules, settings, run=run
-        )
+        told = (pictures, scene.cameras, scene.seed, self.priors, rules, settings)
+        return scene, make_orbits(*told, run=run, others=scene.others)
 
     def tell(self, name: str, state: State) -> None:
         for listener in self.listeners:
