@@ -70,7 +70,7 @@ FULL = (
     " metrics=[reference,video] baselines=false pages=false output_dir=outputs/full_plan"
 )
 PATH = (
-    "d2 sample scenes.split=test scenes.count=16 seeds=[0] renoise=none pages=false"
+    "d2 sample scenes.split=test scenes.count=16 seeds=[0] pages=false"
     " output_dir=outputs/any_cameras_"
 )
 HELIX = (
@@ -101,6 +101,12 @@ STUDIES = (
     Study("priors_beyond_training", 0.3, f"{SWEEP}/longer_views {VIEWS}", "longer_views"),
     Study("priors_beyond_training", 0.4, f"{SWEEP}/larger_matrix {BOTH}", "larger_matrix"),
     Study("quality_per_call", 2.0, "d2 sample experiment=quality_per_call"),
+    Study(
+        "any_cameras",
+        0.05,
+        "python experiments/any_cameras/columns.py outputs/any_cameras_columns",
+        "any_cameras_columns",
+    ),
     Study(
         "any_cameras",
         0.3,

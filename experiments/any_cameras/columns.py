@@ -56,8 +56,8 @@ def table(rows: list[tuple[str, str, *tuple[float, ...]]]) -> str:
         own = [row[2:] for row in rows if row[1] == method]
         cells = []
         for values in zip(*own, strict=True):
-            mean, low, high = bootstrap_mean(values, seed=0)
-            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+            found = bootstrap_mean(values, seed=0)
+            cells.append(f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]")
         lines.append(f"| {method} | {' | '.join(cells)} | {len(own)} |")
     return "\n".join(lines) + "\n"
 
