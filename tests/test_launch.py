@@ -21,7 +21,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 from d2 import launch, processes, signals
+from d2.errors import InputError
 from d2.sample.matrix_sampler import MatrixSampler
+from d2.settings import Devices
+from d2.trainer import strategy
 
 Run = Callable[..., int]
 
@@ -95,6 +98,22 @@ def test_a_signal_reaches_all(tmp_path: Path) -> None:
     finally:
         processes.PATIENCE = signals.GRACE_SECONDS + 1
     assert [process.wait(10) for process in started] == [-signal.SIGTERM, -signal.SIGKILL]
+
+
+def test_whatever_ends_the_parent_ends_the_others(tmp_path: Path) -> None:
+    """As submitit does, whose handler raises SystemExit."""
+
+    def taken_away(*_: Any) -> None:
+        raise SystemExit(144)
+
+    other, before = child("time.sleep(60)"), signal.signal(signal.SIGALRM, taken_away)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(SystemExit):
+            processes.watch([other], [tmp_path / "0"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert other.wait(10) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -222,17 +241,18 @@ def dealt(rank: int, world: int) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "line",
+    ("line", "worlds"),
     [
-        ["scenes.count=3"],
-        ["variants={a:[],b:[weights=video]}", "scenes.count=2"],
-        ["particles=2", "scenes.count=2"],
+        (["scenes.count=3"], (2, 3, 5)),
+        (["variants={a:[],b:[weights=video]}", "scenes.count=2"], (2, 4)),
+        (["particles=2", "scenes.count=2"], (2, 4)),
     ],
 )
 def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
-    line: list[str], ranks: Callable[..., list[int]], tmp_path: Path
+    line: list[str], worlds: tuple[int, ...], ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    """Tables and pages too, whether a worker is one rank or two."""
+    """Tables and pages too, whether a worker is one rank or, of four, two; on five there are
+    workers without a scene."""
     line = [*line, "renoise=none", "pages=true", "sampler.sequences_per_call=1"]
     out, kept, ports = tmp_path / "out", {}, [str(processes.free_port()) for _ in range(2)]
 
@@ -240,15 +260,15 @@ def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
         group, own = divmod(rank, 2)
         return spawned(own, 2) | {launch.WORKER: f"{group}/2/2", "MASTER_PORT": ports[group]}
 
-    for world, way in ((1, dealt), (2, dealt), (4, pairs)):
+    for world in (1, *worlds):
         if world > 1:
-            assert ranks(way, world, *line) == [0] * world
+            assert ranks(pairs if world == 4 else dealt, world, *line) == [0] * world
         assert ranks(dealt, 1, *line) == [0]
         kept[world] = {
             str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()
         }
         shutil.rmtree(out)
-    assert kept[1] == kept[2] == kept[4] and "results.csv" in kept[1]
+    assert all(files == kept[1] for files in kept.values()) and "results.csv" in kept[1]
 
 
 @pytest.mark.parametrize(
@@ -273,6 +293,29 @@ def test_devices_share_a_matrix_or_have_scenes_of_their_own(
     config = SimpleNamespace(trainer=trainer, scenes=scenes, variants={}, seeds=seeds)
     launch.begin("sample", [], config, devices)
     assert ways == [groups]
+
+
+def test_a_node_is_told_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    missing = "trainer.num_nodes=2: MASTER_ADDR, NODE_RANK must be set"
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(InputError, match=missing):
+        launch.ranks_of_group(2, num_nodes=2)
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("NODE_RANK", "1")
+    told = launch.ranks_of_group(2, num_nodes=2)
+    assert [(each["RANK"], each["LOCAL_RANK"], each["WORLD_SIZE"]) for each in told] == [
+        ("2", "0", "4"),
+        ("3", "1", "4"),
+    ]
+    assert {each["MASTER_ADDR"] for each in told} == {"node0"}
+
+
+def test_a_training_waits_as_long_as_a_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    own = strategy(Devices("cpu", 2, "ddp", timeout_seconds=7.0), find_unused_parameters=True)
+    assert own._timeout.total_seconds() == 7 and own._ddp_kwargs["find_unused_parameters"]
 
 
 def test_a_batch_job_without_srun_runs_as_one_device(

@@ -151,32 +151,26 @@ def test_points_by_submitit_of_which_one_is_taken_away(
     """Its signal leaves the state, it is queued again and goes on there; on one device and two they
     end with the same bits."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    line = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "trainer.devices=1,2"]
+    line = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=30"]
+    line += ["trainer.devices=1,2", "save_every_seconds=0.01"]
     process = sweep(*line, "sampler.num_steps=12", "sampler.sequences_per_call=1")
-    os.kill(sampling_job(tmp_path / "out"), signal.SIGUSR2)
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("out/*/test_0000/state.safetensors")):
-        assert time.monotonic() < deadline and process.poll() is None
+    state = tmp_path / "out" / "0" / "test_0000" / "state.safetensors"
+    while not state.exists():
+        assert process.poll() is None
         time.sleep(0.01)
+    jobs = [folder.name for folder in (tmp_path / "out" / ".submitit").iterdir()]
+    first = min(int(name) for name in jobs if name.isdigit())
+    (job,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    os.kill(int(job), signal.SIGUSR2)
+    while Path(f"/proc/{job}/status").exists():
+        time.sleep(0.01)
+    assert state.exists() and process.poll() is None
     _, said = process.communicate(timeout=500)
     assert process.returncode == 0, said
     one, two = sorted((tmp_path / "out").glob("*/test_0000/matrix.safetensors"))
     assert one.read_bytes() == two.read_bytes()
     points = ["trainer.devices=1", "trainer.devices=2"]
     assert list(means(tmp_path / "out", "psnr_masked")) == points
-
-
-def sampling_job(folder: Path) -> int:
-    """The first process of submitit's that samples."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        for said in folder.glob(".submitit/*/*_0_log.err"):
-            if "sampling " in said.read_text():
-                controller = said.name.partition("_")[0]
-                (job,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
-                return int(job)
-        time.sleep(0.05)
-    raise AssertionError("no job of submitit's has begun to sample")
 
 
 def test_optuna_tunes_a_number_of_a_rule(d2_sample: Callable[..., int], tmp_path: Path) -> None:
