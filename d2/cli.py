@@ -56,9 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         signals.leave(128 + signal.SIGPIPE)
     except Exception:
-        processes.last_words(traceback.format_exc().rstrip())
-        code = 1
-    signals.leave(code)
+        if not processes.is_watched():
+            raise
+        processes.last_words(traceback.format_exc())
+        signals.leave(1)
+    # an interpreter with a process group takes its time to fold up, and W&B waits for its server
+    if processes.is_watched() or signals.in_haste():
+        signals.leave(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:

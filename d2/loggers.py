@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from d2 import __version__
+from d2 import __version__, signals
 from d2.config.names import Label
 from d2.errors import InputError, say
 from d2.files import commit, csv_text, write_text
@@ -76,6 +76,7 @@ def _check_account() -> None:
     try:
         known = wandb.login(prompt=False, verify=True)
     except wandb.Error as error:
+        signals.hasten()
         raise InputError(
             f"logger.offline=false: {' '.join(str(error).split())} {way_out}"
         ) from error
@@ -273,6 +274,7 @@ def _finish_wandb(run: Any) -> None:
     sending.start()
     sending.join(FINISH_SECONDS)
     if not sent.is_set():
+        signals.hasten()
         say(
             "d2: logger=wandb: the server has not taken all that was logged; send it later, wandb"
             f" sync {Path(run.dir).parent}"

@@ -98,7 +98,7 @@ LAYERS = {
     "d2.config.help": ("d2.config.describe", "d2.config.names", "d2.files"),
     "d2.config.binding": ("d2.files", "d2.rules.calibrated", "d2.sampling"),
     "d2.trainer": ("d2.launch", "d2.settings", "d2.signals"),
-    "d2.loggers": ("d2.config.names", "d2.files", "d2.settings"),
+    "d2.loggers": ("d2.config.names", "d2.files", "d2.settings", "d2.signals"),
     # --- what is decided before a job begins
     "d2.networks": ("d2.files", "d2.matrix", "d2.priors", "d2.terms"),
     "d2.job": (
