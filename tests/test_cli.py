@@ -457,7 +457,7 @@ def test_every_value_of_a_sweep_is_tried_and_no_more() -> None:
     ("overrides", "says"),
     [
         (["prior=nosuch"], "choose tiny_autoencoder or "),
-        (["prior.batch_size=8"], "prior.batch_size=8: must exceed prior.singles=8"),
+        (["prior.batch_size=2"], "prior.batch_size=2: must exceed prior.singles=2"),
         (["precision=fp16"], "precision=fp16: "),
         (["prior.decoder_share=2"], "prior.decoder_share=2.0: out of range"),
         (["prior=tiny_decoder"], "init_from=null: prior.decoder_share=1"),

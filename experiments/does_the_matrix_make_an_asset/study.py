@@ -43,10 +43,11 @@ from d2.metrics.intervals import (
 )
 from d2.metrics.reference import POOLED_NAMES
 from d2.metrics.suite import Suite
-from d2.metrics.table import interval_text, markdown_table, tables
+from d2.metrics.table import interval_text, markdown_table
 from d2.rules.bundle import under_one_prior
 from d2.sample.measure import measure_scene
 from d2.scene import Scene
+from d2.study.results import table_text
 
 NAME = "does_the_matrix_make_an_asset"
 DEFAULT = "fast"  # the preset of d2 sample
@@ -229,10 +230,7 @@ def main(folder: Path, *given: str) -> None:
                 write_figures(file, measured(variant, unread.read(), samplers))
             figures += read_figures(file)
     write_figures(folder / "results.csv", figures)
-    write_text(
-        folder / "table.md",
-        f"Means [95 % bootstrap intervals].\n\n{tables(figures, compare_to='columns_alone')}\n",
-    )
+    write_text(folder / "table.md", table_text(figures, "columns_alone"))
     parts = (
         "Means over scenes [95 % bootstrap intervals].",
         assets(figures),
