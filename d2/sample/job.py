@@ -129,7 +129,7 @@ def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = Tr
     particles = 1 if job.rules.choose is None else job.rules.choose.particles
     alike = particles + (2 if job.baselines else 0)
     evaluations = alike * len(job.rules.renoise(job.settings.sigmas))
-    if job.baselines and job.published is not None:
+    if job.published is not None:
         evaluations += len(job.published.renoise(job.settings.sigmas))
     name, costs = job.folder.resolve().name, cells_of_methods(job)
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)

@@ -172,8 +172,9 @@ def write_page(
     sampled, others = result.sampled, {}
     if scene.truth is not None:
         others["Truth"] = scene.truth.pixels
-    for method in [name for name in BESIDE if name in result.baselines]:
-        others[method.replace("_", " ").capitalize()] = result.baselines[method].cpu()
+    for method in BESIDE:
+        if method in result.baselines:
+            others[method.replace("_", " ").capitalize()] = result.baselines[method].cpu()
     write_scene_page(
         path,
         title=f"d2: {scene.name}",
