@@ -172,13 +172,17 @@ def in_one_place(table: dict[str, Any]) -> None:
         (lambda table: table.update(cx=640.0), ("cameras.path={table}",), "do not fit pictures of"),
         (lambda table: table.update(camera_model="OPENCV_FISHEYE"), ("cameras.path={table}",),
          "camera_model=OPENCV_FISHEYE"),
+        (lambda table: table.update(k1=0.1), ("cameras.path={table}",), "k1=0.1: only pinhole"),
         (in_one_place, ("cameras.path={table}",), "all stand in one place"),
         (None, ("scenes.views={folder}",), "view_1: no such clip; transforms.json names it"),
         (None, ("multiview.checkpoint={multiview}",), "holds 'multiview'"),
         (None, ("video=svd_xt", "multiview=seva", "video.checkpoint=random",
                 "multiview.checkpoint={multiview}"), "not seva: time_embed.0.weight is missing"),
     ],
-    ids=["no-input", "lens", "fisheye", "one-place", "no-clip", "another-tiny", "another-seva"],
+    ids=[
+        "no-input", "lens", "fisheye", "bent", "one-place", "no-clip", "another-tiny",
+        "another-seva",
+    ],
 )  # fmt: skip
 def test_cameras_and_weights_that_do_not_fit_are_refused(
     spoil: Callable[[dict[str, Any]], None] | None,

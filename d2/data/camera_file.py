@@ -9,7 +9,6 @@ middle square counts.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +19,11 @@ from d2.cameras import Rig, in_frame, opengl, scene_frame
 from d2.data.folder import Clip, read_clip
 from d2.data.framing import frame as framed
 from d2.errors import InputError
+from d2.lens import lens_of
 from d2.matrix import RADIUS, Cameras, cameras_of
 from d2.scene import Known
 
 TABLE = "transforms.json"
-# lenses, as nerfstudio names them, whose straight lines are straight in the picture, or nearly
-PINHOLES = ("OPENCV", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE")
 
 
 class CameraTable(NamedTuple):
@@ -78,30 +76,8 @@ def read_table(path: Path) -> CameraTable:
 
 
 def intrinsics_of(facts: dict[str, Any], path: Path) -> Tensor:
-    """Normalised, of the middle square of the pictures; the table's numbers win over a frame's: 3
-    3."""
-    model = facts.get("camera_model", PINHOLES[0])
-    if model not in PINHOLES:
-        raise InputError(
-            f"{path}: camera_model={model} is no pinhole; undistort the pictures, and take one of"
-            f" {', '.join(PINHOLES)}"
-        )
-    width, height = float(facts.get("w", 1.0)), float(facts.get("h", facts.get("w", 1.0)))
-    if "fl_x" in facts:
-        if "w" not in facts or "h" not in facts:
-            raise InputError(f"{path}: fl_x is in pixels, and w and h are not there; add them")
-        across = float(facts["fl_x"])
-    elif "camera_angle_x" in facts:
-        across = 0.5 * width / math.tan(float(facts["camera_angle_x"]) / 2)
-    else:
-        raise InputError(f"{path}: neither fl_x nor camera_angle_x; add one")
-    down = float(facts.get("fl_y", across))
-    x, y = float(facts.get("cx", width / 2)), float(facts.get("cy", height / 2))
-    if not (across > 0 and down > 0 and 0 < x < width and 0 < y < height):
-        raise InputError(
-            f"{path}: fl_x={across:g}, fl_y={down:g}, cx={x:g}, cy={y:g} do not fit pictures of "
-            f"{width:g} × {height:g}; all are in pixels of these"
-        )
+    """Normalised, of the middle square of the pictures: 3 3."""
+    across, down, x, y, width, height = lens_of(facts, path)
     side = min(width, height)
     centre = (x - (width - side) / 2) / side, (y - (height - side) / 2) / side
     return torch.tensor(

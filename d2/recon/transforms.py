@@ -7,7 +7,6 @@ Axes: p pictures, c h w. Pixels are in [0, 1], composited on white.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from d2.errors import InputError
+from d2.lens import lens_of
 from d2.recon.capture import Capture, checked, not_white
 from d2.recon.gaussians import Pinholes
 
 TABLE, TABLES = "transforms.json", ("transforms.json", "transforms_train.json")
 FPS = 8.0  # where a table gives none
-BENT = ("k1", "k2", "k3", "k4", "p1", "p2")  # nerfstudio's distortions
 
 
 def capture_folders(root: Path) -> list[Path]:
@@ -76,7 +75,7 @@ def read_capture(folder: Path) -> Capture:
         Capture(
             pixels=pixels,
             masks=masks,
-            cameras=pinholes([{**table, **frame} for frame in frames], path, poses, pixels.shape),
+            cameras=pinholes([frame | table for frame in frames], path, poses, pixels.shape),
             view=view,
             frame=torch.tensor([moments.index(time) for time in times]),
             num_views=int(view.max()) + 1,
@@ -87,37 +86,16 @@ def read_capture(folder: Path) -> Capture:
 
 
 def pinholes(
-    lenses: list[dict[str, Any]],  # p, a picture's own keys over those of the table
+    lenses: list[dict[str, Any]],  # p, the table's keys over a picture's own
     path: Path,
     poses: Tensor,  # p 4 4, camera to world, x right, y up, looking along −z
     shape: tuple[int, ...],  # p 3 h w
 ) -> Pinholes:
     """The cameras of a table; ValueError for lenses that bend straight lines."""
     height, width = shape[-2:]
-    lens = torch.tensor([lens_of(keys, path, height, width) for keys in lenses])
+    lens = torch.tensor([lens_of(keys, path, (width, height))[:4] for keys in lenses])
     flip = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
     return Pinholes(torch.linalg.inv(poses @ flip).float(), lens[:, :2], lens[:, 2:], height, width)
-
-
-def lens_of(keys: dict[str, Any], path: Path, height: int, width: int) -> tuple[float, ...]:
-    """Focal lengths across and down and the centre, in pixels of the picture as it is, which may
-    be smaller than the table says."""
-    if bent := [name for name in BENT if keys.get(name)]:
-        raise InputError(
-            f"{path}: {bent[0]}={keys[bent[0]]}: only pinhole cameras are modelled; undistort the"
-            " pictures and leave it out"
-        )
-    try:
-        wide = float(keys.get("w", width))
-        across = float(keys.get("fl_x") or 0.5 * wide / math.tan(float(keys["camera_angle_x"]) / 2))
-        down = float(keys.get("fl_y") or across)
-        scale = width / wide
-        middle = float(keys.get("cx", width / scale / 2)), float(keys.get("cy", height / scale / 2))
-        return tuple(scale * value for value in (across, down, *middle))
-    except KeyError as error:
-        raise InputError(f"{path}: neither fl_x nor camera_angle_x; add one") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: a lens is not in numbers ({error}); mend it") from error
 
 
 def picture_file(folder: Path, name: str) -> Path:
