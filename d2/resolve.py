@@ -122,7 +122,8 @@ def _settings(config: SampleConfig, networks: Networks, num_frames: int) -> Sett
         scenes.anchor_frames, scenes.anchor_frame, config.video.window, num_frames
     )
     return Settings(
-        **values(s, SAME),
+        **{**values(s, SAME), **({"num_steps": len(s.levels)} if s.levels else {})},
+        levels=tuple(s.levels),
         **values(config.video, "fps_id motion_bucket_id"),
         conv_blend=config.multiview.conv_blend,
         azimuth_sign=1 if networks.is_tiny else AZIMUTH_SIGN,

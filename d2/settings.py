@@ -30,6 +30,7 @@ class Settings:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    levels: tuple[float, ...] = ()  # the noise levels themselves, num_steps of them; (): by ρ
     # of the joint sampling: noise alone, or added to the orbit
     start: Literal["noise", "multiview"] = "noise"
     # cells whose latents are known and stay: input_row, reference_column
@@ -61,6 +62,8 @@ class Settings:
 
     @property
     def sigmas(self) -> list[float]:
+        if self.levels:
+            return [*self.levels, 0.0]
         from d2.sampling import karras_sigmas  # PyTorch comes with it
 
         return karras_sigmas(

@@ -260,6 +260,10 @@ def test_cameras_and_weights_that_do_not_fit_are_refused(
         ("renoise.steps=-1", "renoise.steps=-1"),
         ("composition.coefficients.uncond=nosuch", "choose default, video, multiview or mean"),
         ("sampler.num_steps=0", "sampler.num_steps=0: out of range, give 1 to 1000"),
+        ("sampler.levels=[3,5]", "sampler.levels=[3.0, 5.0]: give falling noise levels below 1e5"),
+        ("sampler.levels=[3,0]", "sampler.levels=[3.0, 0.0]: give falling noise levels below 1e5"),
+        ("sampler.levels=[3,nan]", "sampler.levels=[3.0, nan]: give falling noise levels"),
+        ("sampler.levels=3", "sampler.levels=3: a list is wanted"),
         (
             "sampler.num_steps=abc",
             "sampler.num_steps=abc: Value 'abc' of type 'str' could not be converted",

@@ -59,6 +59,12 @@ def _check_sample(config: SampleConfig) -> None:
             f"sampler.sigma_min={config.sampler.sigma_min}: give at most"
             f" sampler.sigma_max={config.sampler.sigma_max}"
         )
+    levels = config.sampler.levels
+    if any(not b < a for a, b in zip([1e5, *levels], [*levels, 0.0], strict=True)):
+        raise InputError(
+            f"sampler.levels={levels}: give falling noise levels below 1e5 and above 0, which"
+            " follows by itself"
+        )
     if config.scenes.source == "world4d" and config.scenes.count is None:
         raise InputError("scenes.count=null: scenes=world4d has no end; give scenes.count=N")
     if config.scenes.views and (

@@ -24,6 +24,8 @@ class SamplerConfig:
     sigma_min: float = bounded(Settings.sigma_min, 1e-6, 1e3)
     sigma_max: float = bounded(Settings.sigma_max, 1e-3, 1e5)  # in the same units
     rho: float = bounded(Settings.rho, 1, 100)  # Karras et al. 2022, eq. 5
+    # the noise levels themselves, falling, in the place of the four above; 0 follows by itself
+    levels: list[float] = field(default_factory=list)
     # what joint sampling starts from: noise, or the noised orbit
     start: str = chosen("noise", "multiview", default=Settings.start)
     # of one network call; null: all of a process's, and last digits that depend on their number

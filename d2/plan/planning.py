@@ -74,7 +74,7 @@ def plan_key(job: Job) -> Hashable:
     counts = tuple((kind, len(of_kind)) for kind, of_kind in kinds.items())
     levels = job.settings  # outside of which a published prior may say nothing
     if job.networks.is_tiny:
-        levels = replace(levels, sigma_min=1.0, sigma_max=1.0, rho=1.0)
+        levels = replace(levels, sigma_min=1.0, sigma_max=1.0, rho=1.0, levels=())
     functions = (*targets_of(job.told["composition"]), *targets_of(job.told["solver"]))
     return counts, levels, functions
 

@@ -65,7 +65,7 @@ def rehearse(workload: Workload, cast: Cast, settings: Settings) -> Rehearsal:
     see their peak."""
     seed, cameras = 0, camera_ring(workload.num_views)
     # of references: the first and the last step
-    short = replace(settings, num_steps=min(2, settings.num_steps))
+    short = replace(settings, num_steps=min(2, settings.num_steps), levels=settings.levels[:2])
     given = (cast.priors, workload.rules, told_motion(short))
     cast.meter.peaks.clear()
     cast.meter.at = ""
