@@ -43,7 +43,8 @@ class Settings:
     conv_blend: float | None = None
     # -1 where the multi-view prior's azimuth grows clockwise seen from above
     azimuth_sign: Literal[1, -1] = 1
-    sequences_per_call: int | None = None
+    # rows or columns of one network call, neighbours; None: all, on one device
+    sequences_per_call: int | None = 4
     encode_chunk: int = 8  # pictures of reference encoded at once
     # frames of a clip decoded at once, unseen by the others; None: all
     decode_chunk: int | None = None

@@ -25,7 +25,7 @@ def make_shard(*, sequences_per_call: int | None = None) -> Shard:
 
     Blocks of `sequences_per_call` neighbours are dealt to the ranks in turn, and a network call
     takes those of one block: what goes into a call does not depend on the number of ranks, and so
-    neither do the bits. None: as many a block as give each rank one. Every rank returns the same
+    neither do the bits. None: all in one block, which one rank takes. Every rank returns the same
     matrix.
     """
 
@@ -35,7 +35,7 @@ def make_shard(*, sequences_per_call: int | None = None) -> Shard:
         wanted = sequences_needed(term.cut, need)
         halves: list[Tensor | None] = []
         sequences = take(x, term.cut)
-        size = min(sequences_per_call or -(-len(sequences) // world), len(sequences))
+        size = min(sequences_per_call or len(sequences), len(sequences))
         results = denoise_share(term, sequences, sigma, wanted, rank, world, size)
         for half, result in enumerate(results):
             if not wanted[:, half].any():

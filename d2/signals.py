@@ -1,8 +1,9 @@
-"""SIGINT, SIGTERM and SIGUSR1 end any command within seconds: the one place that handles them.
+"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 end any command within seconds: the one place that handles
+them.
 
 The codes are 130, 143 and 75. SLURM sends SIGUSR1 before it takes a job's nodes away
-(--signal=USR1@60): what was begun is there to go on with, and 75, the EX_TEMPFAIL of sysexits.h,
-says that the job may be started again.
+(--signal=USR1@60), or SIGUSR2 to submitit's jobs, and to all processes of a job: what was begun is
+there to go on with, and 75, the EX_TEMPFAIL of sysexits.h, says that the job may be started again.
 
 While a command loads its libraries, a signal ends it at once: what is raised in the middle of a
 compiled module's import is swallowed there, or aborts the process. From then on it raises `Stopped`
@@ -23,7 +24,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+TAKEN_AWAY = (signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *TAKEN_AWAY)
 PREEMPTED = 75
 GRACE_SECONDS = 8.0  # a stop that takes longer is cut off
 
@@ -41,7 +43,7 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        return PREEMPTED if self.signum == signal.SIGUSR1 else 128 + self.signum
+        return PREEMPTED if self.signum in TAKEN_AWAY else 128 + self.signum
 
 
 class _State:

@@ -206,14 +206,9 @@ def ranks(d2_sample: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 def test_every_way_and_number_of_ranks_makes_the_same_bits(
     ranks: Callable[..., list[int]], d2_sample: Run, tmp_path: Path
 ) -> None:
-    """Each denoises its share of the sequences, one a call."""
-    line = [
-        "sampler.sequences_per_call=1",
-        "renoise=none",
-        "metrics=[]",
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-    ]
+    """Each denoises its share of the blocks, of which rows and columns have two by default."""
+    line = ["matrix.num_views=6", "matrix.num_frames=5", "renoise=none", "metrics=[]"]
+    line += ["trainer=ddp", "trainer.accelerator=cpu"]
     one = [*line[:-2], "trainer=cpu", "trainer.threads=1"]
     assert d2_sample(*one, f"output_dir={tmp_path / 'one'}") == 0
     matrix = load_file(tmp_path / "one" / "test_0000" / "matrix.safetensors")

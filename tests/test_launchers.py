@@ -6,8 +6,10 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,11 +145,26 @@ def test_points_by_joblib(sweep: Callable[..., subprocess.Popen[str]], tmp_path:
 
 
 @pytest.mark.slow
-def test_points_by_submitit(sweep: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    """On one device and two, with the same bits."""
+def test_points_by_submitit_of_which_one_is_taken_away(
+    sweep: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Its signal leaves the state, it is queued again and goes on there; on one device and two they
+    end with the same bits."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    line = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9"]
-    process = sweep(*line, "trainer.devices=1,2", "sampler.sequences_per_call=1")
+    line = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=30"]
+    line += ["trainer.devices=1,2", "save_every_seconds=0.01"]
+    process = sweep(*line, "sampler.num_steps=4", "renoise=none", "sampler.sequences_per_call=1")
+    state = tmp_path / "out" / "0" / "test_0000" / "state.safetensors"
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    jobs = [folder.name for folder in (tmp_path / "out" / ".submitit").iterdir()]
+    first = min(int(name) for name in jobs if name.isdigit())
+    (job,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    os.kill(int(job), signal.SIGUSR2)
+    while Path(f"/proc/{job}/status").exists():
+        time.sleep(0.01)
+    assert state.exists() and process.poll() is None
     _, said = process.communicate(timeout=500)
     assert process.returncode == 0, said
     one, two = sorted((tmp_path / "out").glob("*/test_0000/matrix.safetensors"))

@@ -17,9 +17,11 @@ from d2.noise import draw, step_noise
 from d2.priors.prior import denoiser
 from d2.rules import composition, guidance, renoise, solver, weights
 from d2.sampling import Denoise, Prediction, Term, initial_x, karras_sigmas, sample_matrix
+from d2.settings import Settings
 from d2.shard import make_shard, spread
 
 V, F = 5, 3  # uneven shares for two and three processes
+BLOCK = Settings.sequences_per_call
 
 
 def sample(sequences_per_call: int | None, num_frames: int = F) -> Tensor:
@@ -59,15 +61,15 @@ def squares(count: int) -> Tensor:
 
 
 def process(rank: int, folder: str) -> None:
-    """One of three: samples with three, then, if its rank is below, with two and one; writes what
-    it holds."""
+    """One of five: samples with all of them, then, if its rank is below, with three, two and one;
+    writes what it holds."""
     torch.set_num_threads(1)
-    for world in (3, 2, 1):
+    for world in (5, 3, 2, 1):
         if rank < world:
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
             )
-            held = {"one": sample(1), "two": sample(2), "all": sample(None)}
+            held = {f"{size} a call": sample(size) for size in (1, 2, BLOCK, None)}
             held["orbit"] = sample(1, num_frames=1)
             held |= {f"spread{n}": squares(n) for n in (1, 2, 7)}
             torch.save(held, f"{folder}/{world}.{rank}.pt")
@@ -77,23 +79,19 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_matrix(tmp_path: Path) -> None:
-    """Bit for bit where a number of sequences a call is given; every process holds all of it, were
-    it one without a share."""
-    # pyright: ignore[reportPrivateImportUsage]
-    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=3)
-    threads = torch.get_num_threads()
+    """Bit for bit, however many sequences a call takes; every process holds all of it, were it one
+    without a share."""
     torch.set_num_threads(1)
-    try:
-        alone, pairs, orbit = sample(1), sample(2), sample(1, num_frames=1)
-    finally:
-        torch.set_num_threads(threads)
+    alone = {f"{size} a call": sample(size) for size in (1, 2, BLOCK, None)}
+    alone["orbit"] = sample(1, num_frames=1)
+    torch.multiprocessing.start_processes(  # pyright: ignore[reportPrivateImportUsage]
+        process, args=(str(tmp_path),), nprocs=5, start_method="fork"
+    )
     held = {path.stem: torch.load(path) for path in tmp_path.glob("*.pt")}
-    assert sorted(held) == ["1.0", "2.0", "2.1", "3.0", "3.1", "3.2"]
+    assert sorted(held) == [f"{n}.{rank}" for n in (1, 2, 3, 5) for rank in range(n)]
     for where, got in held.items():
-        assert torch.equal(got["one"], alone), f"world.rank {where}"
-        assert torch.equal(got["two"], pairs), f"world.rank {where}"
-        assert torch.equal(got["orbit"], orbit), f"world.rank {where}, of whom most have no column"
-        torch.testing.assert_close(got["all"], alone, rtol=1e-5, atol=1e-5)
+        for what, matrix in alone.items():
+            assert torch.equal(got[what], matrix), f"world.rank {where}, {what}"
         for n in (1, 2, 7):
             assert got[f"spread{n}"].tolist() == [[i, i**2] for i in range(n)]
 

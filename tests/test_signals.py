@@ -4,11 +4,13 @@ is."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +18,16 @@ from evaluation_files import write_run
 from forked import Forked, wait_for
 from small_encoder import random_matrix
 
-from d2 import signals
+from d2 import cli, signals
+from d2.commands import plan
 from d2.errors import say
 from d2.evaluate import job as evaluate_job
-from d2.sample import write
+from d2.priors import catalog
+from d2.recon.files import write_scene
+from d2.recon.motion import cubic_bspline
+from d2.recon.scene import MovingGaussians
+from d2.sample import calibrate, write
+from d2.study import report
 
 LONG = ["sampler.num_steps=1000", "matrix.num_views=3", "matrix.num_frames=3", "pages=false"]
 LONG += ["baselines=false", "reconstruct=false"]
@@ -41,7 +49,7 @@ def test_a_signal_is_raised_where_the_program_is(handled: None) -> None:
     with pytest.raises(signals.Stopped) as stopped:
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.exit_code == 143 and str(stopped.value) == "stopped by SIGTERM"
-    assert signals.Stopped(signal.SIGUSR1).exit_code == 75
+    assert {signals.Stopped(signum).exit_code for signum in signals.TAKEN_AWAY} == {75}
 
 
 def test_a_signal_waits_for_what_has_to_be_whole(handled: None) -> None:
@@ -107,6 +115,9 @@ SAMPLE = ["sample", *LONG]
 TRAIN = ["train", "prior=tiny_multiview", "num_scenes=4", "num_validation_scenes=2"]
 TRAIN += ["prior.batch_size=2", "prior.singles=1", "validate_every=2", "cache_dir=cache"]
 EVALUATE = ["evaluate", "run=run", "metrics=[reference]"]
+RECONSTRUCT = ["reconstruct", "matrix=run/a/matrix.safetensors", "recon.max_steps=100000"]
+RECONSTRUCT += ["recon.num_gaussians=40", "recon.hull_resolution=16"]
+CALIBRATE = ["calibrate", "sampler.num_steps=2", *LONG[1:3], "scenes.count=2"]
 IN = {  # command, what it says where the signal comes, and how often
     "sampling": (SAMPLE, "sampling ", 1),
     "sampling-on-two": ([*SAMPLE, *TWO], "sampling ", 1),
@@ -114,12 +125,19 @@ IN = {  # command, what it says where the signal comes, and how often
     "sweep": ([*SAMPLE, "-m", "seed=0,1"], "sampling ", 1),
     "sweep-on-two": ([*SAMPLE, "-m", "seed=0,1", "trainer.devices=2"], "sampling ", 2),
     "study-on-two": ([*SAMPLE, *TWO, "variants={a:[],b:[weights=video]}"], "sampling ", 1),
-    "writing": ([*SAMPLE, "sampler.num_steps=2"], "writing\n", 1),
-    "writing-on-two": ([*SAMPLE, *TWO, "sampler.num_steps=2"], "writing\n", 1),
+    "writing": ([*SAMPLE, "sampler.num_steps=2"], "busy\n", 1),
+    "writing-on-two": ([*SAMPLE, *TWO, "sampler.num_steps=2"], "busy\n", 1),
     "evaluation": (EVALUATE, "evaluating ", 1),
     "evaluation-on-two": ([*EVALUATE, "trainer.devices=2"], "evaluating ", 2),
     "training": (TRAIN, "step 2 of", 1),
     "training-on-two": ([*TRAIN, "trainer.devices=2", "trainer.strategy=ddp"], "step 2 of", 1),
+    "reconstruction": (RECONSTRUCT, "reconstructing ", 1),
+    "calibration": (CALIBRATE, "busy\n", 1),
+    "calibration-on-two": ([*CALIBRATE, "trainer.devices=2"], "busy\n", 2),
+    "plan": ([*SAMPLE, "plan=true"], "busy\n", 1),
+    "report": (["report", "runs=[run]"], "busy\n", 1),
+    "view": (["view", "run=asset", "port=8931"], "busy\n", 1),
+    "download": (["checkpoints", "download", "sv3d_p"], "busy\n", 1),
 }
 
 
@@ -135,18 +153,34 @@ def test_a_signal_ends_a_command_wherever_it_is(
 
     line, sign, times = IN[where]
 
-    def slowly(*_: Any) -> None:
-        say("writing")
+    def slowly(*_: Any, **__: Any) -> None:
+        say("busy")
         time.sleep(60)
 
     monkeypatch.setattr(write, "write_matrix", slowly)
     monkeypatch.setattr(evaluate_job, "measured", lambda *_: time.sleep(60))
+    monkeypatch.setattr(calibrate, "measured", slowly)
+    monkeypatch.setattr(plan, "planned", slowly)
+    monkeypatch.setattr(report, "read_runs", slowly)
+    hub = SimpleNamespace(hf_hub_download=slowly)
+    monkeypatch.setattr(catalog, "import_module", lambda _: hub)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**11))
+    monkeypatch.setattr(cli, "asset", lambda name: tmp_path / name)
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", {name: random_matrix(0, 3, 4) for name in "ab"})
-    weights = {"sample": small_weights, "train": small_weights[-1:]}.get(line[0], [])
+    if where == "view":
+        server = pytest.importorskip("viser").ViserServer
+        forever = server.sleep_forever
+        monkeypatch.setattr(server, "sleep_forever", lambda own: (say("busy"), forever(own)))
+        moving = MovingGaussians(cubic_bspline, 3, 20, 1)
+        write_scene(tmp_path / "asset" / "scene.safetensors", moving, 8.0)
+    weights = {"train": small_weights[-1:]}
+    weights |= dict.fromkeys(("sample", "calibrate"), small_weights)
     place = "hydra.sweep.dir=out" if "-m" in line else "output_dir=out"
     said, signum = tmp_path / "said", (signal.SIGTERM, signal.SIGINT)[list(IN).index(where) % 2]
-    process = Forked([*line, *weights, place, "trainer.accelerator=cpu"], said=said)
+    own = {"checkpoints": [], "report": [place], "view": []}
+    own = own.get(line[0], [*weights.get(line[0], []), place, "trainer.accelerator=cpu"])
+    process = Forked([*line, *own], said=said)
     wait_for(sign, said, times)
     time.sleep(0.2)
     asked = time.monotonic()

@@ -28,8 +28,8 @@ class SamplerConfig:
     levels: list[float] = field(default_factory=list)
     # what joint sampling starts from: noise, or the noised orbit
     start: str = chosen("noise", "multiview", default=Settings.start)
-    # of one network call; null: all of a process's, and last digits that depend on their number
-    sequences_per_call: int | None = bounded(None, 1, 1_000_000)
+    # rows or columns of one network call, whatever the number of devices; null: all, on one of them
+    sequences_per_call: int | None = bounded(Settings.sequences_per_call, 1, 1_000_000)
     # pictures of reference encoded at once
     encode_chunk: int = bounded(Settings.encode_chunk, 1, 1_000_000)
     # frames decoded at once, unseen by those of other chunks; null: a whole row

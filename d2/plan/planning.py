@@ -12,11 +12,12 @@ import torch
 from d2.job import PUBLISHED, Job
 from d2.matrix import camera_ring
 from d2.plan.cast import Cast, cast_of
-from d2.plan.planner import Choice, plan, render
+from d2.plan.planner import CHUNKS, Choice, plan, render
 from d2.plan.rehearsal import Workload, cell_evaluations, steps_by_kind
 from d2.priors import checkpoint, tiny
 from d2.priors.prior import PriorConfig
 from d2.rules.bundle import under_one_prior
+from d2.terms import Settings
 
 _counting_cast = functools.lru_cache(1)(cast_of)
 
@@ -25,7 +26,7 @@ def planned(job: Job, cast: Cast | None = None) -> str:
     """The plan as text: work, memory, and settings that fit the device it sees; what is given is
     kept."""
     choice = choice_of(job)
-    unset = {"sequences_per_call": None, "decode_chunk": None, "offload": "none"}
+    unset = {name: getattr(Settings, name) for name in CHUNKS} | {"offload": "none"}
     free = [name for name, default in unset.items() if getattr(choice, name) == default]
     memory = device_memory(job.devices.accelerator)
     found = plan(workload_of(job), job.settings, choice, memory=memory, free=free, cast=cast)

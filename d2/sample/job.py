@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -139,12 +138,6 @@ def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = Tr
     trainer = make_trainer(
         job.devices, job.folder, [], [*callbacks, *([Log(job.folder, measure)] if whole else [])]
     )
-    if trainer.world_size > 1 and job.settings.sequences_per_call is None:
-        warnings.warn(
-            "sampler.sequences_per_call=null: the last digits depend on how many devices share a"
-            " matrix; give 1 or 2 for the same on any number",
-            stacklevel=2,
-        )
     ensure_writable(job.folder)
     if whole:
         begin(job.folder, job.text)
