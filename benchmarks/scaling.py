@@ -39,7 +39,6 @@ LINE = [
     "baselines=false",
     "pages=false",
     "reconstruct=false",
-    "sampler.sequences_per_call=1",
     "trainer.threads=1",
     "trainer.accelerator=cpu",
 ]
@@ -53,7 +52,7 @@ MODES = {
 class Call(NamedTuple):
     """One sharing out of work among the processes."""
 
-    count: int  # sequences or rows to share out
+    count: int  # blocks of sequences, or rows, to share out
     seconds: float  # of one process for all of them
     elements: int  # of one of them when it is gathered, float32
 
@@ -125,13 +124,16 @@ def recorded(calls: list[Call]) -> Iterator[None]:
 
     denoise, spread = shard.denoise_share, shard.spread
 
-    def denoise_share(term: Any, sequences: Any, sigma: float, wanted: Any, *rest: Any) -> Any:
+    def denoise_share(
+        term: Any, sequences: Any, sigma: float, wanted: Any, rank: int, world: int, size: int
+    ) -> Any:
         began = time.perf_counter()
-        results = denoise(term, sequences, sigma, wanted, *rest)
+        results = denoise(term, sequences, sigma, wanted, rank, world, size)
         taken = time.perf_counter() - began
         halves = int(wanted.any(dim=0).sum())
         if sequences.device.type != "meta":  # of a rehearsal
-            calls.append(Call(len(sequences), taken, halves * sequences[0].numel()))
+            blocks = -(-len(sequences) // size)
+            calls.append(Call(blocks, taken, size * halves * sequences[0].numel()))
         return results
 
     def spread_out(work: Callable[..., Any], count: int) -> Any:
@@ -344,6 +346,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--sequences-per-call", type=int, default=1)
     parser.add_argument(
         "--network",
         type=float,
@@ -357,6 +360,7 @@ def main() -> None:
     network = Network(args.network[0] * 1e-6, 1e-9 / args.network[1])
     line = ["sample", *LINE, f"sampler.num_steps={args.steps}"]
     line += [f"matrix.num_views={args.views}", f"matrix.num_frames={args.frames}"]
+    line += [f"sampler.sequences_per_call={args.sequences_per_call}"]
     costs, measured = measure(line, args.scenes, args.repeats)
     result = {
         "scenes": args.scenes,

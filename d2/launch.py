@@ -15,7 +15,10 @@ from d2.processes import GOOD, free_port, run
 
 POINT = "D2_POINT"  # of the environment: the names of a sweep's point
 WORKER = "D2_WORKER"  # and which of how many workers this process is of, and of how many ranks
-BUSY = 0.75  # of the time, which devices that share nothing have to be
+# of a scene's time, what the ranks that share its matrix do not divide: docs/scaling.md
+OF_SCENE = 0.1
+OF_POINT = 0.5  # and of a sweep's point, whose processes start anew: 6 s, a tiny scene 8
+ROWS = 8  # of a matrix whose prior says how many there are, at least
 
 
 def is_launched() -> bool:
@@ -74,7 +77,8 @@ def begin(
     trainer, number = config.trainer, 1
     if command == "sample":
         each = max(1, len(config.variants)) * max(1, len(config.seeds))
-        number = number_of_groups(trainer, each * number_of_scenes(config.scenes), count)
+        units, blocks = each * number_of_scenes(config.scenes), number_of_blocks(config)
+        number = number_of_groups(trainer, units, count, blocks, OF_SCENE)
     own = {POINT: json.dumps(point)}
     if number == 1:
         ranks = ranks_of_group(count, trainer.num_nodes)
@@ -98,18 +102,29 @@ def number_of_scenes(scenes: Any) -> int:
     return max(1, len(list_clips(scenes.path)[scenes.first :][: scenes.count]))
 
 
-def number_of_groups(trainer: Any, units: int, count: int) -> int:
-    """Into how many groups of ranks `count` devices fall to work on so many scenes or points.
+def number_of_blocks(config: Any) -> int:
+    """Into how many network calls the rows of a matrix fall, which its ranks share."""
+    rows = config.matrix.num_views or ROWS
+    return -(-rows // (config.sampler.sequences_per_call or rows))
 
-    Groups share nothing, so the more of them the better, as long as they are busy for `BUSY` of the
-    time.
+
+def number_of_groups(trainer: Any, units: int, count: int, blocks: int, alike: float) -> int:
+    """Into how many groups of ranks `count` devices fall to be done first with so many scenes or
+    points.
+
+    The ranks of a group share each matrix in so many blocks, all but `alike` of the time it takes
+    one of them. Of equally fast ways it is the one of the largest groups.
     """
     if trainer.parallel != "auto":
         return count if trainer.parallel == "scenes" else 1
     if trainer.num_nodes > 1:
         return 1
-    divisors = (number for number in range(count, 0, -1) if count % number == 0)
-    return next(g for g in divisors if units / (-(-units // g) * g) >= BUSY)
+
+    def time(groups: int) -> float:  # of one scene on one rank
+        share = -(-blocks // (count // groups)) / blocks
+        return -(-units // groups) * (alike + (1 - alike) * share)
+
+    return min((number for number in range(1, count + 1) if count % number == 0), key=time)
 
 
 def in_groups(names: Sequence[str], number: int) -> list[list[str]]:

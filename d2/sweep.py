@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import traceback
@@ -23,13 +24,13 @@ from d2 import launch, processes
 from d2.config import command_line
 from d2.config.command_line import Composed
 from d2.config.paths import as_written, literal, quoted
-from d2.errors import InputError, as_line
+from d2.errors import InputError, as_line, say
 from d2.files import asset
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CODES = ".codes"  # of a sweep's folder: the exit code of each point, while it runs
+CODES = ".codes"  # of a sweep's folder, while it runs: how each point ended
 
 
 class Point(NamedTuple):
@@ -105,7 +106,10 @@ class Task:
         if not devices or (trainer.parallel == "scenes" and len(points) < devices):
             return [[]]
         names = launch.names_of(trainer.devices, trainer.accelerator, devices)
-        return launch.in_groups(names, launch.number_of_groups(trainer, len(points), devices))
+        number = launch.number_of_groups(
+            trainer, len(points), devices, launch.number_of_blocks(config), launch.OF_POINT
+        )
+        return launch.in_groups(names, number)
 
     def at_once(
         self, points: Sequence[Point], groups: Sequence[Sequence[str]]
@@ -125,16 +129,26 @@ class Task:
         return [self.ended(point, code) for point, code in zip(points, codes, strict=True)]
 
     def ended(self, point: Point, code: int) -> float | None:
-        """Note how a point ended; the figure of it that a sweeper tunes for."""
+        """Note how a point ended, and where a job of submitit's keeps what it says; the figure of
+        it that a sweeper tunes for."""
         codes = self.folder / CODES
         codes.mkdir(parents=True, exist_ok=True)
-        (codes / str(point.number)).write_text(str(code))
+        (codes / str(point.number)).write_text(f"{code} {log_of_job()}")
         config = point.composed.config
         if self.command == "train" or config.objective is None:
             return None
         from d2.study.job import objective_of
 
         return objective_of(Path(config.output_dir), point.composed.name, config.objective)
+
+
+def log_of_job() -> str:
+    """The file that takes what this process writes to stderr, if it is a job of submitit's."""
+    if "SUBMITIT_FOLDER" not in os.environ:
+        return ""
+    import submitit
+
+    return str(submitit.JobEnvironment().paths.stderr)
 
 
 def sweep(
@@ -161,12 +175,16 @@ def sweep(
         if not codes.exists():
             raise
         (codes / "killed").write_text("1")
-    said = {int(file.read_text()) for file in codes.iterdir()}
+    ends = {file.name: file.read_text().split(maxsplit=1) for file in sorted(codes.iterdir())}
     shutil.rmtree(codes)
+    for point, (code, *place) in ends.items():
+        if place and code != "0":
+            say(f"d2: point {point} ended with code {code}; it said why in {place[0]}")
     if command == "sample":
         from d2.study.job import sweep_results
 
         sweep_results(folder)
+    said = {int(code) for code, *_ in ends.values()}
     return said.pop() if len(said) == 1 else 3
 
 

@@ -270,7 +270,7 @@ def test_scenes_that_are_dealt_out_leave_the_files_of_one_device(
     ("count", "seeds", "parallel", "devices", "groups"),
     [(1, [], "auto", 4, 1), (1, [], "scenes", 4, 4), (3, [], "auto", 4, 4),
      (5, [], "auto", 4, 2), (2, [], "auto", 8, 2), (1, [0, 1, 2, 3], "auto", 2, 2),
-     (8, [], "matrix", 4, 1)],
+     (3, [], "auto", 2, 1), (8, [], "matrix", 4, 1)],
 )  # fmt: skip
 def test_devices_share_a_matrix_or_have_scenes_of_their_own(
     count: int,
@@ -285,7 +285,9 @@ def test_devices_share_a_matrix_or_have_scenes_of_their_own(
     monkeypatch.setattr(launch, "run", lambda *_: ways.append(1))
     trainer = SimpleNamespace(devices=devices, num_nodes=1, accelerator="cpu", parallel=parallel)
     scenes = SimpleNamespace(source="world4d", views=None, count=count)
-    config = SimpleNamespace(trainer=trainer, scenes=scenes, variants={}, seeds=seeds)
+    matrix, sampler = SimpleNamespace(num_views=None), SimpleNamespace(sequences_per_call=4)
+    parts = {"trainer": trainer, "scenes": scenes, "matrix": matrix, "sampler": sampler}
+    config = SimpleNamespace(**parts, variants={}, seeds=seeds)
     launch.begin("sample", [], config, devices)
     assert ways == [groups]
 

@@ -19,6 +19,7 @@ import yaml
 from forked import Forked
 
 from d2 import cli, processes
+from d2 import sweep as sweep_module
 
 SCRIPT = str(Path(sys.executable).with_name("d2"))
 SHORT = [
@@ -113,8 +114,11 @@ def test_a_point_with_a_fault_of_ours_leaves_the_others_whole(
         return own(command, composed, *more, **named)
 
     monkeypatch.setattr(cli, "execute", execute)
+    monkeypatch.setattr(sweep_module, "log_of_job", lambda: "a job's log")
     assert d2_sample("-m", "renoise=none", "seed=0,1") == 3
-    assert "RuntimeError: a fault" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "RuntimeError: a fault" in said
+    assert said.endswith("d2: point 0 ended with code 1; it said why in a job's log\n")
     assert {row["seed"] for row in rows_of(tmp_path / "out" / "results.csv")} == {"1"}
 
 
