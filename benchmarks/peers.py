@@ -206,9 +206,9 @@ def loaded(steps: int) -> dict[str, d2.Sampler]:
     return {"ours": d2.load(words), "published": plainly(d2.load(words))}
 
 
-def step_race(steps: int) -> Race:
-    """One joint evaluation of an 8 x 8 matrix in the middle of the plan, with the composition and
-    the solver."""
+def step_race(steps: int, part: float) -> Race:
+    """One joint evaluation of an 8 x 8 matrix, so far along the plan, with the composition and the
+    solver."""
     calls: dict[str, Call] = {}
     for name, sampler in loaded(steps).items():
         settings, rules, device = sampler.module.settings, sampler.rules, sampler.device
@@ -218,7 +218,7 @@ def step_race(steps: int) -> Race:
         plan = rules.renoise(settings.sigmas)
         calls[name] = partial(
             sample_matrix,
-            plan=[plan[len(plan) // 2]],
+            plan=[plan[round(part * (len(plan) - 1))]],
             terms=terms,
             cameras=cameras,
             weights=rules.weights,
@@ -347,7 +347,11 @@ WORK: dict[str, Callable[[argparse.Namespace, Machine], Mapping[str, Callable[[]
         f"network, {c}": partial(network_race, SHAPES[c], m, compile=a.compile) for c in a.config
     },
     "decoder": lambda a, m: {"decoder": partial(decoder_race, m)},
-    "step": lambda a, m: {"joint step, tiny": partial(step_race, a.steps)},
+    # fast guides in the middle of its plan, and not at the end
+    "step": lambda a, m: {
+        "joint step, tiny": partial(step_race, a.steps, 0.5),
+        "joint step without guidance, tiny": partial(step_race, a.steps, 1.0),
+    },
     "job": lambda a, m: {f"job of {a.steps} steps, tiny": partial(job_race, a.steps)},
 }
 

@@ -11,6 +11,7 @@ What needs PyTorch is imported once the configuration is known to be good.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from d2 import __version__, launch, processes, signals
@@ -182,11 +184,23 @@ def checkpoints(arguments: list[str]) -> int:
 def execute(command: str, composed: Composed) -> int:
     """Do a command."""
     planned = getattr(composed.config, "plan", False)
-    # its libraries come with it
-    room = import_module(f"d2.commands.{'plan' if planned else command}")
+    room = loaded(f"d2.commands.{'plan' if planned else command}")
     quiet()
     use_threads(composed.config)
     return room.run(composed)
+
+
+def loaded(name: str) -> ModuleType:
+    """A command's room with its libraries. What a first import makes stays, so garbage is looked
+    for neither meanwhile nor, ever after, among it: a tenth of the start, and of the end."""
+    if "torch" in sys.modules:
+        return import_module(name)
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def use_threads(config: Any) -> None:

@@ -3,17 +3,22 @@ figures."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from conftest import AUTOENCODER, MULTIVIEW, VIDEO
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from d2.matrix import camera_ring
 from d2.nn.video_unet import Attention
 from d2.pipeline import sample_scene
+from d2.plan import shapes
 from d2.plan.cast import Fused, Meter, called
 from d2.plan.planner import GIB, MARGIN, Choice, Peak, choose, out_of_memory_advice, plan, render
 from d2.plan.rehearsal import Workload, rehearse, shown_steps
@@ -275,6 +280,47 @@ def test_the_meter_sees_what_lives_and_nothing_else() -> None:
         assert (meter.live, max(meter.peaks.values())) == (0, 12000)
         old[:600].reshape(20, 30) @ old[:600].reshape(30, 20)
     assert meter.flops == 2 * 20 * 30 * 20
+
+
+@pytest.mark.parametrize("job", [TINY, PUBLISHED], ids=["tiny", "published"])
+def test_tensors_of_nothing_are_those_that_torch_answers_with(
+    job: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes, types, strides and bytes of every operation of the networks and around them."""
+    own, differing, alike = shapes.answer, set(), set()
+
+    def facts(found: object) -> list[tuple[object, ...]]:
+        return [
+            (
+                t.shape,
+                t.dtype,
+                [step for step, n in zip(t.stride(), t.shape, strict=True) if n != 1],
+                t.untyped_storage().nbytes(),
+            )
+            for t in tree_leaves(found)
+            if isinstance(t, Tensor)
+        ]
+
+    def both(func: Any, args: Any, kwargs: Any) -> object:
+        if func.is_view or any(isinstance(t, Tensor) and not t.is_meta for t in tree_leaves(args)):
+            return func(*args, **kwargs)
+        theirs = func(*args, **kwargs)
+        same = facts(own(func, args, kwargs)) == facts(theirs)
+        (alike if same else differing).add(str(func))
+        return theirs
+
+    monkeypatch.setattr(shapes, "answer", both)
+    rehearse(job, job.cast(torch.float32), Settings(num_steps=1, motion_bucket_id=1.0))
+    assert not differing and len(alike) > 40
+
+
+def test_a_plan_leaves_the_compiler_alone() -> None:
+    """Its import takes a second."""
+    code = (
+        "import sys; from d2 import cli; cli.main(['sample', 'plan=true']);"
+        " assert not {'torch._dynamo', 'sympy'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_attention_is_counted_without_its_table_of_scores() -> None:

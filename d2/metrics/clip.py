@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -37,6 +36,8 @@ def load_clip(path: Path, model: str = "ViT-B-32", device: torch.device | str = 
     OpenAI's own weights want a model name that ends in -quickgelu: the activation is no part of the
     file.
     """
+    import open_clip  # half a second, which only who measures by it waits
+
     if model not in open_clip.list_models():
         raise InputError(
             f"clip.model={model}: open_clip has no such model; see open_clip.list_models()"

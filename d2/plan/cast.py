@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
+from d2.plan import shapes
 from d2.priors.camera_prior import CameraPrior, CameraPriorConfig
 from d2.priors.first_stage import FirstStage, FirstStageConfig
 from d2.priors.prior import Prior, PriorConfig
@@ -43,7 +43,7 @@ class Count(NamedTuple):
         )
 
 
-class Meter(TorchDispatchMode):
+class Meter(shapes.Blank):
     """Counts operations, and the bytes of tensors that were made since it was entered and still
     live.
 
@@ -62,14 +62,13 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = shapes.answer(func, args, kwargs)
         if count := flop_registry.get(func.overloadpacket):
             self.flops += count(*args, **kwargs, out_val=out)
-        results = [out] if isinstance(out, Tensor) else tree_leaves(out)
-        new = [t for t in results if isinstance(t, Tensor) and key_of(t) not in self.known]
+        new = [t for t in shapes.tensors_in([out]) if key_of(t) not in self.known]
         if new:
             # views of what was there
-            old = {key_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            old = {key_of(t) for t in shapes.tensors_in((*args, *kwargs.values()))}
             for tensor in new:
                 self.watch(tensor, old)
         return out
@@ -126,7 +125,7 @@ class Sizes(NamedTuple):
 
 def cast_of(sizes: Sizes, dtype: torch.dtype) -> Cast:
     """Networks of these sizes on the meta device."""
-    with torch.device("meta"):
+    with shapes.Blank(), torch.device("meta"):
         rows, stage = Prior(sizes.video), FirstStage(sizes.first_stage)
         columns = multiview_of(sizes.multiview, rows, sizes.video)
         priors = Priors(rows, columns, stage, sizes.cell and Prior(sizes.cell))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from d2.matrix import Cameras, camera_ring
 from d2.pipeline import sample_scene
+from d2.plan import shapes
 from d2.plan.cast import UNETS, Cast, Count, Fused, Sizes, cast_of
 from d2.priors.camera_prior import CameraPriorConfig
 from d2.priors.first_stage import FirstStageConfig
@@ -91,9 +92,10 @@ def cell_evaluations(workload: Workload, cast: Cast, settings: Settings) -> int:
     No memory is metered, so that the cast is of no use for a `rehearse` afterwards.
     """
     pixels = (3, workload.size, workload.size)
-    clip = nothing(workload.num_frames, *pixels)
-    orbits = nothing(len(settings.anchor_frames), workload.num_views, *pixels)
-    joint = joint_counts(workload, cast, settings, clip, orbits)
+    with shapes.Blank():
+        clip = nothing(workload.num_frames, *pixels)
+        orbits = nothing(len(settings.anchor_frames), workload.num_views, *pixels)
+        joint = joint_counts(workload, cast, settings, clip, orbits)
     return sum(joint[name].items for name in UNETS if name in joint)
 
 
