@@ -68,8 +68,8 @@ def all_absolute(paths: str | Sequence[str] | None) -> list[Path]:
 # --- nothing half-written -------------------------------------------------------------------------
 
 
-def ensure_writable(folder: Path) -> None:
-    """Makes the output folder; ValueError if it cannot be made or written."""
+def ensure_writable(folder: Path, key: str = "output_dir") -> None:
+    """Makes the folder that a key names; an InputError if it cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -77,20 +77,20 @@ def ensure_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)  # other ranks try too
     except OSError as error:
         raise InputError(
-            f"output_dir={folder}: cannot be written ({error.strerror}); choose another folder"
+            f"{key}={folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold an output folder for this process alone; an InputError names who holds it.
+def locked(folder: Path, key: str = "output_dir") -> Iterator[None]:
+    """Hold the folder that a key names for this process alone; an InputError names who holds it.
 
     The system lets go of it when the process ends, however it does.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
-    ensure_writable(folder)
+    ensure_writable(folder, key)
     path = folder / LOCK
-    file = _lock(path, time.monotonic() + LOCK_SECONDS)
+    file = _lock(path, key, time.monotonic() + LOCK_SECONDS)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -104,7 +104,7 @@ def locked(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def _lock(path: Path, deadline: float) -> TextIO:
+def _lock(path: Path, key: str, deadline: float) -> TextIO:
     """The open file, once nobody else has locked it."""
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -117,8 +117,8 @@ def _lock(path: Path, deadline: float) -> TextIO:
                 file.seek(0)
                 holder = file.read() or "another process"
                 raise InputError(
-                    f"output_dir={path.parent}: {holder} writes there; wait for it, or give another"
-                    " output_dir"
+                    f"{key}={path.parent}: {holder} writes there; wait for it, or give another"
+                    f" {key}"
                 ) from None
         file.close()
         time.sleep(0.1)

@@ -25,7 +25,7 @@ from d2.config import command_line
 from d2.config.command_line import Composed
 from d2.config.paths import as_written, literal, quoted
 from d2.errors import InputError, as_line, say
-from d2.files import asset
+from d2.files import asset, locked
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -166,11 +166,18 @@ def sweep(
     line = [*command_line.values_in_turn(overrides)[0]]
     line += [override for override in overrides if override.startswith("hydra")]
     folder = command_line.sweep_folder(command, line)
-    codes = folder / CODES
-    shutil.rmtree(codes, ignore_errors=True)
     fixed = frozenset(command_line.fixed_keys(overrides))
+    with locked(folder, "hydra.sweep.dir"):
+        return run_points(overrides, Task(command, folder, fixed, refuse, execute))
+
+
+def run_points(overrides: list[str], task: Task) -> int:
+    """Let Hydra go through the points, and gather what they leave: the code that all ended with, or
+    3."""
+    codes = task.folder / CODES
+    shutil.rmtree(codes, ignore_errors=True)
     try:
-        through_hydra(command, overrides, folder, Task(command, folder, fixed, refuse, execute))
+        through_hydra(overrides, task)
     except SystemExit:  # Hydra said why: no point ran, or one was killed elsewhere
         if not codes.exists():
             raise
@@ -180,10 +187,10 @@ def sweep(
     for point, (code, *place) in ends.items():
         if place and code != "0":
             say(f"d2: point {point} ended with code {code}; it said why in {place[0]}")
-    if command == "sample":
+    if task.command == "sample":
         from d2.study.job import sweep_results
 
-        sweep_results(folder)
+        sweep_results(task.folder)
     said = {int(code) for code, *_ in ends.values()}
     return said.pop() if len(said) == 1 else 3
 
@@ -213,7 +220,7 @@ def checked(command: str, overrides: list[str], refuse: Callable[[Any], None]) -
     return overrides
 
 
-def through_hydra(command: str, overrides: list[str], folder: Path, task: Task) -> None:
+def through_hydra(overrides: list[str], task: Task) -> None:
     """Let Hydra go through the points."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -224,10 +231,11 @@ def through_hydra(command: str, overrides: list[str], folder: Path, task: Task) 
         own[0],
         "-m",
         *overrides,
-        f"hydra.sweep.dir={quoted(literal(str(folder)))}",
-        *command_line.search_path(command),
+        f"hydra.sweep.dir={quoted(literal(str(task.folder)))}",
+        *command_line.search_path(task.command),
     ]
+    main = hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=task.command)
     try:
-        hydra.main(version_base="1.3", config_path=str(asset("conf")), config_name=command)(task)()
+        main(task)()
     finally:
         sys.argv = own

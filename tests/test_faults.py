@@ -159,6 +159,23 @@ def test_two_runs_in_one_folder(
     assert start(f"output_dir={out}", "overwrite=true").wait() == 0 and not (out / ".lock").exists()
 
 
+def test_two_sweeps_in_one_folder(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'out'}", "sampler.num_steps=1000"]
+    first = start(*line)
+    try:
+        wait_for("sampling ", tmp_path / "said")
+        (tmp_path / "said").unlink()
+        monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+        second = start(*line)
+        (said,) = said_by(second, tmp_path)
+    finally:
+        first.kill()
+    assert second.returncode == 2 and first.wait() == -9
+    assert f"hydra.sweep.dir={tmp_path / 'out'}: process {first.pid} on " in said
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_is_not_finite_leaves_the_last_good_state(
     ranks: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
