@@ -77,7 +77,7 @@ def predict(
         module = MatrixSampler(job, load_priors(job.networks))
         folder = tmp_path / f"world_{world}"
         measure = Measure(lambda _: suite, folder)
-        write = Write(folder, measure, Origin(folder.name, "rule", 7, "", {}, {}), pages=False)
+        write = Write(folder, measure, Origin(folder.name, "rule", 7, "", {}, dict), pages=False)
         devices = Devices("cpu", world, "ddp_fork" if world > 1 else "auto")
         loader = DataLoader(Stream(list_scenes(job.source)), batch_size=None)
         make_trainer(devices, folder, [], [measure, write]).predict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -130,7 +130,7 @@ def predict(job: Job, module: MatrixSampler, stream: Stream, *, whole: bool = Tr
     evaluations = alike * len(job.rules.renoise(job.settings.sigmas))
     if job.published is not None:
         evaluations += len(job.published.renoise(job.settings.sigmas))
-    name, costs = job.folder.resolve().name, cells_of_methods(job)
+    name, costs = job.folder.resolve().name, cache(partial(cells_of_methods, job))
     origin = Origin(name, job.variant, job.seed, job.text, job.facts, costs)
     measure = Measure(partial(load_metrics, job), job.folder, whole=whole)
     write = Write(job.folder, measure, origin, pages=job.pages)

@@ -3,7 +3,7 @@ index."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,8 @@ class Origin(NamedTuple):
     seed: int
     config: str  # YAML, as it is kept beside the results
     facts: Mapping[str, str]  # what results depend on besides: weights, the world
-    costs: Mapping[str, float]  # method -> cells that went through networks for one scene
+    # method -> cells that went through networks for one scene, which it takes a rehearsal to know
+    costs: Callable[[], Mapping[str, float]]
 
 
 class Write(L.Callback):
@@ -121,10 +122,11 @@ def run_results(figures: list[Figure], origin: Origin) -> list[Figure]:
     scenes = dict.fromkeys(
         (figure.variant, figure.scene) for figure in figures if figure.scene != ALL
     )
+    cells = origin.costs()
     costs = [
-        Figure(variant=method, scene=scene, metric=COST, value=origin.costs[method])
+        Figure(variant=method, scene=scene, metric=COST, value=cells[method])
         for method, scene in scenes
-        if method in origin.costs
+        if method in cells
     ]
     return owned(
         [*figures, *costs],
