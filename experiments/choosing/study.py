@@ -44,15 +44,15 @@ def measured(sampler: Any, scene: Any, particles: int) -> Found:
     given, orbits = module.make_reference(scene.observed())
     found: Found = {name: [] for name in (*SCORES, *TRUTHS)}
 
-    def spy(x: Tensor, judge: Judge) -> float:
+    def spy(x: Tensor, judge: Judge) -> Tensor:
         for name, score in SCORES.items():
-            found[name].append(score(x, judge))
+            found[name].append(float(score(x, judge)))
         figures = reference_metrics(
             decode(x, module.priors.first_stage), truth, scene.cameras.input_view
         )
         for name in TRUTHS:
-            found[name].append(figures[name])
-        return 0.0
+            found[name].append(float(figures[name]))
+        return torch.zeros(())
 
     rules = module.rules._replace(choose=Choosing(particles, spy, (), 1.0))
     sample_scene(given, module.priors, rules, module.settings, orbits=orbits)
