@@ -51,23 +51,18 @@ class Study(NamedTuple):
         )
 
 
-CELL = (  # a network of pairs of cells, which unary asks: it goes on where it was stopped
-    "d2 train prior=tiny_cell init_from=checkpoints/tiny_multiview.safetensors num_scenes=10000"
-    " prior.max_steps=1200 prior.decay_steps=600 output_dir=outputs/tiny_cell"
+LARGER = (
+    "d2 sample preset=official_short renoise=none sampler.num_steps=8 scenes.split=validation"
+    " baselines=false pages=false"
 )
-SWEEP = (
-    "d2 sample -m scenes.split=validation renoise=none sampler.num_steps=10 baselines=false"
-    " pages=false hydra.sweep.dir=outputs"
+FRAMES = "scenes.count=4 matrix.num_frames=16 'variants={whole: [], windows: [video.window=8]}'"
+VIEWS = (
+    "scenes.count=4 matrix.num_views=16 'variants={whole: [], neighbours: [multiview.window=8],"
+    " every_second: [multiview.window=8, multiview.dilation=2]}'"
 )
-FRAMES = "scenes.count=8 matrix.num_frames=16 video.window=null,8"
-VIEWS = "scenes.count=8 matrix.num_views=16 multiview.window=null,8 multiview.dilation=1,2"
 BOTH = (
-    "scenes.count=4 matrix.num_views=16 matrix.num_frames=24 multiview.window=8"
-    " multiview.dilation=2 video.window=null,8"
-)
-FULL = (
-    "d2 sample preset=official scenes.split=test scenes.count=16 seeds=[0,1]"
-    " metrics=[reference,video] baselines=false pages=false output_dir=outputs/full_plan"
+    "scenes.count=2 matrix.num_views=16 matrix.num_frames=24 multiview.window=8"
+    " multiview.dilation=2 'variants={whole: [], windows: [video.window=8]}'"
 )
 PATH = (
     "d2 sample scenes.split=test scenes.count=16 seeds=[0] pages=false"
@@ -88,19 +83,32 @@ STUDIES = (
         0.3,
         "python experiments/metric_response/study.py outputs/metric_response",
     ),
-    Study("budget", 0.5, "python experiments/budget/study.py outputs/budget 16 10"),
+    Study("budget", 0.06, "python experiments/budget/study.py outputs/budget 8 10"),
     Study("does_composition_help", 0.7, "d2 sample experiment=does_composition_help"),
-    Study("guidance", 0.4, "d2 sample experiment=guidance"),
-    Study("schedules", 0.5, "d2 sample experiment=schedules"),
-    Study("vrs", 0.4, "d2 sample experiment=vrs"),
-    Study("rules", 0.8, "d2 sample experiment=rules"),
-    Study("scaffold", 0.8, "d2 sample experiment=scaffold"),
-    Study("tuning", 1.9, "d2 sample experiment=tuning"),
-    Study("unary", 1.0, f"{CELL} && d2 sample experiment=unary"),
-    Study("priors_beyond_training", 0.2, f"{SWEEP}/longer_frames {FRAMES}", "longer_frames"),
-    Study("priors_beyond_training", 0.3, f"{SWEEP}/longer_views {VIEWS}", "longer_views"),
-    Study("priors_beyond_training", 0.4, f"{SWEEP}/larger_matrix {BOTH}", "larger_matrix"),
-    Study("quality_per_call", 2.0, "d2 sample experiment=quality_per_call"),
+    Study("guidance", 0.06, "d2 sample experiment=guidance"),
+    Study("schedules", 0.06, "d2 sample experiment=schedules"),
+    Study("vrs", 0.05, "d2 sample experiment=vrs"),
+    Study("rules", 0.15, "d2 sample experiment=rules"),
+    Study("scaffold", 0.06, "d2 sample experiment=scaffold"),
+    Study(
+        "priors_beyond_training",
+        0.1,
+        f"{LARGER} {FRAMES} output_dir=outputs/longer_frames",
+        "longer_frames",
+    ),
+    Study(
+        "priors_beyond_training",
+        0.1,
+        f"{LARGER} {VIEWS} output_dir=outputs/longer_views",
+        "longer_views",
+    ),
+    Study(
+        "priors_beyond_training",
+        0.1,
+        f"{LARGER} {BOTH} output_dir=outputs/larger_matrix",
+        "larger_matrix",
+    ),
+    Study("quality_per_call", 0.25, "d2 sample experiment=quality_per_call"),
     Study(
         "any_cameras",
         0.05,
@@ -120,12 +128,11 @@ STUDIES = (
         " matrix.num_views=9",
         "any_cameras_spiral_told",
     ),
-    Study("any_cameras", 0.3, f"{PATH}helix {CAMERA} {HELIX}", "any_cameras_helix"),
+    Study("any_cameras", 0.3, f"{PATH}helix {CAMERA} {HELIX} scenes.count=8", "any_cameras_helix"),
     Study("any_cameras", 0.3, f"{PATH}ring {CAMERA}", "any_cameras_ring"),
     Study("any_cameras", 0.3, f"{PATH}ring_prior multiview=tiny", "any_cameras_ring_prior"),
-    Study("choosing", 1.5, "python experiments/choosing/study.py outputs/choosing 16 8"),
-    Study("best_rule", 1.0, "d2 sample experiment=best_rule"),
-    Study("best_rule", 0.7, FULL, "full_plan"),
+    Study("choosing", 0.1, "python experiments/choosing/study.py outputs/choosing 8 8"),
+    Study("best_rule", 0.1, "d2 sample experiment=best_rule"),
     Study(
         "does_the_matrix_make_an_asset",
         0.8,

@@ -164,7 +164,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """An axis for every input; needs matplotlib."""
+    """An axis for every input, up to the worst that a sampler leaves; needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,6 +173,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(
         1, len(INPUTS), figsize=(12, 3.6), sharey=True, layout="constrained"
     )
+    top = 1.25 * max(row["mean"] for row in rows if row["input"] == INPUTS[1])
     colours = {
         who: f"C{i}"
         for i, who in enumerate(("rows", "columns", "even sum", "best weights", "nested"))
@@ -181,7 +182,8 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         for who in dict.fromkeys(row["who"] for row in rows if row["input"] == name):
             line = [row for row in rows if (row["input"], row["who"]) == (name, who)]
             at, mean = [row["sigma"] for row in line], [row["mean"] for row in line]
-            axis.plot(at, mean, "o-", ms=3, color=colours[who], label=who)
+            style = "o--" if who == "best weights" else "o-"  # it lies on the columns
+            axis.plot(at, mean, style, ms=3, color=colours[who], label=who)
             if "low" in line[0]:
                 axis.fill_between(
                     at,
@@ -189,10 +191,10 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
                     color=colours[who],
                     alpha=0.15,
                 )
-        axis.set(title=name, xlabel="σ", xscale="log", yscale="log")
+        axis.set(title=name, xlabel="σ", xscale="log", xlim=(0.05, 100), ylim=(0, top))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("squared error")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, frameon=False)
     figure.savefig(path)
 
 

@@ -102,7 +102,7 @@ def table(scenes: list[Found]) -> str:
 
 def main(folder: Path, scenes: int, particles: int) -> None:
     words = (
-        "preset=official_tuned",
+        "preset=fast",
         "scenes.split=validation",
         f"scenes.count={scenes}",
         f"particles={particles}",
