@@ -101,7 +101,7 @@ def test_the_default_is_the_least_energy_of_those_that_qualify(
     """A blurred variant scores best and is passed over, as is one that loses own frames in every
     scene."""
     spec = importlib.util.spec_from_file_location(
-        "select_default", FOLDER / "best_rule" / "select.py"
+        "select_default", FOLDER / "best_rule" / "choose.py"
     )
     assert spec is not None and spec.loader is not None
     select = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Which preset should be the default: python experiments/best_rule/select.py RESULTS.csv ...
+"""Which preset should be the default: python experiments/best_rule/choose.py RESULTS.csv ...
 [--columns NAME].
 
 The criterion, written before the tables are there: of the variants of validation studies, those
@@ -45,11 +45,13 @@ class Candidate(NamedTuple):
         )
 
 
-def candidates(figures: Sequence[Figure], columns: str) -> list[Candidate]:
+def candidates(figures: Sequence[Figure], columns: str, sharpest: float = 1.0) -> list[Candidate]:
     """All variants with an energy score, the best first; an earlier table's figures come before a
-    later one's."""
+    later one's. `sharpest` is the ceiling's sharpness where no table has its row."""
     found, apart = means(figures, seed=0), differences(figures, columns, seed=0)
-    ceiling = found.get(CEILING, {}).get("sharpness", Interval(1.0, math.nan, math.nan, 0)).mean
+    ceiling = (
+        found.get(CEILING, {}).get("sharpness", Interval(sharpest, math.nan, math.nan, 0)).mean
+    )
     none = Interval(0.0, math.nan, math.nan, 0)
     every = [
         Candidate(
@@ -78,13 +80,16 @@ def main() -> None:
         help="results.csv of validation studies, same scenes and seeds",
     )
     parser.add_argument("--columns", default="columns", help="what the tables call columns alone")
+    parser.add_argument(
+        "--ceiling", type=float, default=1.0, help="the autoencoder's sharpness, if no table has it"
+    )
     given = parser.parse_args()
     figures = {
         (f.variant, f.scene, f.metric, f.sample): f
         for path in given.tables
         for f in read_figures(path)
     }
-    ranked = candidates(list(figures.values()), given.columns)
+    ranked = candidates(list(figures.values()), given.columns, given.ceiling)
     for one in ranked:
         print(f"{one.energy:.4f}  {one.name:32}{'; '.join(one.lacks) or 'qualifies'}")
     best = chosen(ranked)
