@@ -3,6 +3,7 @@ is."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -166,6 +167,7 @@ def test_a_signal_ends_a_command_wherever_it_is(
     monkeypatch.setattr(catalog, "import_module", lambda _: hub)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**11))
     monkeypatch.setattr(cli, "asset", lambda name: tmp_path / name)
+    monkeypatch.setattr(logging.root, "handlers", [])  # other tests' may write to closed streams
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", {name: random_matrix(0, 3, 4) for name in "ab"})
     if where == "view":

@@ -33,7 +33,7 @@ from d2.terms import Settings, Unary
 Run = Callable[..., int]
 TWO = "+variants={whole:['renoise=none'],columns:['renoise=none','weights=multiview']}"
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-OWN_COLUMNS = ("exact_world", "metric_response")  # whose tables are not of runs
+OWN_COLUMNS = ("budget", "choosing", "exact_world", "metric_response")  # tables not of runs
 HEAD = [
     "run",
     "variant",
