@@ -52,17 +52,14 @@ class Study(NamedTuple):
 
 
 LARGER = (
-    "d2 sample preset=official_short renoise=none sampler.num_steps=8 scenes.split=validation"
-    " baselines=false pages=false"
+    "d2 sample -m preset=official_short renoise=none sampler.num_steps=10 scenes.split=validation"
+    " baselines=false pages=false hydra.sweep.dir=outputs"
 )
-FRAMES = "scenes.count=4 matrix.num_frames=16 'variants={whole: [], windows: [video.window=8]}'"
-VIEWS = (
-    "scenes.count=4 matrix.num_views=16 'variants={whole: [], neighbours: [multiview.window=8],"
-    " every_second: [multiview.window=8, multiview.dilation=2]}'"
-)
+FRAMES = "scenes.count=8 matrix.num_frames=16 video.window=null,8"
+VIEWS = "scenes.count=8 matrix.num_views=16 multiview.window=null,8 multiview.dilation=1,2"
 BOTH = (
-    "scenes.count=2 matrix.num_views=16 matrix.num_frames=24 multiview.window=8"
-    " multiview.dilation=2 'variants={whole: [], windows: [video.window=8]}'"
+    "scenes.count=4 matrix.num_views=16 matrix.num_frames=24 multiview.window=8"
+    " multiview.dilation=2 video.window=null,8"
 )
 PATH = (
     "d2 sample scenes.split=test scenes.count=16 seeds=[0] pages=false"
@@ -90,24 +87,9 @@ STUDIES = (
     Study("vrs", 0.05, "d2 sample experiment=vrs"),
     Study("rules", 0.15, "d2 sample experiment=rules"),
     Study("scaffold", 0.06, "d2 sample experiment=scaffold"),
-    Study(
-        "priors_beyond_training",
-        0.1,
-        f"{LARGER} {FRAMES} output_dir=outputs/longer_frames",
-        "longer_frames",
-    ),
-    Study(
-        "priors_beyond_training",
-        0.1,
-        f"{LARGER} {VIEWS} output_dir=outputs/longer_views",
-        "longer_views",
-    ),
-    Study(
-        "priors_beyond_training",
-        0.1,
-        f"{LARGER} {BOTH} output_dir=outputs/larger_matrix",
-        "larger_matrix",
-    ),
+    Study("priors_beyond_training", 0.2, f"{LARGER}/longer_frames {FRAMES}", "longer_frames"),
+    Study("priors_beyond_training", 0.3, f"{LARGER}/longer_views {VIEWS}", "longer_views"),
+    Study("priors_beyond_training", 0.4, f"{LARGER}/larger_matrix {BOTH}", "larger_matrix"),
     Study("quality_per_call", 0.25, "d2 sample experiment=quality_per_call"),
     Study(
         "any_cameras",
