@@ -7,6 +7,7 @@ a few cells from anywhere, are 4D data, for the unary term that is a ceiling.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -105,41 +106,56 @@ def rendered(
     folder = cache / f"world4d-{world4d.WORLD_VERSION}" / f"{split}_{kind}_{num_scenes}"
     if not (folder / "done.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        progress = folder / "progress.json"
-        if not progress.exists():
-            angles = (num_scenes, length)
-            shapes = {
-                "pixels": (*angles, 3, size, size),
-                "elevation_rad": angles,
-                "azimuth_rad": angles,
-            }
-            if kind == "pairs":
-                shapes["frame"] = angles
-            if kind == "walks":
-                shapes["poses"] = (*angles, 4, 4)
-            for name, shape in shapes.items():
-                dtype = {"pixels": np.uint8, "poses": np.float64}.get(name, np.float32)
-                np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
-            write_text(progress, "[]")
-        done = set(json.loads(progress.read_text()))
-        todo = [s for s in range(-(-num_scenes // SHARD)) if s not in done]
-        work = partial(
-            render_shard,
-            folder=folder,
-            kind=kind,
-            split=split,
-            num_scenes=num_scenes,
-            device=device,
-        )
-        # one thread a process; a single shard is not worth another process
-        spawn = get_context("spawn")
-        processes = os.cpu_count() if device == CPU else PER_ACCELERATOR
-        with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-            for shard in map(work, todo) if len(todo) == 1 else pool.map(work, todo):
-                done.add(shard)
-                write_text(progress, json.dumps(sorted(done)))
-        progress.rename(folder / "done.json")
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the others wait, and find it
+            if not (folder / "done.json").exists():
+                _render(folder, kind, split, num_scenes, length, size, device)
     return open_files(folder, "r")
+
+
+def _render(
+    folder: Path,
+    kind: Kind,
+    split: world4d.Split,
+    num_scenes: int,
+    length: int,
+    size: int,
+    device: torch.device,
+) -> None:
+    progress = folder / "progress.json"
+    if not progress.exists():
+        angles = (num_scenes, length)
+        shapes = {
+            "pixels": (*angles, 3, size, size),
+            "elevation_rad": angles,
+            "azimuth_rad": angles,
+        }
+        if kind == "pairs":
+            shapes["frame"] = angles
+        if kind == "walks":
+            shapes["poses"] = (*angles, 4, 4)
+        for name, shape in shapes.items():
+            dtype = {"pixels": np.uint8, "poses": np.float64}.get(name, np.float32)
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
+        write_text(progress, "[]")
+    done = set(json.loads(progress.read_text()))
+    todo = [s for s in range(-(-num_scenes // SHARD)) if s not in done]
+    work = partial(
+        render_shard,
+        folder=folder,
+        kind=kind,
+        split=split,
+        num_scenes=num_scenes,
+        device=device,
+    )
+    # one thread a process; a single shard is not worth another process
+    spawn = get_context("spawn")
+    processes = os.cpu_count() if device == CPU else PER_ACCELERATOR
+    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+        for shard in map(work, todo) if len(todo) == 1 else pool.map(work, todo):
+            done.add(shard)
+            write_text(progress, json.dumps(sorted(done)))
+    progress.rename(folder / "done.json")
 
 
 @torch.no_grad()
