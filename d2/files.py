@@ -104,6 +104,14 @@ def locked(folder: Path, key: str = "output_dir") -> Iterator[None]:
                 each.rmdir()
 
 
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Let processes that want to fill the same folder in one after another."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _lock(path: Path, key: str, deadline: float) -> TextIO:
     """The open file, once nobody else has locked it."""
     while True:

@@ -7,10 +7,9 @@ a few cells from anywhere, are 4D data, for the unary term that is a ceiling.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import count
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from d2.data import world4d
-from d2.files import write_array, write_text
+from d2.files import in_turn, write_array, write_text
 
 Kind = Literal["orbits", "clips", "pairs", "walks"]
 CPU = torch.device("cpu")
@@ -106,8 +105,7 @@ def rendered(
     folder = cache / f"world4d-{world4d.WORLD_VERSION}" / f"{split}_{kind}_{num_scenes}"
     if not (folder / "done.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the others wait, and find it
+        with in_turn(folder):  # of several processes the others wait, and find it done
             if not (folder / "done.json").exists():
                 _render(folder, kind, split, num_scenes, length, size, device)
     return open_files(folder, "r")
@@ -163,16 +161,26 @@ def encoded(
     views: ViewSet, first_stage: nn.Module, name: str, *, device: torch.device = CPU
 ) -> np.ndarray:
     """Latents of every picture, float16, n t c h w, made once for the first stage called `name`."""
-    path = views.folder / f"latents_{name}.npy"
-    if not path.exists():
+
+    def make() -> np.ndarray:
         chunks, stage = [], first_stage.to(device)
         for start in range(0, len(views.pixels), 64):
             pixels = torch.from_numpy(views.pixels[start : start + 64].copy())
             images = to_images(pixels.to(device))
             latents = stage(images.flatten(0, 1)).unflatten(0, images.shape[:2])
             chunks.append(latents.half().cpu().numpy())
-        write_array(path, np.concatenate(chunks))
-    return np.load(path, mmap_mode="r")
+        return np.concatenate(chunks)
+
+    return np.load(kept(views.folder / f"latents_{name}.npy", make), mmap_mode="r")
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> Path:
+    """The file of an array that is made once, by the first process that wants it."""
+    if not path.exists():
+        with in_turn(path.parent):
+            if not path.exists():
+                write_array(path, make())
+    return path
 
 
 def to_images(pixels: Tensor) -> Tensor:

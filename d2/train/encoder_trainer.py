@@ -21,10 +21,9 @@ from torch.utils.data import Dataset, default_collate
 
 from d2.data import world4d
 from d2.data.creature import sample_creatures
-from d2.files import write_array
 from d2.nn.video_encoder import VideoEncoder
 from d2.settings import OptimizerConfig
-from d2.train.data import ViewSet
+from d2.train.data import ViewSet, kept
 from d2.train.prior_trainer import Trained
 
 MAX_BLUR, MAX_NOISE = 2.0, 0.25  # standard deviations: in pixels, and of what is added to them
@@ -77,8 +76,8 @@ class Videos(Dataset):
 def facts_of_views(views: ViewSet, split: world4d.Split) -> Tensor:
     """Both colours of the body; the gait's cycles a clip, its start, the orbit's moment; the
     heading: n 10, kept."""
-    path = views.folder / "facts.npy"
-    if not path.exists():
+
+    def make() -> np.ndarray:
         parts = [
             sample_creatures(split, part.tolist())
             for part in torch.arange(len(views.pixels)).split(256)
@@ -93,8 +92,9 @@ def facts_of_views(views: ViewSet, split: world4d.Split) -> Tensor:
             )
             for c in parts
         ]
-        write_array(path, torch.cat(facts).float().numpy())
-    return torch.from_numpy(np.load(path))
+        return torch.cat(facts).float().numpy()
+
+    return torch.from_numpy(np.load(kept(views.folder / "facts.npy", make)))
 
 
 class Reader(nn.Module):

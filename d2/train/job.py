@@ -21,7 +21,7 @@ from d2 import signals
 from d2.config.names import Label
 from d2.data import world4d
 from d2.errors import InputError, say
-from d2.files import ensure_writable, fingerprint, read_metadata, write_array
+from d2.files import ensure_writable, fingerprint, read_metadata
 from d2.loggers import Logging, finish_loggers, start_loggers
 from d2.nn.video_encoder import VideoEncoder
 from d2.priors import tiny
@@ -32,7 +32,7 @@ from d2.settings import TrainJob
 from d2.train.callbacks import Checkpoints, TrainingProgress, WeightsWriter
 from d2.train.camera_trainer import CameraTrainer
 from d2.train.data import Kind as ViewKind
-from d2.train.data import Pictures, Sequences, ViewSet, Walks, WorldData, encoded, rendered
+from d2.train.data import Pictures, Sequences, ViewSet, Walks, WorldData, encoded, kept, rendered
 from d2.train.encoder_trainer import EncoderTrainer, Reader, Videos
 from d2.train.going_on import Past, differences, next_phases, read_past, refuse_fewer_steps
 from d2.train.prior_trainer import AutoencoderTrainer, PriorTrainer, Trained
@@ -261,15 +261,16 @@ def device_of(job: TrainJob) -> torch.device:
 
 def motion_of(views: ViewSet, device: torch.device) -> torch.Tensor:
     """Motion of every sequence of a set, computed once: n."""
-    path = views.folder / "motion.npy"
-    if not path.exists():
+
+    def make() -> np.ndarray:
         parts = (
             torch.from_numpy(views.pixels[i : i + 64].copy()).to(device)
             for i in range(0, len(views.pixels), 64)
         )
         values = [tiny.motion_bucket(part.float() / 255).cpu().numpy() for part in parts]
-        write_array(path, np.concatenate(values))
-    return torch.from_numpy(np.load(path))
+        return np.concatenate(values)
+
+    return torch.from_numpy(np.load(kept(views.folder / "motion.npy", make)))
 
 
 def begun(network: Network, job: TrainJob) -> Network:
