@@ -173,18 +173,17 @@ def finished(study: Study) -> bool:
 def run(study: Study, end: float | None) -> bool:
     """Whether it came to its end before that time; what it left is copied then. It goes on where it
     stood."""
-    for command in study.command.split(" && "):
-        words = shlex.split(command)
-        program = [sys.executable, *(["-m", "d2", *words[1:]] if words[0] == "d2" else words[1:])]
-        process = subprocess.Popen(program, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        try:
-            code = process.wait(timeout=None if end is None else max(0.0, end - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            return False
-        if code:
-            raise SystemExit(f"{study.name}: {command} ended with {code}")
+    words = shlex.split(study.command)
+    program = [sys.executable, *(["-m", "d2", *words[1:]] if words[0] == "d2" else words[1:])]
+    process = subprocess.Popen(program, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        code = process.wait(timeout=None if end is None else max(0.0, end - time.monotonic()))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        return False
+    if code:
+        raise SystemExit(f"{study.name}: {study.command} ended with {code}")
     for name in KEPT:
         if (study.outputs / name).exists():
             shutil.copyfile(study.outputs / name, study.kept(name))

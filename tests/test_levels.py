@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import combinations
 
 import pytest
 import torch
+from script import script
 
 from d2.config import command_line
 from d2.files import asset
@@ -14,12 +14,7 @@ from d2.resolve import resolve
 from d2.rules.solver import dpmpp_2m
 from d2.sampling import Step, karras_sigmas
 
-spec = importlib.util.spec_from_file_location(
-    "levels", asset("experiments") / "quality_per_call" / "levels.py"
-)
-assert spec is not None and spec.loader is not None
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+study = script(asset("experiments") / "quality_per_call" / "levels.py")
 
 
 def test_given_levels_are_the_plan() -> None:

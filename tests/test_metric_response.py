@@ -3,7 +3,6 @@ shipped ones."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from script import script
 from small_encoder import random_matrix, small_encoder
 from torch import Tensor
 
@@ -19,12 +19,7 @@ from d2.files import asset
 from d2.metrics.features import FeatureNetwork, load_video_encoder
 from d2.metrics.video_sets import joined, video_distances
 
-spec = importlib.util.spec_from_file_location(
-    "study", asset("experiments") / "metric_response" / "study.py"
-)
-assert spec is not None and spec.loader is not None
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+study = script(asset("experiments") / "metric_response" / "study.py")
 
 Damage = Callable[[Tensor, torch.Generator], Tensor]
 FRECHET = ("f", "v", "diag", "4d", "4d_columns")

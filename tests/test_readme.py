@@ -7,7 +7,6 @@ before a block has it skipped, by name.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from script import script
 
 from d2 import cli, launch
 from d2.io import write_video
@@ -185,10 +185,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_tables_of_the_configuration_are_those_of_the_code() -> None:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    assert spec and spec.loader
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    tables = script(ROOT / "docs" / "tables.py")
     text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.filled(text) == text, "stale: run `make docs`"
     assert text.count("| `sampler.num_steps` | `10` | int, 1 … 1000 |") == 1

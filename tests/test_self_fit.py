@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import SHORT
 from evaluation_files import write_object
+from script import script
 
 from d2 import cli
 from d2.config.recipe import Recipe
@@ -21,12 +21,7 @@ from d2.metrics.figures import Figure, read_figures
 from d2.metrics.reference import reference_metrics
 from d2.recon import self_fit
 
-spec = importlib.util.spec_from_file_location(
-    "study", asset("experiments") / "does_the_matrix_make_an_asset" / "study.py"
-)
-assert spec is not None and spec.loader is not None
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+study = script(asset("experiments") / "does_the_matrix_make_an_asset" / "study.py")
 QUICK = Recipe(num_gaussians=200, max_steps=50, hull_resolution=32, cells_per_step=2)
 
 

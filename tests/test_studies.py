@@ -3,39 +3,23 @@ list only shrinks."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from script import script
 
 from d2.metrics.figures import Figure
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-AT_MOST = {  # what was stale when the list began
-    *(
-        "best_rule",
-        "does_composition_help",
-        "guidance",
-        "priors_beyond_training",
-        "rules",
-        "schedules",
-        "tuning",
-    ),
-    *("unary", "vrs"),
-}
+AT_MOST = {"priors_beyond_training"}  # what is stale still
 
 
 @pytest.fixture
-def studies(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("studies", FOLDER / "studies.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "studies", module)
-    spec.loader.exec_module(module)
-    return module
+def studies() -> ModuleType:
+    return script(FOLDER / "studies.py")
 
 
 def test_tables_are_of_the_weights_that_ship_or_listed_as_stale(studies: ModuleType) -> None:
@@ -95,18 +79,10 @@ def test_a_study_that_is_stopped_goes_on_and_leaves_its_table(
     assert main("--list") == 0 and "0.0 hours" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_default_is_the_least_energy_of_those_that_qualify(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_default_is_the_least_energy_of_those_that_qualify() -> None:
     """A blurred variant scores best and is passed over, as is one that loses own frames in every
     scene."""
-    spec = importlib.util.spec_from_file_location(
-        "select_default", FOLDER / "best_rule" / "choose.py"
-    )
-    assert spec is not None and spec.loader is not None
-    select = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "select_default", select)
-    spec.loader.exec_module(select)
+    select = script(FOLDER / "best_rule" / "choose.py")
     numbers = {  # energy, sharpness, own frames
         "columns": (0.12, 0.80, 0.30),
         "blurred": (0.08, 0.60, 0.35),

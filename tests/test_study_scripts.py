@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script import script
 
 import d2
 from d2.files import asset
@@ -23,15 +22,9 @@ def study(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_weights: list[str]
 ) -> ModuleType:
     """A script of experiments/, whose priors are the small ones."""
-    path = asset("experiments") / request.param
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_study", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
     load = d2.load
     monkeypatch.setattr(d2, "load", lambda *words: load(*words, *SIZE, *small_weights))
-    return module
+    return script(asset("experiments") / request.param)
 
 
 @pytest.mark.parametrize(
